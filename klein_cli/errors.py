@@ -1,0 +1,40 @@
+"""What can go wrong for a user, as exceptions; nothing below `cli` prints or exits.
+
+    KleinError            message, hint, exit_code
+     ├── UsageError       2   the command, a prompts file or an output path is wrong
+     ├── ModelError       3   a model, its files or its weights
+     └── OutOfMemoryError 4   host or device memory
+
+Anything else that is raised is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class KleinError(Exception):
+    """An error a user can act on: `message` says what is wrong, `hint` what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(KleinError):
+    """The command line, a prompts file or an output path cannot be used as given."""
+
+    exit_code = 2
+
+
+class ModelError(KleinError):
+    """A model cannot be found, read or trusted."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(KleinError):
+    """The picture does not fit in the memory of this machine."""
+
+    exit_code = 4

@@ -1,0 +1,198 @@
+"""The Qwen3 text encoder in plain torch: token ids -> the hidden states that the DiT reads.
+
+Parameter names are those of the official checkpoint below its `model.` prefix. Only the layers up
+to the last tapped one exist: the final norm, the later layers and the language-model head play no
+part in the embeddings. Numerics follow transformers' Qwen3, rounding for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from klein_cli.errors import ModelError
+from klein_cli.models.attention import AttentionLengths, MaskedCausalAttention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qwen3Config:
+    """The sizes of a Qwen3, from its config.json. `rope_theta` is the base of the rotary angles."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+    @classmethod
+    def from_json(cls, table: dict[str, Any]) -> Qwen3Config:
+        """The sizes in a parsed config.json, as written by transformers 4 or 5.
+
+        Raises ModelError for a missing entry, or for a variant this encoder does not compute.
+        """
+        rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
+        wanted = {
+            "hidden_act": (table.get("hidden_act", "silu"), "silu"),
+            "attention_bias": (table.get("attention_bias", False), False),
+            "use_sliding_window": (table.get("use_sliding_window", False), False),
+            "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+        }
+        for name, (found, supported) in wanted.items():
+            if found != supported:
+                raise ModelError(
+                    f"the text encoder's {name} is {found!r}, not {supported!r}",
+                    "this is not the Qwen3 that FLUX.2 [klein] was trained with",
+                )
+        sizes = {**table, "rope_theta": rope.get("rope_theta", table.get("rope_theta"))}
+        missing = [name for name in cls.__slots__ if sizes.get(name) is None]
+        if missing:
+            raise ModelError(
+                f"the text encoder's config.json lacks {', '.join(missing)}",
+                "download the model again",
+            )
+        return cls(**{name: sizes[name] for name in cls.__slots__})
+
+
+class Qwen3RMSNorm(nn.Module):
+    """x / rms(x) in float32, rounded to the input's dtype, then scaled."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Qwen3MLP(nn.Module):
+    """The gated feed-forward layer: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Qwen3Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys and rotary positions.
+
+    `attention_lengths` says how many leading positions of each row are the prompt; the backend
+    masks by it, in every layer.
+    """
+
+    def __init__(self, config: Qwen3Config, attend: MaskedCausalAttention) -> None:
+        super().__init__()
+        hidden, size = config.hidden_size, config.head_dim
+        queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
+        self.head_dim = size
+        self.q_proj = nn.Linear(hidden, queries, bias=False)
+        self.k_proj = nn.Linear(hidden, keys, bias=False)
+        self.v_proj = nn.Linear(hidden, keys, bias=False)
+        self.o_proj = nn.Linear(queries, hidden, bias=False)
+        self.q_norm = Qwen3RMSNorm(size, config.rms_norm_eps)
+        self.k_norm = Qwen3RMSNorm(size, config.rms_norm_eps)
+        self.attend = attend
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: AttentionLengths
+    ) -> Tensor:
+        heads = (*x.shape[:-1], -1, self.head_dim)
+        query = apply_rotary(self.q_norm(self.q_proj(x).view(heads)), rotary)
+        key = apply_rotary(self.k_norm(self.k_proj(x).view(heads)), rotary)
+        value = self.v_proj(x).view(heads)
+        out: Tensor = self.o_proj(self.attend(query, key, value, attention_lengths).flatten(2))
+        return out
+
+
+class Qwen3DecoderLayer(nn.Module):
+    """Attention, then the feed-forward layer, each normalised before and added back after."""
+
+    def __init__(self, config: Qwen3Config, attend: MaskedCausalAttention) -> None:
+        super().__init__()
+        self.self_attn = Qwen3Attention(config, attend)
+        self.mlp = Qwen3MLP(config)
+        self.input_layernorm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: AttentionLengths
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, attention_lengths)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Qwen3Model(nn.Module):
+    """Qwen3 up to its last tapped layer.
+
+    `tapped_layers` count hidden states: 0 is the token embedding, k the output of layer k - 1,
+    before any final norm. Raises ModelError when the last tap lies beyond the last layer's input,
+    where transformers would hand out a normalised state.
+    """
+
+    def __init__(
+        self, config: Qwen3Config, tapped_layers: Sequence[int], attend: MaskedCausalAttention
+    ) -> None:
+        super().__init__()
+        depth = max(tapped_layers)
+        if depth >= config.num_hidden_layers:
+            raise ModelError(
+                f"hidden state {depth} is wanted of a text encoder of "
+                f"{config.num_hidden_layers} layers",
+                "this is not the text encoder that the model was trained with",
+            )
+        self.config = config
+        self.tapped_layers = tuple(tapped_layers)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, attend) for _ in range(depth))
+
+    def forward(self, input_ids: Tensor, attention_lengths: AttentionLengths) -> tuple[Tensor, ...]:
+        """input_ids (B, S) int64 -> one (B, S, hidden_size) hidden state a tap, in tap order."""
+        x: Tensor = self.embed_tokens(input_ids)
+        rotary = rotary_embedding(self.config, input_ids.shape[1], x.device, x.dtype)
+        states = {0: x}
+        for depth, layer in enumerate(self.layers, start=1):
+            x = layer(x, rotary, attention_lengths)
+            if depth in self.tapped_layers:
+                states[depth] = x
+        return tuple(states[depth] for depth in self.tapped_layers)
+
+
+def rotary_embedding(
+    config: Qwen3Config, positions: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (positions, 1, head_dim) of the rotary angles, taken in float32.
+
+    Nothing is kept in a buffer: a buffer would be rounded by a cast of the module (up to .3
+    relative error in bfloat16), or left on the meta device.
+    """
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    frequency = 1.0 / config.rope_theta ** (exponent / config.head_dim)
+    angle = torch.arange(positions, dtype=torch.float32, device=device)[:, None] * frequency
+    angle = torch.cat((angle, angle), dim=-1)[:, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate (B, S, heads, head_dim): channel c pairs with channel c + head_dim / 2."""
+    cosine, sine = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine

@@ -1,0 +1,82 @@
+"""configs/*.toml -> Preset: what a model is, where it lives and how it likes to be run."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from klein_cli.errors import ModelError
+
+DEFAULT_MODEL = "klein-4b"
+TAPPED_LAYERS = (9, 18, 27)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """One model's facts. Sides in pixels.
+
+    `repo` is a hub id, or "" for weights that ship inside the package; `tapped_layers` are the
+    hidden states that make the text embeddings (0 is the token embedding).
+    """
+
+    name: str
+    description: str
+    repo: str
+    licence: str
+    distilled: bool
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    min_side: int
+    max_side: int
+    tapped_layers: tuple[int, ...]
+
+
+def configs_dir() -> Path:
+    """The presets' folder: inside the package in a wheel, beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """Every preset by name, in the order of their names. Raises ModelError on a broken file."""
+    found = {path.stem: _read(path) for path in sorted(configs_dir().glob("*.toml"))}
+    if DEFAULT_MODEL not in found:
+        raise ModelError(
+            f"no presets in {configs_dir()}", "the installation is damaged: install klein-cli again"
+        )
+    return found
+
+
+def unnamed_preset(name: str, *, distilled: bool) -> Preset:
+    """The preset of a folder or hub id that has none: steps and guidance from `is_distilled`."""
+    steps, guidance = (4, 1.0) if distilled else (50, 4.0)
+    return Preset(
+        name=name,
+        description="",
+        repo="",
+        licence="see the model's own card",
+        distilled=distilled,
+        steps=steps,
+        guidance=guidance,
+        width=1024,
+        height=1024,
+        min_side=16,
+        max_side=4096,
+        tapped_layers=TAPPED_LAYERS,
+    )
+
+
+def _read(path: Path) -> Preset:
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table["name"] = path.stem
+    expected = {field.name for field in fields(Preset)}
+    if table.keys() != expected:
+        wrong = ", ".join(sorted(table.keys() ^ expected))
+        raise ModelError(f"preset {path} has missing or unknown keys: {wrong}", "mend the file")
+    table["tapped_layers"] = tuple(table["tapped_layers"])
+    return Preset(**table)

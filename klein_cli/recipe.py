@@ -1,0 +1,84 @@
+"""Recipe: everything one picture depends on, validated once; Settings: how a run computes it.
+
+The first things made from the user's words, and the last things written into the PNG.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from klein_cli.errors import UsageError
+
+SIZE_MULTIPLE = 16
+MAX_SEED = 2**63 - 1
+MAX_SIDE = 4096
+MAX_STEPS = 1000
+
+DEVICES = ("auto", "cuda", "cpu")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+ENGINES = ("diffusers",)
+ATTENTIONS = ("auto", "sdpa", "flash-attn", "eager")
+RNGS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One picture. Sizes in pixels; `guidance` 1 means no classifier-free guidance.
+
+    Raises UsageError when a value cannot make a picture.
+    """
+
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    model: str
+    negative_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_side("width", self.width)
+        _check_side("height", self.height)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UsageError(
+                f"seed {self.seed} is out of range", f"use a whole number from 0 to {MAX_SEED}"
+            )
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UsageError(
+                f"steps {self.steps} is out of range", f"use a whole number from 1 to {MAX_STEPS}"
+            )
+        if not 0.0 <= self.guidance <= 100.0:
+            raise UsageError(f"guidance {self.guidance} is out of range", "use a number from 0 to 100")
+
+    @property
+    def shape(self) -> tuple[int, int, int, float]:
+        """(width, height, steps, guidance): recipes that share it can be denoised as one batch."""
+        return self.width, self.height, self.steps, self.guidance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a run computes its pictures: every choice here may change a bit and is recorded.
+
+    `auto` stands only until `klein_cli.pipeline.choose` has looked at the machine.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "auto"
+    engine: str = "diffusers"
+    rng: str = "cpu"
+
+    def with_(self, **changes: str) -> Settings:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+def _check_side(name: str, pixels: int) -> None:
+    if pixels <= 0 or pixels % SIZE_MULTIPLE:
+        below = max(SIZE_MULTIPLE, pixels // SIZE_MULTIPLE * SIZE_MULTIPLE)
+        near = str(below) if pixels <= below else f"{below} or {below + SIZE_MULTIPLE}"
+        raise UsageError(f"{name} {pixels} is not a multiple of {SIZE_MULTIPLE}", f"use {near}")
+    if pixels > MAX_SIDE:
+        raise UsageError(f"{name} {pixels} is too large", f"use at most {MAX_SIDE}")
