@@ -49,7 +49,9 @@ class Recipe:
                 f"steps {self.steps} is out of range", f"use a whole number from 1 to {MAX_STEPS}"
             )
         if not 0.0 <= self.guidance <= 100.0:
-            raise UsageError(f"guidance {self.guidance} is out of range", "use a number from 0 to 100")
+            raise UsageError(
+                f"guidance {self.guidance} is out of range", "use a number from 0 to 100"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int, float]:

@@ -206,7 +206,13 @@ def attention_backend(name: str, device: torch.device, dtype: torch.dtype) -> Ma
             "flash-attn is not installed",
             'install the extra "flash-attn" of klein-cli, or use --attention sdpa',
         )
-    return FlashAttention()
+    try:
+        return FlashAttention()
+    except ImportError as error:
+        raise UsageError(
+            f"flash-attn is installed but cannot be loaded: {error}",
+            "install a build of it for this torch, or use --attention sdpa",
+        ) from None
 
 
 def _heads_first(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,82 @@
+"""`klein`: the commands, and how whatever goes wrong leaves the process.
+
+A KleinError becomes two lines on stderr and its exit code; a bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from klein_cli import __version__
+from klein_cli.cli.generate import generate
+from klein_cli.cli.usage import COMPLAINTS, explain
+from klein_cli.errors import KleinError
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="klein",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"klein {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def klein(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            metavar=" ",
+            help="Print the version and stop.",
+        ),
+    ] = False,
+) -> None:
+    """Words into pictures, with FLUX.2 \\[klein].
+
+    Begin with: klein generate "a red circle on a white background" --model tiny
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (the process's own by default) and return its exit code."""
+    _let_odd_paths_through()
+    try:
+        code = app(args=arguments, prog_name="klein", standalone_mode=False)
+    except COMPLAINTS as complaint:
+        return _tell(explain(complaint))
+    except KleinError as error:
+        return _tell(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return _INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _tell(error: KleinError) -> int:
+    print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)  # noqa: T201
+    return error.exit_code
+
+
+def _let_odd_paths_through() -> None:
+    """A path that is not UTF-8 is printed as the bytes it is."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")

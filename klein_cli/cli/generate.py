@@ -1,0 +1,275 @@
+"""`klein generate`: options -> plan -> run.
+
+Everything that can be refused is refused before torch is imported; torch comes with the first
+line of `_pipeline`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from klein_cli import __version__
+from klein_cli.cli import options
+from klein_cli.cli.report import Report
+from klein_cli.cli.request import (
+    Request,
+    batch_size_of,
+    defaults_of,
+    prompts_of,
+    settings_of,
+    without_effect,
+)
+from klein_cli.errors import KleinError, UsageError
+from klein_cli.output.metadata import record
+from klein_cli.output.naming import STDOUT
+from klein_cli.presets import DEFAULT_MODEL, Preset, presets
+from klein_cli.recipe import Recipe, Settings
+from klein_cli.run.plan import Job, Output, Plan, check_folders, plan
+from klein_cli.run.runner import Event, Failed, Run, Saved
+from klein_cli.snapshot import Snapshot, preset_for, resolve
+
+if TYPE_CHECKING:
+    from klein_cli.pipeline import Pipeline
+
+_DRAWN_SEEDS = 2**32
+_WARNINGS = 5
+_INTERRUPTED = 130
+
+
+def generate(
+    prompt: options.Prompt = None,
+    prompt_option: options.PromptOption = None,
+    prompts_file: options.PromptsFile = None,
+    negative_prompt: options.NegativePrompt = None,
+    strict: options.Strict = False,
+    seed: options.Seed = None,
+    num_images: options.NumImages = 1,
+    width: options.Width = None,
+    height: options.Height = None,
+    size: options.Size = None,
+    aspect: options.Aspect = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    guidance_scale: options.GuidanceScale = None,
+    output: options.OutputPath = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    model: options.Model = DEFAULT_MODEL,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = "auto",
+    engine: options.Engine = "diffusers",
+    attention: options.Attention = "auto",
+    rng: options.Rng = "cpu",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Draw pictures from words. Paths go to standard output, all else to standard error."""
+    request = Request(**locals())
+    report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=output == STDOUT)
+    try:
+        code = _generate(request, report)
+    except KleinError as error:
+        report.event("error", message=error.message, hint=error.hint)
+        raise
+    except KeyboardInterrupt:
+        report.note("interrupted")
+        code = _INTERRUPTED
+    raise typer.Exit(code)
+
+
+def _generate(request: Request, report: Report) -> int:
+    started = time.perf_counter()
+    settings = settings_of(request)
+    batch_size = batch_size_of(request)
+    _check_stdout(request)
+    source, rows = prompts_of(request, sys.stdin.buffer)
+    preset = preset_for(request.model)
+    seed = secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed
+    planned = plan(
+        rows,
+        source=source,
+        preset=preset,
+        defaults=defaults_of(request, preset),
+        seed=seed,
+        output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
+    )
+    check_folders(planned.jobs)
+    _warn_of_no_effect(request, preset, planned, report)
+    if planned.uses_seed and request.seed is None:
+        report.note(f"seed: {seed}")
+    if request.dry_run:
+        return _dry_run(request, planned, report)
+    pictures = len(planned.jobs)
+    report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
+    with report.bar:
+        pipeline = _pipeline(request, settings, planned, report)
+        code = _make(planned, pipeline, batch_size, request, report)
+    _say_timings(pipeline, time.perf_counter() - started, report)
+    return code
+
+
+def _pipeline(request: Request, settings: Settings, planned: Plan, report: Report) -> Pipeline:
+    """Prompts are measured before the model loads, and a GPU is found before one is downloaded."""
+    on_disk = _on_disk(request.model)
+    snapshot = None
+    if on_disk:
+        snapshot = resolve(request.model)
+        _check_lengths(snapshot, planned, request, report)
+    report.bar.say("starting torch")
+    from klein_cli.pipeline import Pipeline, choose
+
+    chosen = choose(settings, preset_for(request.model))
+    if snapshot is None:
+        report.bar.say(f"fetching {request.model}")
+        snapshot = resolve(request.model)
+        _check_lengths(snapshot, planned, request, report)
+    report.detail(
+        f"{request.model} on {chosen.device}, {chosen.dtype}, "
+        f"attention {chosen.attention}, engine {chosen.engine}, noise from {chosen.rng}"
+    )
+    report.bar.say(f"loading {request.model}")
+    return Pipeline.load(snapshot, chosen, on_event=report.bar.say)
+
+
+def _make(
+    planned: Plan, pipeline: Pipeline, batch_size: int | None, request: Request, report: Report
+) -> int:
+    provenance = pipeline.provenance()
+
+    def describe(recipe: Recipe, step_down: str | None) -> dict[str, object]:
+        return record(
+            recipe,
+            pipeline.settings,
+            revision=pipeline.snapshot.revision,
+            provenance=provenance,
+            step_down=step_down,
+        )
+
+    report.bar.expect(len(planned.jobs))
+    run = Run(
+        renderer=pipeline,
+        describe=describe,
+        batch_size=batch_size or pipeline.default_batch_size,
+        overwrite=request.overwrite,
+        stdout=sys.stdout.buffer,
+        on_progress=report.bar.reach,
+    )
+    return _follow(run.events(planned.jobs), len(planned.jobs), report)
+
+
+def _follow(events: Iterable[Event], wanted: int, report: Report) -> int:
+    """Report each event; the exit code of the whole run."""
+    made, codes = 0, []
+    try:
+        for event in events:
+            if isinstance(event, Saved):
+                made += 1
+                report.saved(event)
+            elif isinstance(event, Failed):
+                codes.append(getattr(event.error, "exit_code", 1))
+                report.failed(event)
+            else:
+                report.stepped_down(event)
+    except KeyboardInterrupt:
+        report.event("interrupted", made=made, wanted=wanted)
+        report.note(f"interrupted: {made} of {wanted} pictures made")
+        return _INTERRUPTED
+    report.event("finished", made=made, failed=len(codes))
+    if codes and wanted > 1:
+        report.note(f"{made} of {wanted} pictures made, {len(codes)} failed")
+    return exit_code(made, codes)
+
+
+def exit_code(made: int, failures: list[int]) -> int:
+    """0 all made, 1 some failed; when none was made, what they failed of if it was all the same."""
+    if not failures:
+        return 0
+    return failures[0] if not made and len(set(failures)) == 1 else 1
+
+
+def _dry_run(request: Request, planned: Plan, report: Report) -> int:
+    lengths: dict[str, int] = {}
+    if _on_disk(request.model):
+        lengths = _check_lengths(resolve(request.model), planned, request, report)
+    for job in planned.jobs:
+        report.planned(job, lengths.get(job.recipe.prompt))
+    return 0
+
+
+def _check_lengths(
+    snapshot: Snapshot, planned: Plan, request: Request, report: Report
+) -> dict[str, int]:
+    """Each prompt's length in tokens; warns of those that are cut, or refuses them if strict."""
+    from klein_cli.text.tokenizer import PromptTokenizer
+
+    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+    lengths: dict[str, int] = {}
+    cut = 0
+    for job, text in _texts(planned.jobs):
+        if text in lengths:
+            continue
+        tokens = tokenizer.tokenize(text)
+        lengths[text] = tokens.tokens
+        warning = tokens.warning()
+        if warning is None:
+            continue
+        if len(planned.jobs) > 1:
+            warning = f"picture {job.index}: {warning}"
+        if request.strict:
+            raise UsageError(warning, "shorten the prompt, or leave out --strict")
+        cut += 1
+        if cut <= _WARNINGS:
+            report.warn(warning)
+    if cut > _WARNINGS:
+        report.warn(f"{cut - _WARNINGS} more prompts are too long")
+    return lengths
+
+
+def _texts(jobs: Iterable[Job]) -> Iterable[tuple[Job, str]]:
+    for job in jobs:
+        yield job, job.recipe.prompt
+        if job.recipe.negative_prompt:
+            yield job, job.recipe.negative_prompt
+
+
+def _on_disk(model: str) -> bool:
+    """Whether reading the model's tokenizer needs no download."""
+    preset = presets().get(model)
+    return not preset.repo if preset else Path(model).expanduser().exists()
+
+
+def _check_stdout(request: Request) -> None:
+    if request.output != STDOUT:
+        return
+    if request.json:
+        raise UsageError("-o - and --json both want standard output", "leave one of them out")
+    if sys.stdout.isatty() and not request.dry_run:
+        raise UsageError(
+            "-o - would write a picture to the terminal", "send it on: klein ... -o - > cat.png"
+        )
+
+
+def _warn_of_no_effect(request: Request, preset: Preset, planned: Plan, report: Report) -> None:
+    ignored = [*without_effect(request, preset), *planned.without_effect]
+    if ignored:
+        verb = "has" if len(ignored) == 1 else "have"
+        report.warn(f"{' and '.join(ignored)} {verb} no effect: {preset.name} is distilled")
+
+
+def _say_timings(pipeline: Pipeline, total: float, report: Report) -> None:
+    spent = sum(pipeline.timings.values())
+    phases = {**pipeline.timings, "the rest": total - spent, "in all": total}
+    for phase, seconds in phases.items():
+        report.detail(f"{phase:>10} {seconds:8.2f} s")
+    if pipeline.skipped_tensors:
+        report.detail(f"{len(pipeline.skipped_tensors)} tensors of the model were not needed")

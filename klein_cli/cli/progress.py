@@ -1,0 +1,103 @@
+"""A progress bar on stderr, while a person is watching."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class Bar:
+    """Shows what is being done and how far it is; silent unless `shown`.
+
+    A context manager: the bar is gone when it ends. `total` pictures, in fractions.
+    """
+
+    def __init__(self, *, shown: bool) -> None:
+        self._progress = _progress() if shown else None
+        self._task = self._progress.add_task("", total=None) if self._progress else None
+        self._made = 0
+        self._wanted = 0
+        self._reached = 0.0
+
+    def __enter__(self) -> Bar:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def say(self, what: str) -> None:
+        """Name the present phase, of unknown length."""
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, description=what)
+
+    def expect(self, pictures: int) -> None:
+        """From here on, count pictures."""
+        if self._progress and self._task is not None:
+            self._wanted = pictures
+            self._progress.update(self._task, total=pictures, completed=0)
+            self._describe()
+
+    def reach(self, part: float) -> None:
+        """`part` of a picture, or of several, is done beyond those that were counted."""
+        # Never backwards: a batch is wholly drawn before its pictures are counted one by one.
+        self._reached = max(self._reached, self._made + part)
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=self._reached)
+
+    def count(self) -> None:
+        """One more picture is finished."""
+        self._made += 1
+        self.reach(0.0)
+        self._describe()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar away while something else is printed."""
+        if self._progress and self._progress.live.is_started:
+            self._progress.stop()
+            try:
+                yield
+            finally:
+                self._progress.start()
+        else:
+            yield
+
+    def _describe(self) -> None:
+        self.say("drawing" if self._wanted == 1 else f"{self._made} of {self._wanted} pictures")
+
+
+def watched() -> bool:
+    """Whether stderr is a terminal that can redraw a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    # Rich would send stdout to the bar's stream: paths printed to a file or a pipe would be lost.
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

@@ -1,0 +1,113 @@
+"""What a run tells its user: results on stdout; notes, warnings and the bar on stderr."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import traceback
+from typing import Any
+
+from klein_cli.cli.progress import Bar, watched
+from klein_cli.errors import KleinError
+from klein_cli.run.plan import Job
+from klein_cli.run.runner import Failed, Saved, SteppedDown, words
+
+
+class Report:
+    """Speaks for one run. With `as_json`, stdout holds one JSON event a line and nothing else.
+
+    `silent_stdout` is for `-o -`, where stdout holds the picture.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool, verbose: bool, silent_stdout: bool) -> None:
+        self._as_json = as_json
+        self._quiet = quiet
+        self._verbose = verbose
+        self._silent_stdout = silent_stdout
+        self._bug_shown = False
+        self.bar = Bar(shown=watched() and not quiet)
+
+    def note(self, text: str) -> None:
+        """Something worth knowing; --quiet leaves it out."""
+        if not self._quiet:
+            self._to_stderr(text)
+
+    def detail(self, text: str) -> None:
+        """Something for --verbose."""
+        if self._verbose:
+            self._to_stderr(text)
+
+    def warn(self, text: str) -> None:
+        """Something that may spoil the pictures; --quiet does not silence it."""
+        self._to_stderr(f"warning: {text}")
+        self.event("warning", message=text)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """One line of JSON, under --json only."""
+        if self._as_json:
+            self._to_stdout(json.dumps({"event": kind, **fields}))
+
+    def planned(self, job: Job, tokens: int | None) -> None:
+        """A picture of a dry run; `tokens` is its prompt's length, or None when unknown."""
+        recipe = job.recipe
+        self.event("planned", **_facts(job), steps=recipe.steps, tokens=tokens)
+        length = "length unknown" if tokens is None else f"{tokens} tokens"
+        self._result(
+            f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}  "
+            f"{recipe.steps} steps  {length}  {json.dumps(recipe.prompt, ensure_ascii=False)}"
+        )
+
+    def saved(self, saved: Saved) -> None:
+        """A picture is done: its path is the result."""
+        self.bar.count()
+        facts = _facts(saved.job) | {"path": str(saved.path) if saved.path else None}
+        self.event("picture", **facts, seconds=round(saved.seconds, 3))
+        if saved.path is not None:
+            self._result(str(saved.path))
+
+    def failed(self, failed: Failed) -> None:
+        """A picture is lost. A bug shows its traceback, once for a run."""
+        self.bar.count()
+        error = failed.error
+        hint = error.hint if isinstance(error, KleinError) else "this is a bug in klein"
+        self.event("failed", **_facts(failed.job), error=words(error), hint=hint)
+        if not isinstance(error, KleinError) and not self._bug_shown:
+            self._bug_shown = True
+            self._to_stderr("".join(traceback.format_exception(error)).rstrip())
+        self._to_stderr(f"error: picture {failed.job.index}: {words(error)}\nhint: {hint}")
+
+    def stepped_down(self, event: SteppedDown) -> None:
+        """A batch failed; its pictures are being made alone."""
+        self.warn(f"{event.reason}; making its pictures one by one")
+
+    def _result(self, text: str) -> None:
+        if not self._as_json and not self._silent_stdout:
+            self._to_stdout(text)
+
+    def _to_stdout(self, text: str) -> None:
+        with self.bar.aside():
+            try:
+                print(text, flush=True)  # noqa: T201
+            except OSError as error:
+                if error.errno == errno.EPIPE:
+                    raise
+                raise KleinError(
+                    f"cannot write to standard output: {error.strerror}", "send it elsewhere"
+                ) from None
+
+    def _to_stderr(self, text: str) -> None:
+        with self.bar.aside():
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    recipe = job.recipe
+    return {
+        "index": job.index,
+        "path": str(job.path) if job.path else None,
+        "seed": recipe.seed,
+        "width": recipe.width,
+        "height": recipe.height,
+        "prompt": recipe.prompt,
+    }

@@ -1,0 +1,1 @@
+"""Noise -> latents: schedule, noise, positions and the Euler loop."""

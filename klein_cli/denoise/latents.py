@@ -1,0 +1,65 @@
+"""The latents that the loop moves: their noise, their order and their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PIXELS_PER_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """A batch of pictures in the making.
+
+    `packed` (B, h * w, channels) float32, one token a 16 x 16 patch of pixels, row by row;
+    `grid` is (h, w).
+    """
+
+    packed: Tensor
+    grid: tuple[int, int]
+
+
+def noise(
+    seeds: Sequence[int],
+    *,
+    width: int,
+    height: int,
+    channels: int,
+    device: torch.device,
+    drawn_on: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Latents:
+    """Pure noise, one generator a picture; width and height in pixels.
+
+    On the CPU it is drawn in float32: a seed means the same noise on every machine, and rounding
+    it gives what the official code draws there in a narrower dtype. On "cuda" it is drawn in the
+    model's `dtype`, as the official code does on that device, and differs between GPUs.
+    """
+    grid = (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN)
+    source = torch.device("cpu") if drawn_on == "cpu" else device
+    kind = torch.float32 if drawn_on == "cpu" else dtype
+    pictures = []
+    for seed in seeds:
+        generator = torch.Generator(source).manual_seed(seed)
+        shape = (1, channels, *grid)
+        pictures.append(torch.randn(shape, generator=generator, device=source, dtype=kind))
+    spatial = torch.cat(pictures).to(device=device, dtype=torch.float32)
+    return Latents(spatial.flatten(2).transpose(1, 2).contiguous(), grid)
+
+
+def position_ids(text_tokens: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(text_tokens + h * w, 4) int64 positions (t, h, w, l), the text before the image.
+
+    Text tokens differ in l alone, image tokens in h and w.
+    """
+    text = torch.zeros(text_tokens, 4, dtype=torch.int64)
+    text[:, 3] = torch.arange(text_tokens)
+    rows, columns = grid
+    image = torch.zeros(rows, columns, 4, dtype=torch.int64)
+    image[..., 1] = torch.arange(rows)[:, None]
+    image[..., 2] = torch.arange(columns)
+    return torch.cat((text, image.flatten(0, 1))).to(device)

@@ -1,0 +1,167 @@
+"""A part's folder -> its weights on the device, strictly checked.
+
+The module is built without memory, on the meta device, and takes each tensor as it comes from the
+file: the host never holds the weights a second time. Only safetensors are read, never pickles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from klein_cli.errors import ModelError
+from klein_cli.snapshot import read_json
+
+_STEMS = ("model", "diffusion_pytorch_model")
+"""What transformers and diffusers call a part's weights."""
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_AGAIN = "the model is damaged or not complete: download it again"
+
+
+def _nothing(name: str) -> bool:
+    return False
+
+
+def part_config(folder: Path, key: str, wanted: str) -> dict[str, Any]:
+    """A part's config.json, whose entry `key` must name the class `wanted`.
+
+    Raises ModelError when it is absent, broken or names another class.
+    """
+    table = read_json(folder / "config.json")
+    found = table.get(key)
+    if wanted not in (found if isinstance(found, list) else [found]):
+        raise ModelError(
+            f"{folder / 'config.json'} describes {found}, not {wanted}",
+            "this is not a FLUX.2 [klein] snapshot",
+        )
+    return table
+
+
+def load_weights(
+    module: nn.Module,
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    prefix: str = "",
+    unread: Callable[[str], bool] = _nothing,
+) -> tuple[str, ...]:
+    """Fill a module made on the meta device from the safetensors in `folder`.
+
+    Names in the files carry `prefix` before the module's own. Parameters become `dtype`; buffers
+    hold statistics and become float32, unless they are whole numbers. Tensors for which `unread`
+    is true need not exist and are not read; their names in the files are returned. Raises
+    ModelError naming any other tensor that is missing, not wanted or of another shape, and any
+    file that is absent or cannot be read.
+    """
+    wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    buffers = {prefix + name for name, _ in module.named_buffers()}
+    tensors: dict[str, Tensor] = {}
+    skipped: list[str] = []
+    for path in weight_files(folder):
+        with _opened(path, device) as weights:
+            for name in weights.keys():  # noqa: SIM118 (not a dict)
+                if unread(name):
+                    skipped.append(name)
+                    continue
+                _check(path, name, weights.get_slice(name), wanted)
+                tensor = weights.get_tensor(name)
+                if tensor.is_floating_point():
+                    tensor = tensor.to(torch.float32 if name in buffers else dtype)
+                tensors[name.removeprefix(prefix)] = tensor
+    missing = [name for name in wanted if name.removeprefix(prefix) not in tensors]
+    if missing:
+        raise ModelError(f"{folder} lacks {_some(missing)}", _AGAIN)
+    module.requires_grad_(False).eval()
+    module.load_state_dict(tensors, assign=True)
+    _check_complete(module)
+    return tuple(sorted(skipped))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a part: one, or the shards that an index names.
+
+    Raises ModelError when there are none, or when one is absent or lies outside the folder.
+    """
+    for stem in _STEMS:
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return _shards(index)
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+    pickled = [p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".pt", ".pth")]
+    if pickled:
+        raise ModelError(
+            f"{folder} holds {pickled[0]} but no safetensors",
+            "klein never opens pickled weights: get the model as safetensors",
+        )
+    names = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
+    raise ModelError(f"{folder} holds no weights: there is no {names}", _AGAIN)
+
+
+def _shards(index: Path) -> list[Path]:
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise ModelError(f"{index} has no weight_map of file names", _AGAIN)
+    names = sorted(set(where.values()))
+    for name in names:
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+            raise ModelError(
+                f"{index} names a file outside its folder: {name}",
+                "do not trust this model; get it from its own page",
+            )
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise ModelError(
+                f"{index.parent / name} is missing, though {index.name} names it", _AGAIN
+            )
+    return [index.parent / name for name in names]
+
+
+@contextmanager
+def _opened(path: Path, device: torch.device) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as weights:
+            yield weights
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", _AGAIN) from None
+
+
+def _check(path: Path, name: str, found: Any, wanted: dict[str, Tensor]) -> None:
+    if name not in wanted:
+        raise ModelError(
+            f"{path} holds {name}, which this model has no place for",
+            "the weights and their config.json do not belong together",
+        )
+    shape, place = tuple(found.get_shape()), wanted[name]
+    if shape != tuple(place.shape):
+        raise ModelError(
+            f"{path}: {name} has shape {shape}, not {tuple(place.shape)}",
+            "the weights and their config.json do not belong together",
+        )
+    if (found.get_dtype() in _FLOATS) != place.is_floating_point():
+        raise ModelError(
+            f"{path}: {name} is stored as {found.get_dtype()}, which klein cannot read",
+            "get the model in bfloat16, float16 or float32",
+        )
+
+
+def _check_complete(module: nn.Module) -> None:
+    """Buffers outside the state dict are nobody's tensors: they would stay without memory."""
+    places = chain(module.named_parameters(), module.named_buffers())
+    left = [name for name, tensor in places if tensor.is_meta]
+    if left:
+        raise RuntimeError(f"{type(module).__name__} has no values for {_some(left)}")
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"

@@ -1,0 +1,126 @@
+"""What this machine can do: Settings with every `auto` decided, and a record of what computed.
+
+Choices follow from the machine, the versions and the flags alone, never from a run's length, its
+timing or the memory that happens to be free.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from klein_cli import __version__
+from klein_cli.errors import ModelError, UsageError
+from klein_cli.models.attention import attention_backend
+from klein_cli.presets import Preset
+from klein_cli.recipe import ATTENTIONS, DTYPES, ENGINES, RNGS, Settings
+
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+
+
+def choose(settings: Settings, preset: Preset | None = None) -> Settings:
+    """`settings` with every "auto" decided for this machine.
+
+    Raises UsageError for a combination that cannot run here, ModelError when `preset` is a
+    full-size model, no device was asked for and there is no GPU.
+    """
+    _check_known("--dtype", settings.dtype, DTYPES)
+    _check_known("--engine", settings.engine, ENGINES)
+    _check_known("--attention", settings.attention, ATTENTIONS)
+    _check_known("--rng", settings.rng, RNGS)
+    device = _device(settings.device, preset)
+    on_gpu = device.type == "cuda"
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if on_gpu else "float32"
+    attention = "sdpa" if settings.attention == "auto" else settings.attention
+    attention_backend(attention, device, torch_dtype(dtype))
+    if settings.rng == "cuda" and not on_gpu:
+        raise UsageError("--rng cuda needs the pictures to be made on a GPU", "use --rng cpu")
+    return settings.with_(device=str(device), dtype=dtype, attention=attention)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that Settings calls "bfloat16", "float16" or "float32"."""
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def provenance(settings: Settings) -> dict[str, str]:
+    """What besides the recipe can change a bit of a picture: versions, device, threads."""
+    device = torch.device(settings.device)
+    record = {
+        "klein": __version__,
+        "torch": torch.__version__,
+        "tokenizers": version("tokenizers"),
+        "python": platform.python_version(),
+    }
+    if settings.engine == "diffusers":
+        record["diffusers"] = version("diffusers")
+    if settings.attention == "flash-attn":
+        record["flash-attn"] = version("flash-attn")
+    if device.type == "cuda":
+        record["device name"] = torch.cuda.get_device_name(device)
+        record["cuda"] = str(torch.version.cuda)
+        cudnn: Any = torch.backends.cudnn
+        record["cudnn"] = str(cudnn.version())
+    else:
+        record["device name"] = platform.machine()
+        record["cpu capability"] = torch.backends.cpu.get_cpu_capability()
+        record["threads"] = str(torch.get_num_threads())
+    return record
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep float32 convolutions in float32 on CUDA, where torch would take TF32 by default."""
+    with torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled,
+        benchmark=torch.backends.cudnn.benchmark,
+        deterministic=torch.backends.cudnn.deterministic,
+        allow_tf32=False,
+    ):
+        yield
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the several ways in which torch and Python say that memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def _device(name: str, preset: Preset | None) -> torch.device:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        if not gpus and preset is not None and preset.repo:
+            raise ModelError(
+                f"no GPU was found, and {preset.name} takes minutes a picture without one",
+                "use --model tiny, or --device cpu if you have the patience and the memory",
+            )
+        return torch.device("cuda" if gpus else "cpu")
+    if not _DEVICE.fullmatch(name):
+        raise UsageError(f"there is no device called {name!r}", "use auto, cuda, cuda:N or cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not gpus:
+        raise UsageError(
+            "no CUDA device was found",
+            "use --device cpu, or look at the GPU's driver and at torch's CUDA build",
+        )
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        known = ", ".join(f"cuda:{number}" for number in range(gpus))
+        raise UsageError(f"there is no {name} here", f"use {known}")
+    return device
+
+
+def _check_known(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{option} {value} is not known", f"use {', '.join(known)}")

@@ -1,0 +1,241 @@
+"""-o, a recipe and a row's `output` -> the path of a picture.
+
+    -o                      one picture               several
+    (none)                  {slug}-{seed}.png         {index:04d}-{slug}-{seed}.png
+    name.png                name.png                  name-{index:04d}.png
+    folder, or ends in /    folder/{index:04d}-{slug}-{seed}.png
+    template                as written
+
+A name that the user spelt out (`name.png` and its numbered series) is refused when it exists; in
+a folder and under a template the next free name is taken instead: name-2.png, name-3.png, ...
+Only `Names` asks the disk anything, through the `exists` it is given.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from string import Formatter
+
+from klein_cli.errors import UsageError
+from klein_cli.recipe import Recipe
+
+STDOUT = "-"
+FIELDS = ("index", "seed", "slug", "width", "height", "model", "date")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+
+_ONE_NAME = "{slug}-{seed}.png"
+_FOLDER_NAME = "{index:04d}-{slug}-{seed}.png"
+_SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
+_SLUG_LENGTH = 48
+_NAME_BYTES = 255
+_FIELD_HINT = "the fields are " + ", ".join(f"{{{field}}}" for field in FIELDS)
+# Names that Windows keeps for devices, whatever their extension.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where a run's pictures go.
+
+    `template` is the whole path with fields in braces; `folder` holds the names that rows give
+    themselves; `exact` says that the user spelt the name out, so that another will not do.
+    """
+
+    template: str
+    folder: Path
+    exact: bool
+
+
+def destination(output: str | None, *, several: bool) -> Destination:
+    """Read -o for a run of one or several pictures. Raises UsageError."""
+    if output is None:
+        name = _FOLDER_NAME if several else _ONE_NAME
+        return Destination(template=name, folder=Path(), exact=False)
+    if not output.strip() or "\0" in output:
+        raise UsageError("-o is empty", "give a file, a folder or a template")
+    if output.startswith("~"):
+        output = os.path.expanduser(output)
+    if os.path.isdir(output):
+        return _in_folder(_escape(output), Path(output))
+    if "{" in output or "}" in output:
+        return _templated(output)
+    if output.endswith(_SEPARATORS):
+        return _in_folder(_escape(output), Path(output))
+    path = Path(output)
+    check_extension(path)
+    template = _escape(output)
+    if several:
+        name = f"{_escape(path.stem)}-{{index:04d}}{path.suffix}"
+        template = os.path.join(_escape(str(path.parent)), name)
+    return Destination(template=template, folder=path.parent, exact=True)
+
+
+def slug(text: str) -> str:
+    """`text` as a short file name in lower-case ASCII: never empty, never one Windows reserves."""
+    plain = unicodedata.normalize("NFKD", text[:1000]).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+    if len(words) > _SLUG_LENGTH:
+        words = words[: _SLUG_LENGTH + 1].rpartition("-")[0] or words[:_SLUG_LENGTH]
+    if not words:
+        return "picture"
+    return f"{words}-picture" if _RESERVED.fullmatch(words) else words
+
+
+def check_extension(path: Path) -> None:
+    """Raise UsageError unless the ending of `path` is a picture format."""
+    if path.suffix.lower() in EXTENSIONS:
+        return
+    if not path.suffix:
+        raise UsageError(
+            f"{path} has no extension", f"use {path}.png for a file, {path}{os.sep} for a folder"
+        )
+    raise UsageError(
+        f"{path}: pictures are not written as {path.suffix}", f"use {', '.join(EXTENSIONS)}"
+    )
+
+
+def candidates(path: Path) -> Iterator[Path]:
+    """`path`, then name-2.png, name-3.png, ..."""
+    yield path
+    number = 2
+    while True:
+        yield _with_number(path, number)
+        number += 1
+
+
+class Names:
+    """Gives each picture of a run a path of its own, in the order of asking.
+
+    `exists` answers for the disk; with `overwrite` it is not asked. Names that differ only in
+    case count as the same, because on some disks they are.
+    """
+
+    def __init__(
+        self,
+        where: Destination,
+        *,
+        overwrite: bool,
+        today: date,
+        exists: Callable[[Path], bool] = os.path.lexists,
+    ) -> None:
+        self._where = where
+        self._overwrite = overwrite
+        self._today = today
+        self._exists = exists
+        self._given: set[str] = set()
+        self._numbers: dict[str, int] = {}
+
+    def of(self, index: int, recipe: Recipe) -> Path:
+        """The path of picture `index` (from 1). Raises UsageError."""
+        path = Path(_fill(self._where.template, _values(index, recipe, self._today)))
+        check_extension(path)
+        _check_length(path)
+        if not self._where.exact:
+            return self._free(path)
+        if not self._overwrite and self._exists(path):
+            raise UsageError(f"{path} already exists", "-y replaces it; or give another name")
+        self._given.add(_key(path))
+        return path
+
+    def of_row(self, output: str, number: int | None) -> Path:
+        """The path of a row's own `output`, `number`ed if it makes several. Raises UsageError."""
+        path = _inside(self._where.folder, output)
+        if number is not None:
+            path = path.with_name(f"{path.stem}-{number:04d}{path.suffix}")
+        _check_length(path)
+        return self._free(path)
+
+    def _free(self, path: Path) -> Path:
+        base, tried = _key(path), path
+        while _key(tried) in self._given or (not self._overwrite and self._exists(tried)):
+            number = self._numbers.get(base, 1) + 1
+            self._numbers[base] = number
+            tried = _with_number(path, number)
+        self._given.add(_key(tried))
+        return tried
+
+
+def _in_folder(template: str, folder: Path) -> Destination:
+    return Destination(template=os.path.join(template, _FOLDER_NAME), folder=folder, exact=False)
+
+
+def _templated(template: str) -> Destination:
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError(
+            f"-o {template} is no template: {error}", "write {{ and }} for plain braces"
+        ) from None
+    for _, field, spec, conversion in parts:
+        if field is not None and (field not in FIELDS or conversion):
+            raise UsageError(f"-o has an unknown field {{{field}}}", _FIELD_HINT)
+        if spec and re.search(r"[{}]|\d{4}", spec):
+            raise UsageError(f"-o has a format that is too wide: {{{field}:{spec}}}", _FIELD_HINT)
+    if template.endswith(_SEPARATORS):
+        template = os.path.join(template, _FOLDER_NAME)
+    sample = Recipe(prompt="a", seed=0, width=16, height=16, steps=1, guidance=1.0, model="a")
+    check_extension(Path(_fill(template, _values(1, sample, date(2000, 1, 1)))))
+    fixed = template[: template.index("{")]
+    return Destination(template=template, folder=Path(os.path.dirname(fixed)), exact=False)
+
+
+def _values(index: int, recipe: Recipe, today: date) -> dict[str, object]:
+    return {
+        "index": index,
+        "seed": recipe.seed,
+        "slug": slug(recipe.prompt),
+        "width": recipe.width,
+        "height": recipe.height,
+        "model": slug(recipe.model),
+        "date": today,
+    }
+
+
+def _fill(template: str, values: dict[str, object]) -> str:
+    try:
+        return template.format(**values)
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"-o {template} cannot be filled in: {error}", "use formats such as {index:04d}"
+        ) from None
+
+
+def _inside(folder: Path, output: str) -> Path:
+    """`output` under `folder`. Raises UsageError when it leaves it, by a symbolic link too."""
+    name = Path(output)
+    leaves = name.is_absolute() or name.drive or name.root or ".." in name.parts
+    if not name.name or output.endswith(_SEPARATORS) or "\0" in output:
+        raise UsageError(f"output {output!r} is no file name", "use a name such as cat.png")
+    check_extension(name)
+    path = folder / name
+    if leaves or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"output {output!r} leaves the output folder {folder}", "use a name inside that folder"
+        )
+    return path
+
+
+def _check_length(path: Path) -> None:
+    for part in path.parts:
+        if len(os.fsencode(part)) > _NAME_BYTES - len("-9999"):
+            raise UsageError(
+                f"the file name {part[:40]}... is too long", f"use at most {_NAME_BYTES - 5} bytes"
+            )
+
+
+def _with_number(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _key(path: Path) -> str:
+    return os.path.normpath(path).casefold()
+
+
+def _escape(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

@@ -1,0 +1,164 @@
+"""Pixels and a record -> bytes of a picture file -> the file, whole or not at all.
+
+The last step of the data's way: Pixels((H, W, 3) uint8) -> SavedImage. The extension chooses the
+format; PNG is lossless and the default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from klein_cli.errors import KleinError, UsageError
+from klein_cli.output.metadata import to_json
+from klein_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_QUALITY = 95
+_EXIF_IFD = 0x8769
+_USER_COMMENT = 0x9286
+_ASCII = b"ASCII\0\0\0"
+# A JPEG segment holds 65,533 bytes; the rest is for EXIF's own structure.
+_JPEG_COMMENT_BYTES = 65_000
+# What the record holds besides its prompts, generously.
+_RECORD_BYTES = 5_000
+
+
+def encode(
+    pixels: NDArray[numpy.uint8], extension: str, written: Mapping[str, Any], parameters: str
+) -> bytes:
+    """A picture file in memory: (H, W, 3) uint8 RGB pixels with their record.
+
+    PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
+    the record as EXIF's UserComment.
+    """
+    from PIL import Image, PngImagePlugin
+
+    assert pixels.shape[2:] == (3,)
+    assert pixels.dtype.name == "uint8"
+    image = Image.fromarray(pixels)
+    kind = _FORMATS[extension.lower()]
+    buffer = io.BytesIO()
+    if kind == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text("klein", to_json(written))
+        chunks.add_text("parameters", parameters)
+        image.save(buffer, kind, pnginfo=chunks)
+        return buffer.getvalue()
+    comment = _ASCII + to_json(written).encode("ascii")
+    if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
+        raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
+    exif = Image.Exif()
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+    subsampling = {"subsampling": 0} if kind == "JPEG" else {}
+    image.save(buffer, kind, quality=_QUALITY, exif=exif, **subsampling)
+    return buffer.getvalue()
+
+
+def check_room(recipe: Recipe, extension: str) -> None:
+    """Raise UsageError when the words of `recipe` are more than the file format can carry."""
+    if _FORMATS[extension.lower()] != "JPEG":
+        return
+    words = json.dumps([recipe.prompt, recipe.negative_prompt])
+    if len(words) > _JPEG_COMMENT_BYTES - _RECORD_BYTES:
+        raise UsageError(
+            f"a prompt of {len(recipe.prompt)} characters does not fit in a JPEG file's metadata",
+            "write .png or .webp, or shorten the prompt",
+        )
+
+
+def save(data: bytes, path: Path, *, overwrite: bool) -> None:
+    """Write `data` to `path` through a temporary file beside it; missing folders are made.
+
+    Raises FileExistsError when `path` exists and `overwrite` is false, however late it appeared,
+    and OSError when the disk refuses; either way nothing of this picture is left behind.
+    """
+    _make_folder(path.parent)
+    temporary = _write_temporary(data, path.parent)
+    try:
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _move_to_free(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UsageError unless files can be made in `folder`, or in the folder it would be made in.
+
+    Tried with a real file, because permissions do not tell the whole truth; nothing stays behind.
+    """
+    existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    try:
+        _write_temporary(b"", existing).unlink()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write in the folder {existing}: {error.strerror or error}",
+            "give -o a folder you can write in",
+        ) from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        # A file in the folder's place is not a picture whose name is taken.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
+
+
+def _write_temporary(data: bytes, folder: Path) -> Path:
+    path = folder / f".klein-{secrets.token_hex(8)}.tmp"
+    # 0o666 leaves the file's permissions to the user's umask, as for any file they write.
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _move_to_free(temporary: Path, path: Path) -> None:
+    """Give the file its name only if nobody has it: a hard link cannot replace anything."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        _reserve_and_replace(temporary, path)
+
+
+def _reserve_and_replace(temporary: Path, path: Path) -> None:
+    """The same on a file system without hard links: take the name with an empty file first."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

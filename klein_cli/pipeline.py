@@ -1,0 +1,200 @@
+"""The whole story: prompts -> tokens -> embeddings -> latents -> pixels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from klein_cli.decode import to_pixels
+from klein_cli.denoise.latents import noise, position_ids
+from klein_cli.denoise.loop import OnStep, denoise
+from klein_cli.denoise.schedule import sigmas
+from klein_cli.engines.engine import Engine, load_engine
+from klein_cli.errors import ModelError, OutOfMemoryError
+from klein_cli.machine import choose, full_precision, is_out_of_memory, provenance, torch_dtype
+from klein_cli.recipe import Recipe, Settings
+from klein_cli.snapshot import Snapshot
+from klein_cli.text.encoder import PromptTokens, TextEncoder
+from klein_cli.text.tokenizer import POSITIONS, PromptTokenizer
+
+__all__ = ["Pipeline", "choose"]
+
+_REMEMBERED_BATCHES = 2
+"""Batches of embeddings kept: pictures of one prompt, and of one negative prompt, share them."""
+
+
+class Pipeline:
+    """A model on a device, making pictures.
+
+    `timings` holds seconds by phase since the beginning of loading; `skipped_tensors` the weights
+    that were not read because nothing needs them.
+    """
+
+    default_batch_size = 1
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        settings: Settings,
+        tokenizer: PromptTokenizer,
+        encoder: TextEncoder,
+        engine: Engine,
+    ) -> None:
+        self.snapshot = snapshot
+        self.settings = settings
+        self.timings = dict.fromkeys(("load", "encode", "denoise", "decode"), 0.0)
+        self.skipped_tensors = encoder.skipped
+        self._device = torch.device(settings.device)
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._engine = engine
+        self._remembered: dict[tuple[str, ...], Tensor] = {}
+
+    @classmethod
+    def load(
+        cls,
+        snapshot: Snapshot,
+        settings: Settings,
+        *,
+        on_event: Callable[[str], None] | None = None,
+    ) -> Pipeline:
+        """Read a snapshot's weights; `settings` come from `choose`.
+
+        Raises ModelError for a snapshot that is damaged or does not fit together, OutOfMemoryError
+        when it is too large for the device.
+        """
+        try:
+            return cls._load(snapshot, settings, on_event or _ignore)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise OutOfMemoryError(
+            f"{snapshot.name} does not fit into the memory of {settings.device}",
+            "close what else uses it, or use --model tiny",
+        )
+
+    @classmethod
+    def _load(
+        cls, snapshot: Snapshot, settings: Settings, on_event: Callable[[str], None]
+    ) -> Pipeline:
+        started = time.perf_counter()
+        device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
+        on_event("loading the text encoder")
+        tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+        encoder = TextEncoder.from_snapshot(
+            snapshot.root,
+            snapshot.preset.tapped_layers,
+            attention=settings.attention,
+            device=device,
+            dtype=dtype,
+        )
+        if tokenizer.vocabulary > encoder.model.config.vocab_size:
+            raise ModelError(
+                f"the tokenizer of {snapshot.root} knows {tokenizer.vocabulary} tokens, its text "
+                f"encoder {encoder.model.config.vocab_size}",
+                "the snapshot's parts are not from one model: download it again",
+            )
+        on_event("loading the transformer and the VAE")
+        engine = load_engine(
+            settings.engine,
+            snapshot.root,
+            text_channels=encoder.channels,
+            device=device,
+            dtype=dtype,
+        )
+        pipeline = cls(snapshot, settings, tokenizer, encoder, engine)
+        pipeline.timings["load"] = time.perf_counter() - started
+        return pipeline
+
+    def render(
+        self, recipes: Sequence[Recipe], *, on_step: OnStep | None = None
+    ) -> list[NDArray[np.uint8]]:
+        """One (height, width, 3) uint8 picture a recipe, in their order.
+
+        The recipes share `Recipe.shape`. Raises OutOfMemoryError when the batch does not fit.
+        """
+        if len({recipe.shape for recipe in recipes}) != 1:
+            raise ValueError("recipes of one batch differ in shape, or there are none")
+        try:
+            with torch.inference_mode(), full_precision():
+                return self._render(recipes, on_step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Raised outside the handler, so that it does not hold on to the frames' tensors.
+        width, height = recipes[0].width, recipes[0].height
+        many = len(recipes) > 1
+        raise OutOfMemoryError(
+            f"{len(recipes)} picture{'s' * many} of {width}x{height} at once did not fit into "
+            f"the memory of {self.settings.device}",
+            f"use a smaller {'--batch-size' if many else '--size'}",
+        )
+
+    def _render(self, recipes: Sequence[Recipe], on_step: OnStep | None) -> list[NDArray[np.uint8]]:
+        width, height, steps, guidance = recipes[0].shape
+        guided = guidance > 1.0 and not self.snapshot.preset.distilled
+        with self._timed("encode"):
+            text = self._embeddings([recipe.prompt for recipe in recipes])
+            negative = None
+            if guided:
+                negative = self._embeddings([recipe.negative_prompt or "" for recipe in recipes])
+        with self._timed("denoise"):
+            latents = noise(
+                [recipe.seed for recipe in recipes],
+                width=width,
+                height=height,
+                channels=self._engine.latent_mean.numel(),
+                device=self._device,
+                drawn_on=self.settings.rng,
+                dtype=torch_dtype(self.settings.dtype),
+            )
+            packed = denoise(
+                self._engine.transformer,
+                latents.packed,
+                sigmas(latents.packed.shape[1], steps).to(self._device),
+                text,
+                position_ids(POSITIONS, latents.grid, self._device),
+                guidance=guidance,
+                negative=negative,
+                on_step=on_step,
+            )
+        mean, deviation = self._engine.latent_mean, self._engine.latent_deviation
+        with self._timed("decode"):
+            return [
+                to_pixels(picture, latents.grid, mean, deviation, self._engine.decode)
+                for picture in packed
+            ]
+
+    def _embeddings(self, prompts: Sequence[str]) -> Tensor:
+        """(B, 512, channels): equal prompts are encoded once, and the last batches remembered."""
+        distinct = tuple(dict.fromkeys(prompts))
+        states = self._remembered.pop(distinct, None)
+        if states is None:
+            tokens = PromptTokens.of([self._tokenizer.tokenize(prompt) for prompt in distinct])
+            states = self._encoder.encode(tokens).states
+        self._remembered[distinct] = states
+        while len(self._remembered) > _REMEMBERED_BATCHES:
+            del self._remembered[next(iter(self._remembered))]
+        return states[[distinct.index(prompt) for prompt in prompts]]
+
+    def provenance(self) -> dict[str, str]:
+        """What besides recipe and settings can change a bit: versions, device, threads."""
+        return provenance(self.settings)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.timings[phase] += time.perf_counter() - started
+
+
+def _ignore(event: str) -> None:
+    pass

@@ -1,0 +1,346 @@
+"""Prompts files and prompts typed at a shell -> Rows -> Recipes.
+
+Three formats, chosen by the file's ending: `.txt` (one prompt a line), `.jsonl` and `.csv` (rows
+with the keys of `KEYS`). A line that cannot be used becomes a BadRow and reading goes on, so that
+all of them are reported together; nothing here opens a file but `read_rows`.
+
+A prompt is never stripped, because the model's own pipeline does not strip it and a blank at its
+end is a token: a `.txt` line loses its line ending and nothing else. Lines of blanks are skipped,
+and so are lines whose first visible character is `#`; a prompt that needs either goes in a
+`.jsonl` file. Only `\\n`, `\\r\\n` and `\\r` end a line, not the other separators of Unicode.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, TypeVar
+
+from klein_cli.errors import UsageError
+from klein_cli.recipe import Recipe
+
+T = TypeVar("T")
+
+STDIN = "-"
+MAX_PICTURES = 1_000_000
+KEYS = (
+    "prompt",
+    "seed",
+    "width",
+    "height",
+    "steps",
+    "guidance",
+    "negative_prompt",
+    "output",
+    "n",
+)
+_WHOLE = ("seed", "width", "height", "steps", "n")
+_LISTED = 20
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of a prompts file: a prompt and what it says for itself; None means unsaid.
+
+    `line` counts from 1; 0 is a prompt that was typed at the shell.
+    """
+
+    prompt: str
+    line: int = 0
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    output: str | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """A line that cannot be used: what is wrong with it and what to do."""
+
+    line: int
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a recipe gets where its row is silent: from the options, else from the preset."""
+
+    model: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    negative_prompt: str | None = None
+    n: int = 1
+
+
+def recipes(row: Row, defaults: Defaults, first_seed: int) -> list[Recipe]:
+    """The row's pictures, in order: seeds s, s+1, ... from the row's own seed or `first_seed`.
+
+    Raises UsageError when a value cannot make a picture.
+    """
+    seed = _first(row.seed, first_seed)
+    return [
+        Recipe(
+            prompt=row.prompt,
+            seed=seed + k,
+            width=_first(row.width, defaults.width),
+            height=_first(row.height, defaults.height),
+            steps=_first(row.steps, defaults.steps),
+            guidance=_first(row.guidance, defaults.guidance),
+            model=defaults.model,
+            negative_prompt=_first(row.negative_prompt, defaults.negative_prompt),
+        )
+        for k in range(_first(row.n, defaults.n))
+    ]
+
+
+def read_rows(source: str, stdin: BinaryIO) -> Iterator[Row | BadRow]:
+    """The rows of the prompts file `source`; `-` reads `stdin` as a `.txt` file.
+
+    Raises UsageError when the file cannot be read as text or its ending is unknown.
+    """
+    parse = _parser(source)
+    text = decode(_read_bytes(source, stdin), name_of(source))
+    return parse(text)
+
+
+def read_prompt(stdin: BinaryIO) -> str:
+    """All of `stdin` as one prompt, less the line ending that `echo` adds. Raises UsageError."""
+    text = decode(stdin.read(), name_of(STDIN))
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def name_of(source: str) -> str:
+    """How messages name a prompts file; `source` is "" for a prompt typed at the shell."""
+    return "standard input" if source == STDIN else source
+
+
+def prompt_fault(prompt: str) -> tuple[str, str] | None:
+    """Why `prompt` cannot be used, as (message, hint), or None."""
+    if not prompt.strip():
+        return "the prompt is empty", "say what to draw"
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        what = f"the prompt is not valid Unicode (character {error.start + 1})"
+        return what, "write the prompt as UTF-8"
+    return None
+
+
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 with or without a byte order mark -> text. Raises UsageError with the byte's offset."""
+    if data.startswith(_UTF16_MARKS):
+        raise UsageError(f"{name} is UTF-16, not UTF-8", "save it as UTF-8")
+    skipped = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    try:
+        return data[skipped:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = skipped + error.start
+        line = data.count(b"\n", 0, offset) + 1
+        raise UsageError(
+            f"{name} is not UTF-8: byte {data[offset]:#04x} at offset {offset} (line {line})",
+            "save it as UTF-8",
+        ) from None
+
+
+def parse_txt(text: str) -> Iterator[Row | BadRow]:
+    """One prompt a line; blank lines and `#` comments are skipped."""
+    for number, line in enumerate(_lines(text), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield Row(prompt=line, line=number)
+
+
+def parse_jsonl(text: str) -> Iterator[Row | BadRow]:
+    """One JSON object a line, with the keys of `KEYS`; blank lines are skipped."""
+    for number, line in enumerate(_lines(text), start=1):
+        if line.strip():
+            yield _row_or_fault(number, _json_object, line)
+
+
+def parse_csv(text: str) -> Iterator[Row | BadRow]:
+    """Comma-separated rows under a header with the names of `KEYS`; an empty cell is unsaid."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # After a broken quote nothing tells where the next row begins.
+            yield BadRow(line=number, message=f"malformed CSV: {error}", hint="mend the quotes")
+            return
+        if not cells:
+            continue
+        if header is None:
+            header = [name.strip() for name in cells]
+            fault = _header_fault(header)
+            if fault:
+                yield BadRow(line=number, message=fault[0], hint=fault[1])
+                return
+        else:
+            yield _row_or_fault(number, _csv_values, header, cells)
+
+
+def complain(source: str, faults: Iterable[BadRow]) -> NoReturn:
+    """Raise one UsageError that names every bad line of `source`, the first twenty in full."""
+    faults = list(faults)
+    name = name_of(source)
+    if len(faults) == 1:
+        fault = faults[0]
+        where = f"{name} line {fault.line}: " if source else ""
+        raise UsageError(where + fault.message, fault.hint)
+    shown = [f"  line {fault.line}: {fault.message} ({fault.hint})" for fault in faults[:_LISTED]]
+    if len(faults) > _LISTED:
+        shown.append(f"  and {len(faults) - _LISTED} more")
+    raise UsageError(
+        "\n".join([f"{name} has {len(faults)} bad lines", *shown]),
+        "mend these lines; no picture was made",
+    )
+
+
+class _Fault(Exception):
+    """What is wrong with one line: (message, hint)."""
+
+
+def _row_or_fault(line: int, values_of: Callable[..., dict[str, Any]], *text: Any) -> Row | BadRow:
+    try:
+        return _row(line, values_of(*text))
+    except _Fault as fault:
+        message, hint = fault.args
+        return BadRow(line=line, message=message, hint=hint)
+
+
+def _row(line: int, values: dict[str, Any]) -> Row:
+    unknown = [key for key in values if key not in KEYS]
+    if unknown:
+        raise _Fault(f"unknown key {unknown[0]!r}", f"the keys are {', '.join(KEYS)}")
+    given = {key: value for key, value in values.items() if value is not None}
+    if "prompt" not in given:
+        raise _Fault("there is no prompt", 'every row needs a "prompt"')
+    for key, value in given.items():
+        _check_type(key, value)
+    fault = prompt_fault(given["prompt"])
+    if fault:
+        raise _Fault(*fault)
+    if not 1 <= given.get("n", 1) <= MAX_PICTURES:
+        raise _Fault(f"n {given['n']} is out of range", f"use 1 to {MAX_PICTURES}")
+    return Row(line=line, **given)
+
+
+def _check_type(key: str, value: object) -> None:
+    if key in _WHOLE:
+        right, kind = type(value) is int, "a whole number"
+    elif key == "guidance":
+        right, kind = type(value) in (int, float), "a number"
+    else:
+        right, kind = isinstance(value, str), "text"
+    if not right:
+        raise _Fault(f"{key} must be {kind}, not {_shown(value)}", f"write {key} as {kind}")
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line, object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        raise _Fault(
+            f"malformed JSON: {error.msg} at column {error.colno}",
+            'write one object a line, as in {"prompt": "a red circle", "seed": 7}',
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise _Fault(f"malformed JSON: {error}", "write plain numbers and text") from None
+    if not isinstance(value, dict):
+        raise _Fault(
+            f"expected a JSON object, found {_shown(value)}",
+            'write one object a line, as in {"prompt": "a red circle"}',
+        )
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _Fault(f"the key {twice!r} is given twice", "give each key once")
+    return values
+
+
+def _header_fault(header: list[str]) -> tuple[str, str] | None:
+    names = f"the names are {', '.join(KEYS)}, separated by commas"
+    for name in header:
+        if name not in KEYS:
+            return f"unknown column {name!r} in the header", names
+        if header.count(name) > 1:
+            return f"the column {name!r} is there twice", "give each column once"
+    if "prompt" not in header:
+        return "the header has no prompt column", names
+    return None
+
+
+def _csv_values(header: list[str], cells: list[str]) -> dict[str, Any]:
+    if len(cells) > len(header):
+        raise _Fault(
+            f"{len(cells)} cells under {len(header)} columns",
+            "put text that holds a comma in double quotes",
+        )
+    given = {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
+    return {name: _csv_number(name, cell) for name, cell in given.items()}
+
+
+def _csv_number(name: str, cell: str) -> Any:
+    if name not in _WHOLE and name != "guidance":
+        return cell
+    try:
+        return float(cell) if name == "guidance" else int(cell)
+    except ValueError:
+        return cell.strip()
+
+
+def _parser(source: str) -> Callable[[str], Iterator[Row | BadRow]]:
+    suffix = "" if source == STDIN else Path(source).suffix.lower()
+    # No ending is what a shell's process substitution gives.
+    parsers = {"": parse_txt, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
+    if suffix not in parsers:
+        raise UsageError(
+            f"{source} is no kind of prompts file that klein knows",
+            "use .txt (one prompt a line), .jsonl or .csv",
+        )
+    return parsers[suffix]
+
+
+def _read_bytes(source: str, stdin: BinaryIO) -> bytes:
+    if source == STDIN:
+        return stdin.read()
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {source}: {error.strerror or error}", "check the path and its permissions"
+        ) from None
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines without their endings; str.splitlines would also cut at U+2028 and its like."""
+    return (line.removesuffix("\n") for line in io.StringIO(text, newline=None))
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _first(own: T | None, default: T) -> T:
+    return default if own is None else own

@@ -1,0 +1,1 @@
+"""A run: rows -> jobs -> batches -> saved pictures."""

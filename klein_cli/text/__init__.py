@@ -1,0 +1,1 @@
+"""Words: prompt -> token ids -> the text embeddings that the DiT reads."""

@@ -1,0 +1,95 @@
+"""Token ids -> text embeddings: Qwen3's tapped hidden states, side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from klein_cli.load import load_weights, part_config
+from klein_cli.models.attention import AttentionLengths, attention_backend
+from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
+from klein_cli.text.tokenizer import TokenizedPrompt
+
+_PREFIX = "model."
+_LAYER = re.compile(r"model\.layers\.(\d+)\..+")
+_NEVER_READ = ("model.norm.weight", "lm_head.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A batch of prompts. `ids` (B, 512) int64 on the host; `lengths`: valid tokens a row."""
+
+    ids: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, prompts: Sequence[TokenizedPrompt]) -> PromptTokens:
+        """The batch of some tokenized prompts, in their order."""
+        ids = torch.tensor([prompt.ids for prompt in prompts], dtype=torch.int64)
+        return cls(ids, tuple(prompt.length for prompt in prompts))
+
+
+@dataclass(frozen=True, slots=True)
+class TextEmbeddings:
+    """`states` (B, 512, taps * hidden), on the device in the model's dtype, layer after layer.
+
+    All 512 positions count: the DiT reads the padded ones too, without a mask.
+    """
+
+    states: Tensor
+
+
+class TextEncoder:
+    """The text encoder of one snapshot. `skipped` names the tensors that were not read."""
+
+    def __init__(self, model: Qwen3Model, skipped: tuple[str, ...] = ()) -> None:
+        self.model = model
+        self.skipped = skipped
+
+    @classmethod
+    def from_snapshot(
+        cls,
+        root: Path,
+        tapped_layers: Sequence[int],
+        *,
+        attention: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> TextEncoder:
+        """The encoder in `root`/text_encoder, up to its last tapped layer.
+
+        Raises ModelError when it is not the Qwen3 that it should be, UsageError when the
+        attention cannot run on the device.
+        """
+        folder = root / "text_encoder"
+        table = part_config(folder, "architectures", "Qwen3ForCausalLM")
+        config = Qwen3Config.from_json(table)
+        with torch.device("meta"):
+            model = Qwen3Model(config, tapped_layers, attention_backend(attention, device, dtype))
+
+        def unread(name: str) -> bool:
+            layer = _LAYER.fullmatch(name)
+            if layer is None:
+                return name in _NEVER_READ
+            return len(model.layers) <= int(layer[1]) < config.num_hidden_layers
+
+        skipped = load_weights(
+            model, folder, device=device, dtype=dtype, prefix=_PREFIX, unread=unread
+        )
+        return cls(model, skipped)
+
+    @property
+    def channels(self) -> int:
+        """The width of the embeddings: taps * hidden."""
+        return len(self.model.tapped_layers) * self.model.config.hidden_size
+
+    def encode(self, tokens: PromptTokens) -> TextEmbeddings:
+        """The embeddings of a batch; on the CPU each row is bitwise what it would be alone."""
+        device = self.model.embed_tokens.weight.device
+        lengths = AttentionLengths(tokens.lengths, tokens.ids.shape[1], device)
+        return TextEmbeddings(torch.cat(self.model(tokens.ids.to(device), lengths), dim=-1))

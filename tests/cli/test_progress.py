@@ -1,0 +1,76 @@
+"""The bar: seen on a terminal, absent elsewhere, and never in the way of the results."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
+
+SCRIPT = """
+from pathlib import Path
+from klein_cli.cli.report import Report
+from klein_cli.recipe import Recipe
+from klein_cli.run.plan import Job
+from klein_cli.run.runner import Saved
+import sys
+recipe = Recipe(prompt="a", seed=5, width=16, height=16, steps=4, guidance=1.0, model="tiny")
+job = Job(index=1, recipe=recipe, path=Path("cat.png"), exact=False)
+report = Report(as_json=False, quiet="quiet" in sys.argv, verbose=False, silent_stdout=False)
+with report.bar:
+    report.bar.say("loading [bold]tiny")
+    report.bar.expect(2)
+    report.bar.reach(0.5)
+    report.saved(Saved(job=job, path=job.path, seconds=1.0))
+    report.bar.reach(0.5)
+"""
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> tuple[str, str]:
+    """What SCRIPT says to its stdout, a pipe, and to its stderr, a terminal."""
+    ours, theirs = pty.openpty()
+    clean = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        stdin=subprocess.DEVNULL,
+        env=clean | {"TERM": "xterm-256color", "COLUMNS": "80"} | environment,
+        check=True,
+    )
+    os.write(theirs, b"\nend\n")
+    said = b""
+    while b"end" not in said:
+        said += os.read(ours, 65536)
+    os.close(ours)
+    os.close(theirs)
+    return done.stdout.decode(), said.decode()
+
+
+def test_paths_reach_a_pipe_while_the_bar_is_on_the_terminal() -> None:
+    # Rich redirects stdout to the bar's own stream unless it is told not to.
+    out, terminal = on_a_terminal()
+    assert out == "cat.png\n"
+    assert "1 of 2 pictures" in terminal
+    assert "cat.png" not in terminal
+
+
+def test_no_color_is_respected() -> None:
+    colour = "\x1b[3"
+    assert colour in on_a_terminal()[1]
+    assert colour not in on_a_terminal(NO_COLOR="1")[1]
+
+
+def test_quiet_and_dumb_terminals_have_no_bar() -> None:
+    assert on_a_terminal("quiet") == ("cat.png\n", "\r\nend\r\n")
+    assert on_a_terminal(TERM="dumb") == ("cat.png\n", "\r\nend\r\n")
+
+
+def test_a_pipe_has_no_bar() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("cat.png\n", "")

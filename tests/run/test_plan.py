@@ -1,0 +1,179 @@
+"""Rows -> jobs: seeds, names and every complaint, before any work starts."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from klein_cli.errors import UsageError
+from klein_cli.presets import presets
+from klein_cli.prompts import BadRow, Defaults, Row
+from klein_cli.run.plan import Job, Output, Plan, check_folders, plan
+
+TINY = presets()["tiny"]
+BASE = presets()["klein-base-4b"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(
+    *rows: Row | BadRow,
+    output: str | None = "d/",
+    n: int = 1,
+    seed: int = 10,
+    overwrite: bool = False,
+    source: str = "p.jsonl",
+    base: bool = False,
+) -> Plan:
+    preset = BASE if base else TINY
+    defaults = Defaults(
+        model=preset.name,
+        width=preset.width,
+        height=preset.height,
+        steps=preset.steps,
+        guidance=preset.guidance,
+        n=n,
+    )
+    return plan(
+        rows,
+        source=source,
+        preset=preset,
+        defaults=defaults,
+        seed=seed,
+        output=Output(path=output, overwrite=overwrite, today=date(2026, 3, 9)),
+    )
+
+
+def seeds(made: Plan) -> list[int]:
+    return [job.recipe.seed for job in made.jobs]
+
+
+def paths(made: Plan) -> list[str]:
+    return [str(job.path) for job in made.jobs]
+
+
+def test_picture_k_of_a_run_gets_seed_plus_k_unless_its_row_says_otherwise() -> None:
+    made = planned(
+        Row(prompt="a"), Row(prompt="b", seed=100, n=2), Row(prompt="c"), Row(prompt="d", n=2)
+    )
+    assert seeds(made) == [10, 100, 101, 13, 14, 15]
+    assert [job.index for job in made.jobs] == [1, 2, 3, 4, 5, 6]
+    assert made.uses_seed
+
+
+def test_num_images_is_per_prompt() -> None:
+    assert seeds(planned(Row(prompt="a"), Row(prompt="b"), n=2)) == [10, 11, 12, 13]
+
+
+def test_a_run_whose_rows_all_have_seeds_uses_none_of_its_own() -> None:
+    assert not planned(Row(prompt="a", seed=1), Row(prompt="b", seed=2)).uses_seed
+
+
+def test_one_picture_keeps_its_name_and_several_are_numbered() -> None:
+    assert paths(planned(Row(prompt="a"), output="x.png")) == ["x.png"]
+    assert paths(planned(Row(prompt="a"), output="x.png", n=2)) == ["x-0001.png", "x-0002.png"]
+    assert paths(planned(Row(prompt="a cat"), output=None)) == ["a-cat-10.png"]
+
+
+def test_rows_name_their_own_files() -> None:
+    made = planned(
+        Row(prompt="a", output="one.png"), Row(prompt="b", output="two.jpg", n=2), Row(prompt="c")
+    )
+    assert paths(made) == ["d/one.png", "d/two-0001.jpg", "d/two-0002.jpg", "d/0004-c-13.png"]
+
+
+def test_only_a_name_typed_at_the_shell_is_exact() -> None:
+    assert planned(Row(prompt="a"), output="x.png").jobs[0].exact
+    assert not planned(Row(prompt="a", output="y.png"), output="x.png").jobs[0].exact
+    assert not planned(Row(prompt="a")).jobs[0].exact
+
+
+def test_all_bad_lines_are_reported_together_in_order() -> None:
+    with pytest.raises(UsageError) as caught:
+        planned(
+            Row(prompt="a", line=1, width=100),
+            Row(prompt="fine", line=2),
+            Row(prompt="b", line=3, output="../x.png"),
+            BadRow(line=4, message="malformed JSON", hint="mend it"),
+            Row(prompt="c", line=5, height=512),
+            Row(prompt="d", line=6, seed=2**63 - 1, n=2),
+        )
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "p.jsonl has 5 bad lines"
+    for line, number, what in zip(
+        lines[1:],
+        (1, 3, 4, 5, 6),
+        ("width 100", "leaves the output folder", "malformed", "height 512", "seed"),
+        strict=True,
+    ):
+        assert line.startswith(f"  line {number}: ")
+        assert what in line
+
+
+def test_a_typed_prompts_fault_names_no_line() -> None:
+    with pytest.raises(UsageError) as caught:
+        planned(Row(prompt="a", width=512), source="", n=3)
+    assert caught.value.message == "width 512 is out of range for tiny"
+    assert caught.value.hint == "use 128 to 384"
+
+
+@pytest.mark.parametrize(("side", "right"), [(112, False), (128, True), (384, True), (400, False)])
+def test_sides_are_those_the_model_makes(side: int, right: bool) -> None:
+    if right:
+        assert planned(Row(prompt="a", width=side)).jobs[0].recipe.width == side
+    else:
+        with pytest.raises(UsageError, match="out of range for tiny"):
+            planned(Row(prompt="a", width=side))
+
+
+def test_no_rows_are_an_error() -> None:
+    with pytest.raises(UsageError, match=r"p\.jsonl holds no prompts"):
+        planned()
+
+
+def test_an_existing_file_is_refused_and_with_overwrite_it_is_not() -> None:
+    Path("x.png").touch()
+    with pytest.raises(UsageError, match="already exists"):
+        planned(Row(prompt="a"), output="x.png")
+    assert paths(planned(Row(prompt="a"), output="x.png", overwrite=True)) == ["x.png"]
+
+
+def test_standard_output_takes_one_picture_without_a_name() -> None:
+    assert planned(Row(prompt="a"), output="-").jobs[0].path is None
+    with pytest.raises(UsageError, match="one picture"):
+        planned(Row(prompt="a"), output="-", n=2)
+    with pytest.raises(UsageError, match="no place for a row's output"):
+        planned(Row(prompt="a", output="x.png"), output="-")
+
+
+def test_a_distilled_model_ignores_a_rows_guidance_and_says_so() -> None:
+    # Left in, guidance above 1 would turn classifier-free guidance on.
+    row = Row(prompt="a", guidance=4.0, negative_prompt="b")
+    made = planned(row)
+    assert (made.jobs[0].recipe.guidance, made.jobs[0].recipe.negative_prompt) == (1.0, None)
+    assert made.without_effect == ("guidance", "negative_prompt")
+
+
+def test_a_base_model_uses_a_rows_guidance() -> None:
+    made = planned(Row(prompt="a", guidance=7.0, negative_prompt="b"), base=True)
+    assert (made.jobs[0].recipe.guidance, made.jobs[0].recipe.negative_prompt) == (7.0, "b")
+    assert made.without_effect == ()
+
+
+def test_a_prompt_too_long_for_jpeg_is_refused_beforehand() -> None:
+    with pytest.raises(UsageError, match="does not fit in a JPEG"):
+        planned(Row(prompt="a" * 70_000), output="x.jpg", source="")
+
+
+def test_check_folders_looks_at_every_folder() -> None:
+    Path("file").touch()
+    jobs: tuple[Job, ...] = planned(Row(prompt="a"), Row(prompt="b")).jobs
+    check_folders(jobs)
+    with pytest.raises(UsageError, match="cannot write in the folder file"):
+        check_folders([*jobs, *planned(Row(prompt="a"), output="file/").jobs])
+    assert sorted(path.name for path in Path().iterdir()) == ["file"]

@@ -1,0 +1,278 @@
+"""Prompts files -> rows -> recipes: what is read as it stands, and what is refused where."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from klein_cli.errors import UsageError
+from klein_cli.prompts import (
+    BadRow,
+    Defaults,
+    Row,
+    complain,
+    decode,
+    parse_csv,
+    parse_jsonl,
+    parse_txt,
+    prompt_fault,
+    read_prompt,
+    read_rows,
+    recipes,
+)
+
+DEFAULTS = Defaults(model="tiny", width=256, height=256, steps=4, guidance=1.0)
+NO_STDIN = io.BytesIO()
+
+
+def prompts(rows: object) -> list[str]:
+    return [row.prompt for row in rows]  # type: ignore[attr-defined]
+
+
+def only_fault(rows: object) -> BadRow:
+    (fault,) = rows  # type: ignore[misc]
+    assert isinstance(fault, BadRow)
+    return fault
+
+
+def test_txt_skips_comments_and_blanks_and_keeps_line_numbers() -> None:
+    rows = list(parse_txt("# first\n\na cat\n  \n  # indented\na dog"))
+    assert rows == [Row(prompt="a cat", line=3), Row(prompt="a dog", line=6)]
+
+
+def test_txt_strips_the_line_ending_and_nothing_else() -> None:
+    # Upstream does not strip prompts: a blank at either end is a token of its own.
+    assert prompts(parse_txt(" a cat \r\n\ta dog\rthe end \n")) == [
+        " a cat ",
+        "\ta dog",
+        "the end ",
+    ]
+
+
+def test_txt_cuts_only_at_line_endings() -> None:
+    # str.splitlines also cuts at these.
+    text = "one\u2028two\x0bthree\x85four\x0cfive"
+    assert prompts(parse_txt(text + "\n")) == [text]
+
+
+def test_jsonl_reads_every_key() -> None:
+    line = (
+        '{"prompt": " a cat ", "seed": 7, "width": 128, "height": 256, "steps": 2, "guidance": 3,'
+        ' "negative_prompt": "dogs", "output": "cat.png", "n": 3}'
+    )
+    assert list(parse_jsonl("\n" + line)) == [
+        Row(
+            prompt=" a cat ",
+            line=2,
+            seed=7,
+            width=128,
+            height=256,
+            steps=2,
+            guidance=3,
+            negative_prompt="dogs",
+            output="cat.png",
+            n=3,
+        )
+    ]
+
+
+def test_jsonl_null_is_unsaid() -> None:
+    assert list(parse_jsonl('{"prompt": "a", "seed": null}')) == [Row(prompt="a", line=1)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{oops", "malformed JSON"),
+        ('{"prompt": "a"} x', "malformed JSON"),
+        ('["a"]', "expected a JSON object"),
+        ('"a"', "expected a JSON object"),
+        ("[" * 100_000, "malformed JSON"),
+        ('{"seed": 1}', "there is no prompt"),
+        ('{"prompt": ""}', "the prompt is empty"),
+        ('{"prompt": " \\n"}', "the prompt is empty"),
+        ('{"prompt": "\\ud800"}', "not valid Unicode"),
+        ('{"prompt": 3}', "prompt must be text, not 3"),
+        ('{"prompt": "a", "sead": 3}', "unknown key 'sead'"),
+        ('{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
+        ('{"prompt": "a", "seed": "7"}', 'seed must be a whole number, not "7"'),
+        ('{"prompt": "a", "seed": 7.0}', "seed must be a whole number, not 7.0"),
+        ('{"prompt": "a", "seed": true}', "seed must be a whole number, not true"),
+        ('{"prompt": "a", "guidance": "4"}', "guidance must be a number"),
+        ('{"prompt": "a", "guidance": false}', "guidance must be a number"),
+        ('{"prompt": "a", "output": 1}', "output must be text"),
+        ('{"prompt": "a", "n": 0}', "n 0 is out of range"),
+        ('{"prompt": "a", "n": 1000000000}', "n 1000000000 is out of range"),
+        ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "malformed JSON"),
+    ],
+)
+def test_jsonl_names_the_fault_and_its_line(line: str, message: str) -> None:
+    good, bad = parse_jsonl('{"prompt": "good"}\n' + line)
+    assert isinstance(good, Row)
+    assert isinstance(bad, BadRow)
+    assert bad.line == 2
+    assert message in bad.message
+    assert bad.hint
+
+
+def test_csv_reads_names_in_any_order_and_empty_cells_as_unsaid() -> None:
+    text = 'seed, prompt ,guidance,output\n7,"a cat, sitting ",4.5,\n, a dog,,dog.png\n'
+    assert list(parse_csv(text)) == [
+        Row(prompt="a cat, sitting ", line=2, seed=7, guidance=4.5),
+        Row(prompt=" a dog", line=3, output="dog.png"),
+    ]
+
+
+def test_csv_counts_lines_through_quoted_line_breaks_and_blank_lines() -> None:
+    rows = list(parse_csv('prompt,seed\r\n"two\nlines",1\r\n\r\na dog,x\r\n'))
+    assert rows[0] == Row(prompt="two\nlines", line=2, seed=1)
+    assert isinstance(rows[1], BadRow)
+    assert rows[1].line == 5
+
+
+def test_csv_short_row_leaves_the_rest_unsaid() -> None:
+    assert list(parse_csv("prompt,seed\na cat\n")) == [Row(prompt="a cat", line=2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("prompt;seed\na;1\n", 1, "unknown column 'prompt;seed'"),
+        ("a cat\na dog\n", 1, "unknown column 'a cat'"),
+        ("seed,width\n1,2\n", 1, "no prompt column"),
+        ("prompt,seed,seed\na,1,2\n", 1, "'seed' is there twice"),
+        ("prompt,seed\na cat, sitting,1\n", 2, "3 cells under 2 columns"),
+        ("prompt,seed\n ,1\n", 2, "there is no prompt"),
+        ("prompt,seed\na,1.5\n", 2, 'seed must be a whole number, not "1.5"'),
+        ("prompt,guidance\na,much\n", 2, "guidance must be a number"),
+        ('prompt\n"open', 2, "malformed CSV"),
+    ],
+)
+def test_csv_names_the_fault_and_its_line(text: str, line: int, message: str) -> None:
+    fault = only_fault(parse_csv(text))
+    assert fault.line == line
+    assert message in fault.message
+
+
+def test_decode_takes_a_byte_order_mark_off() -> None:
+    assert decode(b"\xef\xbb\xbfa cat", "f") == "a cat"
+
+
+def test_decode_names_the_byte_that_is_not_utf8() -> None:
+    with pytest.raises(UsageError, match=r"f is not UTF-8: byte 0xe9 at offset 8 \(line 2\)"):
+        decode(b"\xef\xbb\xbfa\ncaf\xe9s\n", "f")
+
+
+def test_decode_recognises_utf16() -> None:
+    with pytest.raises(UsageError, match="UTF-16"):
+        decode("a cat".encode("utf-16"), "f")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("p.txt", "a cat\n"), ("p.jsonl", '{"prompt": "a cat"}\n'), ("P.CSV", "prompt\na cat\n")],
+)
+def test_the_ending_chooses_the_format(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode())
+    assert prompts(read_rows(str(path), NO_STDIN)) == ["a cat"]
+
+
+def test_a_file_without_an_ending_is_txt(tmp_path: Path) -> None:
+    (tmp_path / "63").write_text("a cat\n")
+    assert prompts(read_rows(str(tmp_path / "63"), NO_STDIN)) == ["a cat"]
+
+
+def test_dash_reads_standard_input_as_txt() -> None:
+    assert prompts(read_rows("-", io.BytesIO(b"a cat\n# no\na dog\n"))) == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.xml"])
+def test_an_unknown_ending_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        read_rows(name, NO_STDIN)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_rows(str(tmp_path / "none.txt"), NO_STDIN)
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(UsageError, match="Is a directory"):
+        read_rows(str(tmp_path / "folder.txt"), NO_STDIN)
+
+
+@pytest.mark.parametrize(
+    ("piped", "prompt"),
+    [(b"a cat\n", "a cat"), (b"a cat\r\n", "a cat"), (b" two\nlines \n\n", " two\nlines \n")],
+)
+def test_a_piped_prompt_loses_one_line_ending(piped: bytes, prompt: str) -> None:
+    assert read_prompt(io.BytesIO(piped)) == prompt
+
+
+def test_prompt_fault_catches_bytes_that_were_no_text() -> None:
+    argument = b"caf\xe9".decode("utf-8", "surrogateescape")
+    fault = prompt_fault(argument)
+    assert fault is not None
+    assert "character 4" in fault[0]
+    assert prompt_fault("café") is None
+
+
+def test_a_silent_row_takes_the_defaults() -> None:
+    (recipe,) = recipes(Row(prompt="a cat"), DEFAULTS, 5)
+    assert (recipe.prompt, recipe.seed, recipe.model) == ("a cat", 5, "tiny")
+    assert recipe.shape == (256, 256, 4, 1.0)
+    assert recipe.negative_prompt is None
+
+
+def test_a_row_overrides_the_defaults_field_by_field() -> None:
+    row = Row(prompt="a cat", width=128, guidance=0.0, negative_prompt="")
+    (recipe,) = recipes(row, DEFAULTS, 5)
+    assert recipe.shape == (128, 256, 4, 0.0)
+    assert recipe.negative_prompt == ""
+
+
+def test_a_row_with_a_seed_and_n_counts_up_from_it() -> None:
+    made = recipes(Row(prompt="a cat", seed=40, n=3), DEFAULTS, 5)
+    assert [recipe.seed for recipe in made] == [40, 41, 42]
+    assert [recipe.seed for recipe in recipes(Row(prompt="a", seed=0), DEFAULTS, 5)] == [0]
+
+
+def test_recipes_refuse_what_no_picture_can_have() -> None:
+    with pytest.raises(UsageError, match="width 100"):
+        recipes(Row(prompt="a", width=100), DEFAULTS, 5)
+    with pytest.raises(UsageError, match="guidance nan"):
+        recipes(Row(prompt="a", guidance=float("nan")), DEFAULTS, 5)
+
+
+def fault(line: int) -> BadRow:
+    return BadRow(line=line, message=f"wrong {line}", hint="mend it")
+
+
+def test_one_bad_line_is_one_line_of_message() -> None:
+    with pytest.raises(UsageError) as caught:
+        complain("p.jsonl", [fault(3)])
+    assert (caught.value.message, caught.value.hint) == ("p.jsonl line 3: wrong 3", "mend it")
+
+
+def test_bad_lines_are_reported_together() -> None:
+    with pytest.raises(UsageError) as caught:
+        complain("-", [fault(3), fault(9)])
+    first, *rest = caught.value.message.splitlines()
+    assert first == "standard input has 2 bad lines"
+    assert rest == ["  line 3: wrong 3 (mend it)", "  line 9: wrong 9 (mend it)"]
+
+
+def test_a_flood_of_bad_lines_is_cut_short_and_counted() -> None:
+    with pytest.raises(UsageError) as caught:
+        complain("p.csv", [fault(line) for line in range(1, 1001)])
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "p.csv has 1000 bad lines"
+    assert lines[20:] == ["  line 20: wrong 20 (mend it)", "  and 980 more"]
+
+
+def test_a_typed_prompt_has_no_line_to_name() -> None:
+    with pytest.raises(UsageError) as caught:
+        complain("", [fault(0)])
+    assert caught.value.message == "wrong 0"
