@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,17 +13,24 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon:
-    """Muon for the matrices inside blocks, AdamW for everything else.
+    """Muon for the parameters that `matrices` picks, AdamW for everything else.
+
+    A convolution's kernel counts as a matrix of (out, in * height * width).
 
     Momentum of each matrix is orthogonalised by five Newton-Schulz iterations (Jordan et al.,
     2024) and scaled to the size of an AdamW update (Liu et al., 2025), so that one learning rate
     serves both. Matrices of one shape are orthogonalised as one batch.
     """
 
-    def __init__(self, model: nn.Module, lr: float, momentum: float = 0.95) -> None:
-        inner = ("layers.", "blocks.")
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        matrices: Callable[[str, nn.Parameter], bool],
+        momentum: float = 0.95,
+    ) -> None:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for n, p in named if p.ndim == 2 and any(part in n for part in inner)]
+        matrices = [p for n, p in named if matrices(n, p)]
         ids = {id(p) for p in matrices}
         self.momentum, self.lr = momentum, lr
         self.adam = torch.optim.AdamW(
@@ -32,7 +39,7 @@ class Muon:
         )  # fmt: skip
         self.groups: dict[tuple[int, int], list[nn.Parameter]] = {}
         for p in matrices:
-            self.groups.setdefault((p.shape[0], p.shape[1]), []).append(p)
+            self.groups.setdefault((p.shape[0], p[0].numel()), []).append(p)
         self.buffers = {
             shape: torch.zeros(len(group), *shape, device=group[0].device)
             for shape, group in self.groups.items()
@@ -56,11 +63,17 @@ class Muon:
         nn.utils.clip_grad_norm_(self.every, 1.0, foreach=True)
         self.adam.step()
         for shape, group in self.groups.items():
-            grads = torch.stack([p.grad if p.grad is not None else torch.zeros_like(p) for p in group])
+            grads = torch.stack(
+                [(torch.zeros_like(p) if p.grad is None else p.grad).flatten(1) for p in group]
+            )
             buffer = self.buffers[shape].lerp_(grads, 1 - self.momentum)
             update = _orthogonal(grads.lerp(buffer, self.momentum))
             scale = 0.2 * max(shape) ** 0.5 * self.lr
-            torch._foreach_add_(group, list(update.unbind(0)), alpha=-scale)
+            torch._foreach_add_(
+                group,
+                [u.view_as(p) for u, p in zip(update.unbind(0), group, strict=True)],
+                alpha=-scale,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -1,0 +1,6 @@
+"""`python -m klein_cli`: the same as `klein`."""
+
+from klein_cli.cli.app import main
+
+if __name__ == "__main__":
+    main()
