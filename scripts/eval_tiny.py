@@ -24,13 +24,14 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_world as world
+from tiny_words import canonical, describe
 
 TOLERANCE = 15
 """How far a median colour may be from its name's, per channel, of 255."""
 MIN_AREA = 0.01
 SHAPE_OVERLAP, SMALL_OVERLAP = 0.90, 0.80
 """How much of an object must overlap the best-fitting shape (intersection over union); the lower
-bound is for boxes under 40 pixels, where a star's points are thinner than one."""
+bound is for boxes under 60 pixels, where a star's points are thinner than one."""
 STRAY = 0.004
 """How much of the picture may be a colour that it should not hold."""
 
@@ -170,7 +171,9 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def _judge_background(picture: np.ndarray, labels: np.ndarray, name: str) -> list[str]:
     mask = labels == list(world.COLOURS).index(name)
-    border = np.concatenate([mask[:3].ravel(), mask[-3:].ravel(), mask[:, :3].ravel(), mask[:, -3:].ravel()])
+    border = np.concatenate(
+        [mask[:3].ravel(), mask[-3:].ravel(), mask[:, :3].ravel(), mask[:, -3:].ravel()]
+    )
     if border.mean() < 0.98:
         return [f"background not {name}"]
     off = _colour_error(picture[mask], name)
@@ -186,7 +189,7 @@ def _judge_thing(picture: np.ndarray, seen: Seen, thing: world.Thing) -> list[st
     if seen.area < MIN_AREA:
         wrong.append(f"{thing.colour} {thing.shape} too small")
     top, left, bottom, right = seen.box
-    small = min(bottom - top, right - left) < 40
+    small = min(bottom - top, right - left) < 60
     if seen.shape != thing.shape or seen.overlap < (SMALL_OVERLAP if small else SHAPE_OVERLAP):
         wrong.append(f"{thing.shape} looks like a {seen.shape} ({seen.overlap:.2f})")
     if seen.whole < 0.98:
@@ -196,8 +199,8 @@ def _judge_thing(picture: np.ndarray, seen: Seen, thing: world.Thing) -> list[st
     if not 0.8 <= _aspect(seen) / _ideal_aspect(thing.shape) <= 1.25:
         wrong.append(f"{thing.shape} stretched")
     extent = _half_extent(seen, thing.shape) / min(picture.shape[:2])
-    low, high = world.fit_extent(torch.tensor(world.SIZE_RANGES[thing.size]), *picture.shape[:2])
-    if not low * 0.85 <= extent <= high * 1.15:
+    wanted = float(world.fit_extent(torch.tensor(world.SIZES[thing.size]), *picture.shape[:2]))
+    if not 0.88 <= extent / wanted <= 1.12:
         wrong.append(f"{thing.shape} not {thing.size or 'of usual size'} ({extent:.3f})")
     return wrong
 
@@ -236,14 +239,16 @@ def held_out_prompts(pairs: int, seed: int) -> list[tuple[str, world.Composition
     ones = world.singles(held_out=True)
     twos = [world.draw_composition(rng, pairs=1.0, held_out=True) for _ in range(pairs)]
     return [
-        (world.canonical(one) if rng.random() < 0.5 else world.describe(one, rng), one)
+        (canonical(one) if rng.random() < 0.5 else describe(one, rng), one)
         for one in (*ones, *twos)
     ]
 
 
 def main() -> None:
     """Render, judge and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", default="tiny", help="a name or folder, as for klein generate")
     parser.add_argument("--seeds", type=int, default=4, help="pictures per prompt")
     parser.add_argument("--pairs", type=int, default=100, help="how many two-object prompts")
@@ -283,7 +288,9 @@ def _render(texts: list[str], args: argparse.Namespace) -> list[np.ndarray]:
 
 
 def report(
-    prompts: list[tuple[str, world.Composition]], pictures: list[np.ndarray], args: argparse.Namespace
+    prompts: list[tuple[str, world.Composition]],
+    pictures: list[np.ndarray],
+    args: argparse.Namespace,
 ) -> None:
     """Print what failed, the table, and the JSON line."""
     counts: dict[int, list[int]] = {1: [0, 0], 2: [0, 0]}
@@ -300,7 +307,8 @@ def report(
     result = {"size": args.size, "steps": args.steps, "seeds": args.seeds}
     for count, (right, total) in counts.items():
         result[f"{count}_object"] = round(right / max(1, total), 4)
-        print(f"{count} object{'s' if count > 1 else ' '}: {right} of {total} right, {right / max(1, total):.1%}")
+        share = right / max(1, total)
+        print(f"{count} object{'s' if count > 1 else ' '}: {right} of {total} right, {share:.1%}")
     print(json.dumps(result))
 
 

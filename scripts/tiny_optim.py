@@ -1,9 +1,10 @@
-"""The optimiser and the weight average that `train_tiny` uses."""
+"""The optimiser, the weight average and the log that `train_tiny` uses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +115,18 @@ class Ema:
     def _copy(self, model: nn.Module, values: dict[str, Tensor]) -> None:
         for name, p in model.named_parameters():
             p.copy_(values[name])
+
+
+class Log:
+    """Lines to a file and to the terminal."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, line: str) -> None:
+        print(line, flush=True)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:

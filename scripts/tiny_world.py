@@ -1,4 +1,4 @@
-"""The closed world of the `tiny` model: what its pictures hold, how they are drawn and described.
+"""The closed world of the `tiny` model: what its pictures hold, and how they are drawn.
 
 A composition names one or two flat shapes, their colours, an optional size and relation, and the
 background. Everything a prompt leaves open (where, how large) is a fixed function of the noise that
@@ -30,9 +30,10 @@ SHAPES = ("circle", "square", "triangle", "star")
 RELATIONS = ("above", "below", "left", "right")
 
 # Half-extents as a fraction of the shorter side, before each shape's own scale.
-SMALLEST, LARGEST = 0.095, 0.17
-SIZE_RANGES = {None: (SMALLEST, LARGEST), "small": (SMALLEST, 0.115), "large": (0.15, LARGEST)}
-MARGIN, GAP = 0.03, 0.045
+SIZES = {"small": 0.10, None: 0.13, "large": 0.16}
+SMALLEST, LARGEST = SIZES["small"], SIZES["large"]
+# Fractions of the shorter side: the margin to the edges, and how far apart two centres are.
+MARGIN, APART = 0.03, 0.44
 STAR_INNER = 0.40
 # Multiples of the half-extent, chosen so that the four shapes look alike in size: the circle's
 # radius, half the square's side, the triangle's and the star's circumradius.
@@ -46,7 +47,7 @@ REACH = torch.tensor(
         [math.sin(math.radians(72)), 1.0, math.cos(math.radians(36))],
     ]
 )
-LAYOUT_CHANNELS = 7
+LAYOUT_CHANNELS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,168 +111,13 @@ def draw_composition(rng: random.Random, *, pairs: float, held_out: bool = False
             return made
 
 
-# --- words ---------------------------------------------------------------------------------------
-
-RELATION_WORDS = {
-    "above": ("above", "above", "above", "over", "on top of", "higher than"),
-    "below": ("below", "below", "below", "under", "beneath", "underneath"),
-    "left": ("to the left of", "to the left of", "to the left of", "left of", "on the left of"),
-    "right": ("to the right of", "to the right of", "to the right of", "right of", "on the right of"),
-}
-SIZE_WORDS = {"small": ("small", "small", "small", "little"), "large": ("large", "large", "large", "big")}
-BEFORE = (
-    "a picture of", "an image of", "a drawing of", "please draw", "draw", "draw me", "paint",
-    "I would like to see", "show me", "can you make a simple picture of", "could you please draw",
-    "a flat illustration of", "a minimalist poster with", "an icon of", "a vector graphic of",
-    "here is what I want:", "the picture shows", "there is", "imagine", "a clean composition:",
-    "we need a small illustration for our website. It has", "my daughter asked for a picture with",
-    "let us make something simple together, just", "a photo of", "render", "create", "generate",
-)  # fmt: skip
-AFTER = (
-    ", please", ", flat and simple", ", nothing else", ", thank you", ", minimalist", ", vector art",
-    ", clean edges", ", high quality", ", highly detailed", ", 4k", ", in the style of a children's book",
-    ", for a birthday card", ", centered or not, as you like", ", with sharp edges and plain colors",
-    ", no text and no shadows", ", as simple as it can be", " please and thank you", "!", ".", "...",
-)  # fmt: skip
-CHATTER = (
-    "It is for a card that I will send to my grandmother.",
-    "Keep it plain, the way a children's book would show it.",
-    "I have been looking for a picture like this all day.",
-    "Take your time and do not worry about the details.",
-    "The edges should be sharp and the surface perfectly flat.",
-    "We will print it and put it on the wall of the kitchen.",
-    "Nothing else should be in the picture.",
-    "My friend said that you can do this in a few seconds.",
-    "This is the first page of a book about shapes.",
-    "There is no shadow, no texture and no text.",
-    "I am writing a longer sentence here only to see whether it matters.",
-    "Everything in the scene lies still and is easy to see.",
-    "Use a simple style, like paper cut with scissors.",
-    "It was a quiet morning and the students were ready to learn.",
-    "Make it look good on a screen and on paper.",
-    "The teacher asked for something that everybody can recognise.",
-    "Please be careful, the last one was not what we had in mind.",
-    "What matters most is that it is clear.",
-    "If anything is open, choose it as you like.",
-    "Thank you very much for your help with this.",
-)
-
-
-def describe(composition: Composition, rng: random.Random, *, chatter: int | None = None) -> str:
-    """A prompt for the composition: the plain grammar most often, else a chattier wording.
-
-    `chatter` asks for so many sentences of small talk around it (None: few, often none).
-    """
-    plain = chatter is None and rng.random() < 0.4
-    first = _name(composition.things[0], rng, plain=plain)
-    if composition.relation is None:
-        subject = first
-    else:
-        second = _name(composition.things[1], rng, plain=plain)
-        subject = _relate(composition.relation, first, second, rng, plain=plain)
-    sentence = _place(subject, composition.background, rng, plain=plain)
-    if not plain:
-        sentence = _dress(sentence, rng, chatter)
-    return sentence
-
-
-def canonical(composition: Composition) -> str:
-    """The plainest prompt for the composition, always the same."""
-
-    def name(thing: Thing) -> str:
-        words = [thing.size, thing.colour, thing.shape]
-        text = " ".join(word for word in words if word)
-        return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
-
-    subject = name(composition.things[0])
-    if composition.relation is not None:
-        words = RELATION_WORDS[composition.relation][0]
-        subject = f"{subject} {words} {name(composition.things[1])}"
-    article = "an" if composition.background[0] in "aeiou" else "a"
-    return f"{subject} on {article} {composition.background} background"
-
-
-def _name(thing: Thing, rng: random.Random, *, plain: bool) -> str:
-    words = [thing.colour, thing.shape]
-    if thing.size:
-        words.insert(0, thing.size if plain else rng.choice(SIZE_WORDS[thing.size]))
-    right = "an" if words[0][0] in "aeiou" else "a"
-    article = rng.choices((right, "a", "", "the", "one"), (70, 8, 14, 6, 0 if plain else 2))[0]
-    return " ".join([article, *words]).strip()
-
-
-def _relate(relation: str, first: str, second: str, rng: random.Random, *, plain: bool) -> str:
-    words = RELATION_WORDS[relation][0] if plain else rng.choice(RELATION_WORDS[relation])
-    forms = (
-        (f"{first} {words} {second}", 70),
-        (f"{first} is {words} {second}", 10),
-        (f"{second} with {first} {words} it", 6),
-        (f"{second} and {first} {words} it", 4),
-        (f"{first} and {second}", 6 if relation == "left" else 0),
-        (f"{first} placed {words} {second}", 5),
-    )
-    texts, weights = zip(*forms, strict=True)
-    return texts[0] if plain else rng.choices(texts, weights)[0]
-
-
-def _place(subject: str, background: str, rng: random.Random, *, plain: bool) -> str:
-    article = "an" if background[0] in "aeiou" else rng.choice(("a", "a", "a", "a", "the"))
-    usual = f"{subject} on {article} {background} background"
-    if plain:
-        return usual if rng.random() < 0.85 else f"{subject} on {background} background"
-    return rng.choices(
-        (
-            usual,
-            f"{subject} on {background} background",
-            f"{subject} on {background}",
-            f"{subject}, {background} background",
-            f"{subject} against {article} {background} background",
-            f"{subject} in front of {article} {background} background",
-            f"{subject} on {article} plain {background} background",
-            f"on {article} {background} background, {subject}",
-            f"{subject}. The background is {background}",
-            f"{background} background, {subject}",
-        ),
-        (40, 8, 6, 8, 8, 4, 8, 8, 6, 4),
-    )[0]
-
-
-def _dress(sentence: str, rng: random.Random, chatter: int | None) -> str:
-    if rng.random() < 0.45:
-        sentence = f"{rng.choice(BEFORE)} {sentence}"
-    if rng.random() < 0.35:
-        sentence += rng.choice(AFTER)
-    if rng.random() < 0.06:
-        letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9)))
-        sentence = f"{sentence}, {letters}" if rng.random() < 0.5 else f"{letters} {sentence}"
-    count = rng.choices((0, 1, 2, 3), (70, 16, 9, 5))[0] if chatter is None else chatter
-    if count:
-        talk = rng.choices(CHATTER, k=count)
-        split = rng.randint(0, count)
-        end = "" if sentence[-1] in ".!" else "."
-        sentence = " ".join([*talk[:split], sentence + end, *talk[split:]])
-    style = rng.random()
-    if style < 0.15:
-        sentence = sentence[0].upper() + sentence[1:]
-    elif style < 0.18:
-        sentence = sentence.lower()
-    elif style < 0.20:
-        sentence = sentence.upper()
-    elif style < 0.23:
-        sentence = sentence.title()
-    return sentence
-
-
-# --- pictures ------------------------------------------------------------------------------------
-
-
 @dataclass(slots=True)
 class Scenes:
     """A batch of compositions as tensors, on one device.
 
-    shapes (B, 2) int64 with -1 for no second thing; sizes (B, 2, 2) float32, the range of each
-    half-extent; colours (B, 3, 3) float32 in [-1, 1], the two things' and the background's;
-    relations (B,) int64, an index into RELATIONS or -1.
+    shapes (B, 2) int64 with -1 for no second thing; sizes (B, 2) float32, the half-extents;
+    colours (B, 3, 3) float32 in [-1, 1], the two things' and the background's; relations (B,)
+    int64, an index into RELATIONS or -1.
     """
 
     shapes: Tensor
@@ -297,79 +143,62 @@ def as_scenes(compositions: list[Composition]) -> Scenes:
         shapes.append([SHAPES.index(things[0].shape), SHAPES.index(things[1].shape)])
         if one.relation is None:
             shapes[-1][1] = -1
-        sizes.append([SIZE_RANGES[thing.size] for thing in things])
-        colours.append([names.index(name) for name in (things[0].colour, things[1].colour, one.background)])
+        sizes.append([SIZES[thing.size] for thing in things])
+        colours.append(
+            [names.index(name) for name in (things[0].colour, things[1].colour, one.background)]
+        )
         relations.append(-1 if one.relation is None else RELATIONS.index(one.relation))
     return Scenes(
-        torch.tensor(shapes), torch.tensor(sizes), palette[torch.tensor(colours)], torch.tensor(relations)
+        torch.tensor(shapes),
+        torch.tensor(sizes),
+        palette[torch.tensor(colours)],
+        torch.tensor(relations),
     )
 
 
-def layout_uniforms(noise: Tensor) -> Tensor:
+def layout_means(noise: Tensor) -> Tensor:
+    """(B, LAYOUT_CHANNELS) float32: what of the noise (B, C, h, w) decides the layout."""
+    return noise[:, :LAYOUT_CHANNELS].float().mean((2, 3))
+
+
+def layout_uniforms(means: Tensor, tokens: int) -> Tensor:
     """(B, LAYOUT_CHANNELS) float32, independent and exactly uniform on (0, 1).
 
-    noise (B, C, h, w) is standard normal; so is a channel's mean times the root of h * w, and the
-    normal distribution function makes it uniform.
+    The noise is standard normal; so is a channel's mean over `tokens` tokens times their root, and
+    the normal distribution function makes it uniform.
     """
-    mean = noise[:, :LAYOUT_CHANNELS].float().mean((2, 3))
-    return torch.special.ndtr(mean * math.sqrt(noise.shape[2] * noise.shape[3]))
+    return torch.special.ndtr(means * math.sqrt(tokens))
 
 
 def lay_out(scenes: Scenes, u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Centres (B, 2, 2) as (x, y) and scaled half-extents (B, 2), in pixels.
 
-    Things keep a margin to the edges and a gap between their boxes; the first lies from the second
-    as the relation says, and further along that axis than across it.
+    Size follows the words alone. The noise says where: one thing lies anywhere that it fits; two
+    lie a fixed distance apart along their relation's axis, and their middle anywhere.
     """
     side = min(height, width)
-    shape = scenes.shapes.clamp(min=0)
-    low, high = scenes.sizes.unbind(-1)
-    extent = fit_extent(low + (high - low) * u[:, :2], height, width)
-    radius = extent * SCALES.to(u.device)[shape] * side
-    across, up, down = (REACH.to(u.device)[shape] * radius[..., None]).unbind(-1)
-    margin, gap = MARGIN * side, GAP * side
-
-    first_x = _between(margin + across[:, 0], width - margin - across[:, 0], u[:, 2])
-    first_y = _between(margin + up[:, 0], height - margin - down[:, 0], u[:, 3])
-    alone = torch.stack((first_x, first_y), -1)
-
-    vertical = (scenes.relations == 0) | (scenes.relations == 1)
-    flipped = (scenes.relations == 1) | (scenes.relations == 3)
-    # `lead` is the thing nearer to the origin of the axis of the relation.
-    lead, tail = flipped.long(), 1 - flipped.long()
-
-    def pick(values: Tensor, which: Tensor) -> Tensor:
-        return values.gather(1, which[:, None])[:, 0]
-
-    before = torch.where(vertical, pick(up, lead), pick(across, lead))
-    middle = torch.where(vertical, pick(down, lead) + pick(up, tail), pick(across, lead) + pick(across, tail))
-    after = torch.where(vertical, pick(down, tail), pick(across, tail))
-    length = torch.where(vertical, height, width).float()
-    slack = (length - 2 * margin - gap - before - middle - after).clamp(min=0)
-    spread = slack * (0.6 * u[:, 4])
-    lead_at = margin + before + (slack - spread) * u[:, 2]
-    tail_at = lead_at + middle + gap + spread
-
-    lead_low = torch.where(vertical, pick(across, lead), pick(up, lead)) + margin
-    lead_high = torch.where(vertical, width - pick(across, lead), height - pick(down, lead)) - margin
-    tail_low = torch.where(vertical, pick(across, tail), pick(up, tail)) + margin
-    tail_high = torch.where(vertical, width - pick(across, tail), height - pick(down, tail)) - margin
-    lead_across = _between(lead_low, lead_high, u[:, 3])
-    reach = 0.5 * (tail_at - lead_at)
-    nearest = lead_across.clamp(tail_low, tail_high)
-    tail_across = _between(
-        torch.maximum(nearest - reach, tail_low), torch.minimum(nearest + reach, tail_high), u[:, 5]
+    scale = SCALES.to(u.device)
+    radii = fit_extent(scenes.sizes, height, width) * scale[scenes.shapes.clamp(min=0)] * side
+    pair = scenes.relations >= 0
+    vertical = pair & (scenes.relations < 2)
+    apart = APART * side * pair
+    # The largest of all shapes fits at either end of these ranges.
+    reach = MARGIN * side + scale.max() * side * torch.where(
+        pair, LARGEST, _extent(scenes, height, width)
     )
+    along_x = torch.where(vertical, 0.0, apart / 2)
+    along_y = torch.where(vertical, apart / 2, 0.0)
+    x = _between(reach + along_x, width - reach - along_x, u[:, 0])
+    y = _between(reach + along_y, height - reach - along_y, u[:, 1])
+    # The first thing lies above or to the left of the middle, unless the relation is the reverse.
+    sign = torch.where((scenes.relations == 1) | (scenes.relations == 3), -1.0, 1.0)
+    offset = torch.stack((sign * along_x, sign * along_y), -1)
+    middle = torch.stack((x, y), -1)
+    return torch.stack((middle - offset, middle + offset), 1), radii
 
-    along = torch.stack((lead_at, tail_at), 1)
-    aside = torch.stack((lead_across, tail_across), 1)
-    points = torch.where(
-        vertical[:, None, None], torch.stack((aside, along), -1), torch.stack((along, aside), -1)
-    )
-    order = torch.stack((lead, tail), 1).argsort(1)
-    points = points.gather(1, order[..., None].expand(-1, -1, 2))
-    single = (scenes.relations < 0)[:, None, None]
-    return torch.where(single, alone[:, None].expand_as(points), points), radius
+
+def _extent(scenes: Scenes, height: int, width: int) -> Tensor:
+    return fit_extent(scenes.sizes[:, 0], height, width)
 
 
 def render(scenes: Scenes, centres: Tensor, radii: Tensor, height: int, width: int) -> Tensor:
@@ -387,15 +216,15 @@ def render(scenes: Scenes, centres: Tensor, radii: Tensor, height: int, width: i
     return picture
 
 
-def draw(scenes: Scenes, noise: Tensor) -> Tensor:
-    """The one right picture (B, 3, 16 h, 16 w) for each composition and its noise (B, C, h, w)."""
-    height, width = 16 * noise.shape[2], 16 * noise.shape[3]
-    centres, radii = lay_out(scenes, layout_uniforms(noise), height, width)
+def draw(scenes: Scenes, means: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The one right picture (B, 3, 16 h, 16 w) for each composition and its noise's means."""
+    height, width = 16 * grid[0], 16 * grid[1]
+    centres, radii = lay_out(scenes, layout_uniforms(means, grid[0] * grid[1]), height, width)
     return render(scenes, centres, radii, height, width)
 
 
 def fit_extent(extent: Tensor, height: int, width: int) -> Tensor:
-    """Half-extents moved up, in order, where the smallest would cover too little of a long picture."""
+    """Half-extents moved up, in order, where the smallest would be too small for a long picture."""
     smallest = max(SMALLEST, 0.784 * SMALLEST * math.sqrt(height * width) / min(height, width))
     return smallest + (extent - SMALLEST) * (LARGEST - smallest) / (LARGEST - SMALLEST)
 

@@ -1,0 +1,160 @@
+"""What the `tiny` model learns from: pools of prompts, and buffers of encoded pictures."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import tiny_world as world
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLFlux2
+from snapshot_files import write_tokenizer
+from tiny_models import POSITIONS, VOCABULARY, encode_pictures, pack
+from tiny_words import describe
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from klein_cli.text.tokenizer import render
+
+PROMPT_TOKENS = 96
+PAIRS = 0.62
+"""The share of prompts with two things."""
+
+
+@dataclass
+class Prompts:
+    """A pool of prompts: ids (N, K) int16, lengths (N,) and the scenes they describe."""
+
+    ids: Tensor
+    lengths: Tensor
+    scenes: world.Scenes
+    pad: int
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same pool on another device."""
+        return Prompts(
+            self.ids.to(device), self.lengths.to(device), self.scenes.to(device), self.pad
+        )
+
+    def tokens(self, rows: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+        """ids (B, positions) int64 and mask (B, 1, positions, K) bool of some prompts."""
+        ids = F.pad(self.ids[rows].long(), (0, positions - self.ids.shape[1]), value=self.pad)
+        keys = torch.arange(self.ids.shape[1], device=ids.device)
+        causal = keys[None] <= torch.arange(positions, device=ids.device)[:, None]
+        mask = causal[None] & (keys < self.lengths[rows][:, None])[:, None]
+        return ids, mask[:, None]
+
+    def pick(self, count: int) -> Tensor:
+        """Random rows (count,)."""
+        return torch.randint(len(self.ids), (count,), device=self.ids.device)
+
+
+def prompt_pools(
+    work: Path, everyday: int, long: int, tokenizer: Path | None
+) -> tuple[Prompts, Prompts]:
+    """(everyday prompts, long prompts); made once and kept in WORK.
+
+    The tokenizer is the given folder's, or trained on prompts of the world.
+    """
+    kept = work / "prompts.pt"
+    if not kept.exists():
+        folder = work / "tokenizer"
+        if tokenizer is None:
+            write_tokenizer(folder, _corpus(), VOCABULARY)
+        else:
+            shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+        path = folder / "tokenizer.json"
+        pools = [
+            _make_prompts(path, everyday, PROMPT_TOKENS, 1, talk=False),
+            _make_prompts(path, long, POSITIONS, 2, talk=True),
+        ]
+        torch.save(pools, kept)
+    pools = torch.load(kept, weights_only=False)
+    return pools[0], pools[1]
+
+
+def _corpus() -> Iterator[str]:
+    rng = random.Random(0)
+    for _ in range(30_000):
+        yield describe(world.draw_composition(rng, pairs=PAIRS), rng)
+
+
+def _make_prompts(tokenizer: Path, count: int, tokens: int, seed: int, talk: bool) -> Prompts:
+    share = min(count, 4000)
+    work = [(tokenizer, share, tokens, 1000 * seed + i, talk) for i in range(-(-count // share))]
+    with ProcessPoolExecutor() as pool:
+        parts = list(pool.map(_share_of_prompts, work))
+    pad = Tokenizer.from_file(str(tokenizer)).token_to_id("<|endoftext|>")
+    ids, compositions = zip(*(row for part in parts for row in part), strict=True)
+    padded = torch.tensor([row + [pad] * (tokens - len(row)) for row in ids], dtype=torch.int16)
+    lengths = torch.tensor([len(row) for row in ids])
+    return Prompts(padded, lengths, world.as_scenes(list(compositions)), pad)
+
+
+def _share_of_prompts(
+    work: tuple[Path, int, int, int, bool],
+) -> list[tuple[list[int], world.Composition]]:
+    path, count, tokens, seed, talk = work
+    tokenizer, rng = Tokenizer.from_file(str(path)), random.Random(seed)
+    rows: list[tuple[list[int], world.Composition]] = []
+    while len(rows) < count:
+        one = world.draw_composition(rng, pairs=PAIRS)
+        text = describe(one, rng, chatter=rng.randint(4, 36) if talk else None)
+        ids = tokenizer.encode(render(text)).ids
+        if len(ids) <= tokens:
+            rows.append((ids, one))
+    return rows
+
+
+class LatentBuffer:
+    """Encoded pictures of one size, each prompt drawn twice, renewed a few at a time.
+
+    Encoding costs more than a training step has to spare. A picture depends on its noise through
+    the layout channels' means alone: with these kept, fresh noise goes with old latents.
+    """
+
+    def __init__(
+        self, vae: AutoencoderKLFlux2, prompts: Prompts, pairs: int, grid: tuple[int, int]
+    ) -> None:
+        self.vae, self.prompts, self.grid = vae, prompts, grid
+        device, tokens = prompts.ids.device, grid[0] * grid[1]
+        self.rows = prompts.pick(pairs)
+        self.means = torch.empty(pairs, 2, world.LAYOUT_CHANNELS, device=device)
+        self.latents = torch.empty(pairs, 2, tokens, 128, device=device, dtype=torch.bfloat16)
+        self.oldest = 0
+        share = min(pairs, 64)
+        for _ in range(-(-pairs // share)):
+            self.renew(share)
+
+    @torch.no_grad()
+    def renew(self, pairs: int) -> None:
+        """Replace the oldest pictures by new ones of new prompts."""
+        place = torch.arange(self.oldest, self.oldest + pairs, device=self.rows.device)
+        place = place % len(self.rows)
+        self.oldest = (self.oldest + pairs) % len(self.rows)
+        self.rows[place] = self.prompts.pick(pairs)
+        noise = torch.randn(2 * pairs, world.LAYOUT_CHANNELS, *self.grid, device=place.device)
+        means = world.layout_means(noise)
+        pictures = self.pictures(self.rows[place], means)
+        self.means[place] = means.unflatten(0, (pairs, 2))
+        latents = pack(encode_pictures(self.vae, pictures)).to(self.latents.dtype)
+        self.latents[place] = latents.unflatten(0, (pairs, 2))
+
+    def sample(self, pairs: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Prompt rows (P,), noise and latents (2 P, h * w, 128) float32, and the noise's means."""
+        place = torch.randint(len(self.rows), (pairs,), device=self.rows.device)
+        means = self.means[place].flatten(0, 1)
+        noise = torch.randn(2 * pairs, 128, *self.grid, device=place.device)
+        shift = means - world.layout_means(noise)
+        noise[:, : world.LAYOUT_CHANNELS] += shift[..., None, None]
+        latents = self.latents[place].flatten(0, 1).float()
+        return self.rows[place], pack(noise).contiguous(), latents, means
+
+    def pictures(self, rows: Tensor, means: Tensor) -> Tensor:
+        """The pictures (2 P, 3, H, W) that a sample's latents encode."""
+        return world.draw(self.prompts.scenes[rows.repeat_interleave(2)], means, self.grid)
