@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,10 +24,21 @@ from klein_cli.snapshot import Snapshot
 from klein_cli.text.encoder import PromptTokens, TextEncoder
 from klein_cli.text.tokenizer import POSITIONS, PromptTokenizer
 
-__all__ = ["Pipeline", "choose"]
+__all__ = ["Pipeline", "Trace", "choose"]
 
 _REMEMBERED_BATCHES = 2
 """Batches of embeddings kept: pictures of one prompt, and of one negative prompt, share them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a batch was on its way to pixels, on the host in float32: for those who compare.
+
+    `embeddings`: one (B, 512, channels); `latents`: (B, h * w, channels) after each step.
+    """
+
+    embeddings: list[Tensor] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
 
 
 class Pipeline:
@@ -49,7 +61,7 @@ class Pipeline:
         self.snapshot = snapshot
         self.settings = settings
         self.timings = dict.fromkeys(("load", "encode", "denoise", "decode"), 0.0)
-        self.skipped_tensors = encoder.skipped
+        self.skipped_tensors = (*encoder.skipped, *engine.skipped)
         self._device = torch.device(settings.device)
         self._tokenizer = tokenizer
         self._encoder = encoder
@@ -113,17 +125,22 @@ class Pipeline:
         return pipeline
 
     def render(
-        self, recipes: Sequence[Recipe], *, on_step: OnStep | None = None
+        self,
+        recipes: Sequence[Recipe],
+        *,
+        on_step: OnStep | None = None,
+        trace: Trace | None = None,
     ) -> list[NDArray[np.uint8]]:
         """One (height, width, 3) uint8 picture a recipe, in their order.
 
-        The recipes share `Recipe.shape`. Raises OutOfMemoryError when the batch does not fit.
+        The recipes share `Recipe.shape`; a `trace` is filled. Raises OutOfMemoryError when the
+        batch does not fit.
         """
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
         try:
             with torch.inference_mode(), full_precision():
-                return self._render(recipes, on_step)
+                return self._render(recipes, on_step, trace)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -136,7 +153,9 @@ class Pipeline:
             f"use a smaller {'--batch-size' if many else '--size'}",
         )
 
-    def _render(self, recipes: Sequence[Recipe], on_step: OnStep | None) -> list[NDArray[np.uint8]]:
+    def _render(
+        self, recipes: Sequence[Recipe], on_step: OnStep | None, trace: Trace | None
+    ) -> list[NDArray[np.uint8]]:
         width, height, steps, guidance = recipes[0].shape
         guided = guidance > 1.0 and not self.snapshot.preset.distilled
         with self._timed("encode"):
@@ -144,6 +163,8 @@ class Pipeline:
             negative = None
             if guided:
                 negative = self._embeddings([recipe.negative_prompt or "" for recipe in recipes])
+        if trace is not None:
+            trace.embeddings.append(_on_host(text))
         with self._timed("denoise"):
             latents = noise(
                 [recipe.seed for recipe in recipes],
@@ -163,6 +184,7 @@ class Pipeline:
                 guidance=guidance,
                 negative=negative,
                 on_step=on_step,
+                on_latents=None if trace is None else lambda x: trace.latents.append(_on_host(x)),
             )
         mean, deviation = self._engine.latent_mean, self._engine.latent_deviation
         with self._timed("decode"):
@@ -194,6 +216,10 @@ class Pipeline:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self.timings[phase] += time.perf_counter() - started
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", torch.float32, copy=True)
 
 
 def _ignore(event: str) -> None:

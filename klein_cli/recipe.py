@@ -16,7 +16,7 @@ MAX_STEPS = 1000
 
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-ENGINES = ("diffusers",)
+ENGINES = ("native", "diffusers")
 ATTENTIONS = ("auto", "sdpa", "flash-attn", "eager")
 RNGS = ("cpu", "cuda")
 
@@ -69,7 +69,7 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
-    engine: str = "diffusers"
+    engine: str = "native"
     rng: str = "cpu"
 
     def with_(self, **changes: str) -> Settings:

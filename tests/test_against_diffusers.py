@@ -69,11 +69,15 @@ def prompts_file(folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 64), (48, 112)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "engine"),
+    [((64, 64), "native"), ((96, 64), "native"), ((48, 112), "native"), ((96, 64), "diffusers")],
+    ids=str,
+)
 def test_alone_and_in_a_batch(
-    small_snapshot: Path, distilled: Any, tmp_path: Path, size: tuple[int, int]
+    small_snapshot: Path, distilled: Any, tmp_path: Path, size: tuple[int, int], engine: str
 ) -> None:
-    source = ["--prompts-file", prompts_file(tmp_path), "--seed", str(SEED)]
+    source = ["--prompts-file", prompts_file(tmp_path), "--seed", str(SEED), "--engine", engine]
     alone = generate(small_snapshot, tmp_path / "alone", size, *source, "--batch-size", "1")
     batch = generate(small_snapshot, tmp_path / "batch", size, *source, "--batch-size", "4")
     assert len(alone) == len(batch) == len(PROMPTS)
@@ -84,8 +88,10 @@ def test_alone_and_in_a_batch(
         assert np.abs(single - expected).max() <= 1
 
 
-def test_with_guidance(small_base_snapshot: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["native", "diffusers"])
+def test_with_guidance(small_base_snapshot: Path, tmp_path: Path, engine: str) -> None:
     size, options = (64, 96), ["--steps", "5", "--guidance", "3.5", "--seed", str(SEED)]
+    options += ["--engine", engine]
     source = ["--prompts-file", prompts_file(tmp_path), "--batch-size", "4"]
     pictures = generate(small_base_snapshot, tmp_path / "out", size, *source, *options)
     pipe = reference(small_base_snapshot)

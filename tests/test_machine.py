@@ -60,7 +60,7 @@ def test_a_full_size_model_without_a_gpu_is_refused_unless_asked_for() -> None:
         (Settings(attention="flash-attn"), "CUDA only"),
         (Settings(rng="cuda"), "--rng cuda needs"),
         (Settings(dtype="float64"), "--dtype float64"),
-        (Settings(engine="native"), "--engine native"),
+        (Settings(engine="comfy"), "--engine comfy"),
         (Settings(attention="flex"), "--attention flex"),
         (Settings(rng="mps"), "--rng mps"),
     ],
@@ -86,7 +86,8 @@ def test_what_cannot_run_on_a_gpu_is_refused(settings: Settings, words: str) -> 
 
 
 def test_provenance_says_what_can_change_a_bit() -> None:
-    record = provenance(choose(Settings(device="cpu")))
+    assert "diffusers" not in provenance(choose(Settings(device="cpu", engine="native")))
+    record = provenance(choose(Settings(device="cpu", engine="diffusers")))
     assert record["torch"] == torch.__version__
     assert record["threads"] == str(torch.get_num_threads())
     assert {"klein", "diffusers", "device name", "cpu capability"} <= record.keys()

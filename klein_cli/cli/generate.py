@@ -18,7 +18,7 @@ import typer
 
 from klein_cli import __version__
 from klein_cli.cli import options
-from klein_cli.cli.report import Report
+from klein_cli.cli.report import Report, grouped
 from klein_cli.cli.request import (
     Request,
     batch_size_of,
@@ -27,6 +27,7 @@ from klein_cli.cli.request import (
     settings_of,
     without_effect,
 )
+from klein_cli.cli.startup import quick_start
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import record
 from klein_cli.output.naming import STDOUT
@@ -66,7 +67,7 @@ def generate(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
-    engine: options.Engine = "diffusers",
+    engine: options.Engine = "native",
     attention: options.Attention = "auto",
     rng: options.Rng = "cpu",
     json: options.Json = False,
@@ -112,7 +113,8 @@ def _generate(request: Request, report: Report) -> int:
     pictures = len(planned.jobs)
     report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
     with report.bar:
-        pipeline = _pipeline(request, settings, planned, report)
+        with quick_start():
+            pipeline = _pipeline(request, settings, planned, report)
         code = _make(planned, pipeline, batch_size, request, report)
     _say_timings(pipeline, time.perf_counter() - started, report)
     return code
@@ -138,7 +140,10 @@ def _pipeline(request: Request, settings: Settings, planned: Plan, report: Repor
         f"attention {chosen.attention}, engine {chosen.engine}, noise from {chosen.rng}"
     )
     report.bar.say(f"loading {request.model}")
-    return Pipeline.load(snapshot, chosen, on_event=report.bar.say)
+    pipeline = Pipeline.load(snapshot, chosen, on_event=report.bar.say)
+    if pipeline.skipped_tensors:
+        report.detail(f"not read, since nothing needs them: {grouped(pipeline.skipped_tensors)}")
+    return pipeline
 
 
 def _make(
@@ -271,5 +276,3 @@ def _say_timings(pipeline: Pipeline, total: float, report: Report) -> None:
     phases = {**pipeline.timings, "the rest": total - spent, "in all": total}
     for phase, seconds in phases.items():
         report.detail(f"{phase:>10} {seconds:8.2f} s")
-    if pipeline.skipped_tensors:
-        report.detail(f"{len(pipeline.skipped_tensors)} tensors of the model were not needed")

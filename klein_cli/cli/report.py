@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 import traceback
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 from klein_cli.cli.progress import Bar, watched
 from klein_cli.errors import KleinError
 from klein_cli.run.plan import Job
 from klein_cli.run.runner import Failed, Saved, SteppedDown, words
+
+_LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 
 
 class Report:
@@ -99,6 +104,28 @@ class Report:
     def _to_stderr(self, text: str) -> None:
         with self.bar.aside():
             print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def grouped(names: Iterable[str]) -> str:
+    """Tensors in few words, layers and kin together: "layers 27 to 35, lm_head.weight, vae.*"."""
+    layers: set[int] = set()
+    kin: dict[str, list[str]] = {}
+    for name in sorted(names):
+        layer = _LAYER.fullmatch(name)
+        if layer:
+            layers.add(int(layer[1]))
+        else:
+            kin.setdefault(name.partition(".")[0], []).append(name)
+    # Numbers that follow each other are as far apart as their places in the list.
+    runs = groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0])
+    said = [_run([number for _, number in run]) for _, run in runs]
+    said += [alike[0] if len(alike) == 1 else f"{top}.*" for top, alike in kin.items()]
+    return ", ".join(said)
+
+
+def _run(numbers: list[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
 def _facts(job: Job) -> dict[str, Any]:

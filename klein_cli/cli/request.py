@@ -49,7 +49,7 @@ class Request:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: str = "auto"
-    engine: str = "diffusers"
+    engine: str = "native"
     attention: str = "auto"
     rng: str = "cpu"
     json: bool = False

@@ -16,6 +16,9 @@ CPU a picture then comes out bitwise the same in every batch.
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps in all."""
 
+OnLatents = Callable[[Tensor], None]
+"""Called after each step with the latents (B, N, C) float32 that it left."""
+
 
 def denoise(
     transformer: Transformer,
@@ -27,6 +30,7 @@ def denoise(
     guidance: float = 1.0,
     negative: Tensor | None = None,
     on_step: OnStep | None = None,
+    on_latents: OnLatents | None = None,
 ) -> Tensor:
     """Move `latents` (B, N, C) float32 from pure noise to a picture, in float32.
 
@@ -42,6 +46,8 @@ def denoise(
             away = transformer(latents, sigma, negative, ids).to(latents.dtype)
             velocity = away + guidance * (velocity - away)
         latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
+        if on_latents is not None:
+            on_latents(latents)
         if on_step is not None:
             on_step(step + 1, steps)
     return latents

@@ -14,18 +14,16 @@ from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from torch import Tensor
 
+from klein_cli.engines.engine import as_timestep, check_fit
 from klein_cli.errors import ModelError
 from klein_cli.load import load_weights, part_config
-
-_VAE_BLOCKS = 4
-_PATCH = [2, 2]
-_OTHER_MODEL = "the snapshot's parts are not from one FLUX.2 [klein] model"
 
 
 class DiffusersEngine:
     """See `klein_cli.engines.engine.Engine`."""
 
     name = "diffusers"
+    skipped: tuple[str, ...] = ()
 
     def __init__(self, dit: Any, vae: Any, dtype: torch.dtype) -> None:
         self._dit = dit
@@ -44,7 +42,7 @@ class DiffusersEngine:
         """
         dit = _part(Flux2Transformer2DModel, root / "transformer")
         vae = _part(AutoencoderKLFlux2, root / "vae")
-        _check_fit(root, dit, vae, text_channels)
+        check_fit(root, dit.config, vae.config, text_channels)
         load_weights(dit, root / "transformer", device=device, dtype=dtype)
         load_weights(vae, root / "vae", device=device, dtype=dtype)
         return cls(dit, vae, dtype)
@@ -52,11 +50,9 @@ class DiffusersEngine:
     def transformer(self, latents: Tensor, sigma: Tensor, text: Tensor, ids: Tensor) -> Tensor:
         """The velocity (B, N, C) at a noise level.
 
-        The module takes sigma and multiplies by 1000 itself, in the model's dtype. It is handed
-        sigma by way of the timestep, rounded as diffusers' pipeline rounds it: in bfloat16 that
-        is another sigma (the last of four steps: 768, where sigma alone would give 764).
+        The module takes sigma and multiplies by 1000 itself; it gets the rounded timestep back.
         """
-        timestep = (sigma * 1000).to(self._dtype) / 1000
+        timestep = as_timestep(sigma, self._dtype) / 1000
         words = text.shape[1]
         velocity: Tensor = self._dit(
             hidden_states=latents.to(self._dtype),
@@ -86,23 +82,3 @@ def _part(kind: Any, folder: Path) -> Any:
             f"{folder / 'config.json'} does not describe a {kind.__name__}: {error}",
             "download the model again",
         ) from None
-
-
-def _check_fit(root: Path, dit: Any, vae: Any, text_channels: int) -> None:
-    """That the parts fit together, before a matrix product says it in other words."""
-    patch = list(vae.config.patch_size)
-    if len(vae.config.block_out_channels) != _VAE_BLOCKS or patch != _PATCH:
-        raise ModelError(f"{root / 'vae'} does not make 16 pixels a token", _OTHER_MODEL)
-    channels = 4 * vae.config.latent_channels
-    pairs = {
-        "in_channels": channels,
-        "joint_attention_dim": text_channels,
-        "guidance_embeds": False,
-    }
-    for name, wanted in pairs.items():
-        found = dit.config[name]
-        if found != wanted:
-            raise ModelError(
-                f"{root / 'transformer'}: {name} is {found}, not {wanted} as the other parts need",
-                _OTHER_MODEL,
-            )

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from klein_cli.errors import ModelError
+
+_VAE_BLOCKS = 4
+_PATCH = [2, 2]
+_OTHER_MODEL = "the snapshot's parts are not from one FLUX.2 [klein] model"
 
 
 class Engine(Protocol):
     """A DiT and a VAE on a device.
 
-    `latent_mean`, `latent_deviation` (channels,) float32 undo the normalisation of the latents.
+    `latent_mean`, `latent_deviation` (channels,) float32 undo the normalisation of the latents;
+    `skipped` names the tensors of the snapshot that were not read.
     """
 
     name: str
     latent_mean: Tensor
     latent_deviation: Tensor
+    skipped: tuple[str, ...]
 
     def transformer(self, latents: Tensor, sigma: Tensor, text: Tensor, ids: Tensor) -> Tensor:
         """The velocity (B, N, C) of latents (B, N, C) at the noise level sigma (1,).
@@ -40,10 +48,44 @@ def load_engine(
     `text_channels` is the width of the text embeddings that it will be given. Raises ModelError
     when a part is damaged or does not fit the others.
     """
-    if name != "diffusers":
+    kind: Any
+    if name == "native":
+        from klein_cli.engines.native import NativeEngine as kind
+    elif name == "diffusers":
+        from klein_cli.engines.diffusers import DiffusersEngine as kind
+    else:
         raise ValueError(f"no engine is called {name!r}")
-    from klein_cli.engines.diffusers import DiffusersEngine
-
-    return DiffusersEngine.from_snapshot(
+    engine: Engine = kind.from_snapshot(
         root, text_channels=text_channels, device=device, dtype=dtype
     )
+    return engine
+
+
+def as_timestep(sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """The timestep (1,) of a noise level, from 1000 down to 0, rounded to the model's dtype.
+
+    As diffusers' pipeline rounds it. In bfloat16 that is another number than the one that sigma
+    rounded first would give: at the last of four steps 768, not 764.
+    """
+    return (sigma * 1000).to(dtype)
+
+
+def check_fit(root: Path, dit: Any, vae: Any, text_channels: int) -> None:
+    """That the parts fit together, before a matrix product says it in other words.
+
+    `dit` and `vae` are the configurations, with the official names as attributes.
+    """
+    if len(vae.block_out_channels) != _VAE_BLOCKS or list(vae.patch_size) != _PATCH:
+        raise ModelError(f"{root / 'vae'} does not make 16 pixels a token", _OTHER_MODEL)
+    wanted = {"in_channels": 4 * vae.latent_channels, "joint_attention_dim": text_channels}
+    for name, number in wanted.items():
+        found = getattr(dit, name)
+        if found != number:
+            raise ModelError(
+                f"{root / 'transformer'}: {name} is {found}, not {number} as the other parts need",
+                _OTHER_MODEL,
+            )
+    if getattr(dit, "guidance_embeds", False):
+        raise ModelError(
+            f"{root / 'transformer'} embeds the guidance, which klein models do not", _OTHER_MODEL
+        )

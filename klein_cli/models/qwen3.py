@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from klein_cli.errors import ModelError
 from klein_cli.models.attention import AttentionLengths, MaskedCausalAttention
+from klein_cli.models.config import read_sizes, refuse_variants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,26 +41,18 @@ class Qwen3Config:
         Raises ModelError for a missing entry, or for a variant this encoder does not compute.
         """
         rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
-        wanted = {
-            "hidden_act": (table.get("hidden_act", "silu"), "silu"),
-            "attention_bias": (table.get("attention_bias", False), False),
-            "use_sliding_window": (table.get("use_sliding_window", False), False),
-            "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
-        }
-        for name, (found, supported) in wanted.items():
-            if found != supported:
-                raise ModelError(
-                    f"the text encoder's {name} is {found!r}, not {supported!r}",
-                    "this is not the Qwen3 that FLUX.2 [klein] was trained with",
-                )
-        sizes = {**table, "rope_theta": rope.get("rope_theta", table.get("rope_theta"))}
-        missing = [name for name in cls.__slots__ if sizes.get(name) is None]
-        if missing:
-            raise ModelError(
-                f"the text encoder's config.json lacks {', '.join(missing)}",
-                "download the model again",
-            )
-        return cls(**{name: sizes[name] for name in cls.__slots__})
+        refuse_variants(
+            "the text encoder",
+            {
+                "hidden_act": (table.get("hidden_act", "silu"), "silu"),
+                "attention_bias": (table.get("attention_bias", False), False),
+                "use_sliding_window": (table.get("use_sliding_window", False), False),
+                "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+            },
+            "this is not the Qwen3 that FLUX.2 [klein] was trained with",
+        )
+        theta = rope.get("rope_theta", table.get("rope_theta"))
+        return read_sizes(cls, "the text encoder", {**table, "rope_theta": theta})
 
 
 class Qwen3RMSNorm(nn.Module):

@@ -91,6 +91,16 @@ def check_folders(jobs: Iterable[Job]) -> None:
         check_writable(folder)
 
 
+def check_sides(recipe: Recipe, preset: Preset) -> None:
+    """Raise UsageError for a picture that the model does not make."""
+    for name, pixels in (("width", recipe.width), ("height", recipe.height)):
+        if not preset.min_side <= pixels <= preset.max_side:
+            raise UsageError(
+                f"{name} {pixels} is out of range for {preset.name}",
+                f"use {preset.min_side} to {preset.max_side}",
+            )
+
+
 def _draw(
     rows: list[Row], preset: Preset, defaults: Defaults, seed: int, faults: list[BadRow]
 ) -> Iterator[tuple[Row, list[Recipe]]]:
@@ -100,21 +110,12 @@ def _draw(
             row = replace(row, guidance=None, negative_prompt=None)
         try:
             pictures = recipes(row, defaults, seed + made)
-            _check_sides(pictures[0], preset)
+            check_sides(pictures[0], preset)
         except UsageError as error:
             faults.append(BadRow(line=row.line, message=error.message, hint=error.hint))
             continue
         made += len(pictures)
         yield row, pictures
-
-
-def _check_sides(recipe: Recipe, preset: Preset) -> None:
-    for name, pixels in (("width", recipe.width), ("height", recipe.height)):
-        if not preset.min_side <= pixels <= preset.max_side:
-            raise UsageError(
-                f"{name} {pixels} is out of range for {preset.name}",
-                f"use {preset.min_side} to {preset.max_side}",
-            )
 
 
 def _name(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from klein_cli.cli.report import Report
+from klein_cli.cli.report import Report, grouped
 from klein_cli.errors import KleinError
 from klein_cli.recipe import Recipe
 from klein_cli.run.plan import Job
@@ -64,6 +64,29 @@ def test_quiet_keeps_paths_warnings_and_errors(capsys: pytest.CaptureFixture[str
 def test_verbose_tells_details(capsys: pytest.CaptureFixture[str]) -> None:
     report(verbose=True).detail("load 1.2 s")
     assert capsys.readouterr().err == "load 1.2 s\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            [
+                "lm_head.weight",
+                *(f"model.layers.{n}.mlp.{m}.weight" for n in range(27, 36) for m in "ab"),
+                "model.norm.weight",
+            ],
+            "layers 27 to 35, lm_head.weight, model.norm.weight",
+        ),
+        (["model.layers.27.self_attn.q_norm.weight"], "layer 27"),
+        ([f"layers.{n}.a" for n in (9, 10, 30, 12, 11)], "layers 9 to 12, layer 30"),
+        (
+            ["quant_conv.weight", "lm_head.weight", "quant_conv.bias"],
+            "lm_head.weight, quant_conv.*",
+        ),
+    ],
+)
+def test_tensors_are_told_by_layer(names: list[str], said: str) -> None:
+    assert grouped(names) == said
 
 
 def test_json_puts_one_event_a_line_on_stdout_and_nothing_else(

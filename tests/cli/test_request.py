@@ -47,7 +47,7 @@ def test_settings_are_taken_as_given() -> None:
         ({"device": "cuda:x"}, "use auto, cuda, cpu, cuda:N"),
         ({"device": "cuda:N"}, "use auto, cuda, cpu, cuda:N"),
         ({"dtype": "bfloat"}, "use auto, bfloat16, float16, float32"),
-        ({"engine": "comfy"}, "use diffusers"),
+        ({"engine": "comfy"}, "use native, diffusers"),
         ({"attention": "flash"}, "use auto, sdpa, flash-attn, eager"),
         ({"rng": "gpu"}, "use cpu, cuda"),
     ],

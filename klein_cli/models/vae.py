@@ -1,0 +1,194 @@
+"""The decoder of the FLUX.2 autoencoder in plain torch: latents -> pictures.
+
+Parameter names are those of the official checkpoint. Making pictures needs no encoder: it is
+neither built nor read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from klein_cli.models.config import read_sizes, refuse_variants
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeConfig:
+    """The sizes of an autoencoder, from its config.json.
+
+    `block_out_channels` from the pictures' end inwards; `batch_norm_eps` belongs to the
+    normalisation of the latents.
+    """
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    latent_channels: int
+    norm_num_groups: int
+    batch_norm_eps: float
+    patch_size: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, table: dict[str, Any]) -> VaeConfig:
+        """The sizes in a parsed config.json.
+
+        Raises ModelError for a missing entry, or for a variant that this decoder does not compute.
+        """
+        defaults = {"norm_num_groups": 32, "batch_norm_eps": 1e-4, "patch_size": [2, 2]}
+        # The small decoder of some checkpoints has widths of its own.
+        own = table.get("decoder_block_out_channels")
+        widths = {"block_out_channels": own} if own else {}
+        sizes = read_sizes(cls, "the VAE", {**defaults, **table, **widths})
+        refuse_variants(
+            "the VAE",
+            {
+                "act_fn": (table.get("act_fn", "silu"), "silu"),
+                "out_channels": (table.get("out_channels", 3), 3),
+                "use_post_quant_conv": (table.get("use_post_quant_conv", True), True),
+                "mid_block_add_attention": (table.get("mid_block_add_attention", True), True),
+            },
+            "this is not FLUX.2 [klein]; try --engine diffusers",
+        )
+        return sizes
+
+
+class VaeDecoder(nn.Module):
+    """What of the autoencoder makes pictures, and the statistics of its latents."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        channels = config.latent_channels
+        self.config = config
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1)
+        self.decoder = Decoder(config)
+        patch = config.patch_size[0] * config.patch_size[1]
+        self.bn = nn.BatchNorm2d(patch * channels, eps=config.batch_norm_eps, affine=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, c, h, w), no longer normalised -> (B, 3, 8h, 8w) from -1 to 1."""
+        out: Tensor = self.decoder(self.post_quant_conv(latents))
+        return out
+
+
+class Decoder(nn.Module):
+    """The widest channels first, doubling the sides after every level but the last."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MiddleBlock(widths[0], groups)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                widths[max(level - 1, 0)],
+                width,
+                layers=config.layers_per_block + 1,
+                groups=groups,
+                upsample=level < len(widths) - 1,
+            )
+            for level, width in enumerate(widths)
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out
+
+
+class MiddleBlock(nn.Module):
+    """Convolutions around one attention over all places."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(width, width, groups) for _ in range(2))
+        self.attentions = nn.ModuleList([SpatialAttention(width, groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x))
+        out: Tensor = self.resnets[1](x)
+        return out
+
+
+class UpBlock(nn.Module):
+    """One level of the decoder."""
+
+    def __init__(
+        self, before: int, width: int, *, layers: int, groups: int, upsample: bool
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(width if layer else before, width, groups) for layer in range(layers)
+        )
+        self.upsamplers = nn.ModuleList([Upsample(width)] if upsample else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in (*self.resnets, *self.upsamplers):
+            x = block(x)
+        return x
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised convolutions beside a shortcut."""
+
+    def __init__(self, before: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, before, eps=NORM_EPS)
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, width, eps=NORM_EPS)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        if before != width:
+            self.conv_shortcut = nn.Conv2d(before, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(F.silu(self.norm1(x)))
+        out = self.conv2(F.silu(self.norm2(out)))
+        shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
+        total: Tensor = shortcut + out
+        return total
+
+
+class SpatialAttention(nn.Module):
+    """Attention of every place to every place, one head as wide as the channels."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, width, eps=NORM_EPS)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.group_norm(x.flatten(2)).transpose(1, 2)
+        query, key, value = (p(places)[:, None] for p in (self.to_q, self.to_k, self.to_v))
+        out = F.scaled_dot_product_attention(query, key, value)[:, 0]
+        attended: Tensor = self.to_out[0](out).transpose(1, 2).reshape(x.shape)
+        return attended + x
+
+
+class Upsample(nn.Module):
+    """Every pixel becomes four, then a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+def latent_scale(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (channels,) float32 that undo the normalisation of latents."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    return bn.running_mean.float(), torch.sqrt(bn.running_var.float() + bn.eps)

@@ -1,0 +1,148 @@
+"""Our DiT against diffusers' own: the same keys, the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from torch import Tensor
+
+from klein_cli.denoise.latents import position_ids
+from klein_cli.errors import ModelError
+from klein_cli.models.flux2 import Flux2Config, Flux2Transformer
+
+CONFIG: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 3,
+    "joint_attention_dim": 24,
+    "timestep_guidance_channels": 32,
+    "mlp_ratio": 3.0,
+    "axes_dims_rope": [2, 6, 4, 4],
+    "rope_theta": 2000,
+    "eps": 1e-6,
+    "guidance_embeds": False,
+}
+GRID = (5, 7)
+WORDS = 20
+
+
+def both(config: dict[str, Any] = CONFIG) -> tuple[Flux2Transformer, Flux2Transformer2DModel]:
+    """Our DiT and diffusers', of the same random weights, norm weights too."""
+    torch.manual_seed(0)
+    theirs = Flux2Transformer2DModel(**config).eval().requires_grad_(False)
+    for p in theirs.parameters():
+        if p.ndim == 1:
+            p.uniform_(0.5, 1.5)
+    ours = Flux2Transformer(Flux2Config.from_json(config)).eval().requires_grad_(False)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def inputs(batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, text and position ids."""
+    torch.manual_seed(1)
+    latents = torch.randn(batch, GRID[0] * GRID[1], CONFIG["in_channels"])
+    text = torch.randn(batch, WORDS, CONFIG["joint_attention_dim"])
+    return latents, text, position_ids(WORDS, GRID, torch.device("cpu"))
+
+
+def velocities(
+    ours: Flux2Transformer,
+    theirs: Flux2Transformer2DModel,
+    sigma: float,
+    dtype: torch.dtype,
+    device: str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Both velocities of the same inputs at a noise level."""
+    latents, text, ids = (x.to(device) for x in inputs())
+    latents, text = latents.to(dtype), text.to(dtype)
+    timestep = torch.tensor([sigma * 1000], device=device).to(dtype)
+    expected = theirs(
+        hidden_states=latents,
+        encoder_hidden_states=text,
+        timestep=timestep / 1000,
+        txt_ids=ids[:WORDS],
+        img_ids=ids[WORDS:],
+        guidance=None,
+        return_dict=False,
+    )[0]
+    return ours(latents, timestep, text, ids), expected
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Relative, in norms, in float64."""
+    found, expected = found.double(), expected.double()
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.7672, 0.05])
+def test_equals_diffusers_in_float32(sigma: float) -> None:
+    found, expected = velocities(*both(), sigma, torch.float32)
+    assert found.shape == expected.shape
+    assert distance(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_is_no_further_from_float32_than_diffusers_is(dtype: torch.dtype) -> None:
+    ours, theirs = both()
+    _, exact = velocities(ours, theirs, 0.9, torch.float32)
+    found, expected = velocities(ours.to(dtype), theirs.to(dtype), 0.9, dtype)
+    assert found.dtype == dtype
+    assert distance(found, exact) <= 1.02 * distance(expected, exact)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_diffusers_on_cuda(dtype: torch.dtype) -> None:
+    ours, theirs = (module.to("cuda", dtype) for module in both())
+    found, expected = velocities(ours, theirs, 0.9, dtype, "cuda")
+    assert distance(found, expected) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_every_input_reaches_the_output() -> None:
+    ours, _ = both()
+    latents, text, ids = inputs()
+    timestep = torch.tensor([900.0])
+    plain = ours(latents, timestep, text, ids)
+    moved_text = text.clone()
+    moved_text[:, -1] += 1
+    moved_ids = ids.clone()
+    moved_ids[-1, 1] += 3
+    for other in (
+        ours(latents, torch.tensor([500.0]), text, ids),
+        ours(latents, timestep, moved_text, ids),
+        ours(latents, timestep, text, moved_ids),
+    ):
+        assert distance(other, plain) > 1e-4
+
+
+def test_a_picture_does_not_depend_on_its_neighbour() -> None:
+    ours, _ = both()
+    latents, text, ids = inputs(3)
+    together = ours(latents, torch.tensor([900.0]), text, ids)
+    for i in range(3):
+        alone = ours(latents[i : i + 1], torch.tensor([900.0]), text[i : i + 1], ids)
+        assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"num_layers": None}, "lacks num_layers"),
+        ({"guidance_embeds": True}, "guidance_embeds is True"),
+        ({"patch_size": 2}, "patch_size is 2"),
+        ({"axes_dims_rope": [4, 4, 4]}, "sum of axes_dims_rope is 12"),
+        ({"num_layers": "two"}, "num_layers is 'two'"),
+        ({"attention_head_dim": -16}, "attention_head_dim is -16"),
+        ({"axes_dims_rope": [2, 6, 4, "4"]}, "axes_dims_rope is"),
+    ],
+)
+def test_refuses_what_it_does_not_compute(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        Flux2Config.from_json({**CONFIG, **change})
