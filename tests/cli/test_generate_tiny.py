@@ -13,8 +13,17 @@ from PIL import Image
 
 from klein_cli.cli.app import main
 
-RED = (220, 40, 40)
-WHITE = (248, 248, 248)
+PALETTE = {
+    "red": (220, 40, 40),
+    "orange": (245, 140, 30),
+    "yellow": (245, 215, 40),
+    "green": (40, 160, 70),
+    "blue": (40, 90, 220),
+    "purple": (140, 60, 180),
+    "white": (248, 248, 248),
+    "black": (18, 18, 18),
+}
+Picture = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.int64]]
 
 
 @pytest.fixture(autouse=True)
@@ -22,33 +31,65 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def share(path: str, colour: tuple[int, int, int]) -> float:
-    """The share of the picture that has this colour, give or take 25."""
+def pixels(path: str) -> Picture:
+    """(height, width, 3)."""
     with Image.open(path) as image:
-        pixels = numpy.asarray(image.convert("RGB")).astype(int)
-    return float((abs(pixels - colour).max(axis=2) <= 25).mean())
+        return numpy.asarray(image.convert("RGB")).astype(int)
 
 
-def test_the_quick_start_draws_a_red_circle_on_white(capfd: pytest.CaptureFixture[str]) -> None:
+def where(picture: Picture, name: str) -> Picture:
+    """(height, width) bool: the pixels that have this colour, give or take 25."""
+    found: Picture = abs(picture - PALETTE[name]).max(axis=2) <= 25
+    return found
+
+
+def middle(picture: Picture, name: str) -> tuple[float, float]:
+    """(x, y) of all that is nearest to this colour of the palette."""
+    distances = [((picture - colour) ** 2).sum(axis=2) for colour in PALETTE.values()]
+    nearest = numpy.argmin(distances, axis=0) == list(PALETTE).index(name)
+    assert nearest.mean() > 0.005, f"there is no {name}"
+    rows, columns = numpy.nonzero(nearest)
+    return float(columns.mean()), float(rows.mean())
+
+
+def test_the_quick_start_draws_red_on_white(capfd: pytest.CaptureFixture[str]) -> None:
     prompt = "a red circle on a white background"
     assert main(["generate", prompt, "--model", "tiny", "-o", "out.png", "-s", "1"]) == 0
     assert capfd.readouterr().out == "out.png\n"
     with Image.open("out.png") as image:
         assert image.size == (256, 256)
         assert json.loads(image.text["klein"])["model"] == {"name": "tiny", "revision": None}
-    assert share("out.png", WHITE) > 0.4
-    assert share("out.png", RED) > 0.01
-    assert share("out.png", WHITE) + share("out.png", RED) > 0.9
+    drawn = pixels("out.png")
+    white, red = where(drawn, "white").mean(), where(drawn, "red").mean()
+    assert white > 0.8
+    assert 0.01 < red < 0.15
+    assert white + red > 0.9
 
 
-@pytest.mark.parametrize("size", ["128x384", "384x128", "144x144"])
+@pytest.mark.parametrize("size", ["128x384", "384x128", "144x144", "384x384"])
 def test_tiny_draws_at_its_other_sizes(size: str) -> None:
     arguments = ["a blue square on a yellow background", "-m", "tiny", "--size", size]
     assert main(["generate", *arguments, "-o", "out.png", "-s", "1", "-q"]) == 0
-    with Image.open("out.png") as image:
-        assert f"{image.width}x{image.height}" == size
-    assert share("out.png", (245, 215, 40)) > 0.3
-    assert share("out.png", (40, 90, 220)) > 0.01
+    drawn = pixels("out.png")
+    assert f"{drawn.shape[1]}x{drawn.shape[0]}" == size
+    assert where(drawn, "yellow").mean() > 0.7
+    # What is least like the background leans to blue.
+    difference = abs(drawn - PALETTE["yellow"]).sum(axis=2)
+    red, _, blue = drawn[difference >= numpy.quantile(difference, 0.997)].mean(axis=0)
+    assert blue > red
+
+
+@pytest.mark.parametrize(
+    ("relation", "axis", "sign"),
+    [("to the left of", 0, 1), ("to the right of", 0, -1), ("above", 1, 1), ("below", 1, -1)],
+)
+def test_things_lie_where_the_words_put_them(relation: str, axis: int, sign: int) -> None:
+    prompt = f"a red square {relation} a blue circle on a white background"
+    assert main(["generate", prompt, "-m", "tiny", "-o", "out.png", "-s", "7", "-q"]) == 0
+    drawn = pixels("out.png")
+    first, second = middle(drawn, "red"), middle(drawn, "blue")
+    assert sign * (second[axis] - first[axis]) > 40
+    assert abs(second[1 - axis] - first[1 - axis]) < 40
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
