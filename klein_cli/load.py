@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from klein_cli.errors import ModelError
 from klein_cli.snapshot import read_json
@@ -45,6 +46,29 @@ def part_config(folder: Path, key: str, wanted: str) -> dict[str, Any]:
     return table
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the initial values of modules.
+
+    On the meta device they come to nothing, and the first random one imports torch's compiler,
+    which takes a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules made in here have shapes, but neither memory nor values: see `load_weights`."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 def load_weights(
     module: nn.Module,
     folder: Path,
@@ -54,7 +78,7 @@ def load_weights(
     prefix: str = "",
     unread: Callable[[str], bool] = _nothing,
 ) -> tuple[str, ...]:
-    """Fill a module made on the meta device from the safetensors in `folder`.
+    """Fill a module made `without_memory` from the safetensors in `folder`.
 
     Names in the files carry `prefix` before the module's own. Parameters become `dtype`; buffers
     hold statistics and become float32, unless they are whole numbers. Tensors for which `unread`

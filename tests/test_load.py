@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from klein_cli.errors import ModelError
-from klein_cli.load import load_weights, part_config, weight_files
+from klein_cli.load import load_weights, part_config, weight_files, without_memory
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, **options: object) -> tuple[Part, tuple[str, ...]]:
-    with torch.device("meta"):
+    with without_memory():
         part = Part()
     skipped = load_weights(part, folder, device=CPU, **{"dtype": torch.float32, **options})  # type: ignore[arg-type]
     return part, skipped
@@ -185,11 +185,20 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
 
 def test_nothing_is_left_without_memory(folder: Path) -> None:
     """A buffer outside the state dict gets its values from nowhere: that is a bug, not a file."""
-    with torch.device("meta"):
+    with without_memory():
         part = Part()
         part.register_buffer("table", torch.ones(4), persistent=False)
     with pytest.raises(RuntimeError, match="no values for table"):
         load_weights(part, folder, device=CPU, dtype=torch.float32)
+
+
+def test_modules_are_made_without_memory_or_values() -> None:
+    with without_memory():
+        part = Part()
+    assert all(tensor.is_meta for tensor in part.state_dict().values())
+    values = nn.Linear(3, 2).weight
+    assert not values.is_meta
+    assert values.any()
 
 
 def test_a_config_must_name_its_class(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -31,6 +32,7 @@ def shell_lines(text: str) -> list[str]:
 
 
 SET_UP, TEST, *EXAMPLES = shell_lines(README)
+COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
 
 def test_it_starts_with_two_commands_that_do_their_own_set_up() -> None:
@@ -59,18 +61,24 @@ def test_examples_are_accepted(
     Path("prompts.txt").write_text("a cat\na dog\n")
     (row,) = re.findall(r"^```json\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
     Path("rows.jsonl").write_text(row)
-    command, *arguments = shlex.split(line.partition(" > ")[0], comments=True)
-    assert command == "klein"
-    assert main([*arguments, "--dry-run"]) == 0, capfd.readouterr().err
+    klein, name, *arguments = shlex.split(line.partition(" > ")[0], comments=True)
+    assert klein == "klein"
+    COMMANDS[name].make_context(name, list(arguments))
+    if name == "generate":
+        assert main([name, *arguments, "--dry-run"]) == 0, capfd.readouterr().err
 
 
 def test_every_option_is_named_and_every_name_is_an_option() -> None:
-    generate = get_command(app).commands["generate"]  # type: ignore[attr-defined]
-    real = {name for param in generate.params if not param.hidden for name in param.opts}
+    parameters = COMMANDS["generate"].params
+    real = {name for param in parameters if not param.hidden for name in param.opts}
     real = {name for name in real if name.startswith("-")}
     section = README.partition("\n## Options\n")[2].partition("\n## ")[0]
     named = {name for cell in re.findall(r"`(-[^`]*)`", section) for name in cell.split("/")}
     assert named == real
+
+
+def test_every_command_has_an_example() -> None:
+    assert {line.split()[1] for line in EXAMPLES} == set(COMMANDS)
 
 
 def test_models_engines_and_attentions_are_named() -> None:

@@ -14,7 +14,9 @@ import typer
 
 from klein_cli import __version__
 from klein_cli.cli.generate import generate
+from klein_cli.cli.info import info
 from klein_cli.cli.usage import COMPLAINTS, explain
+from klein_cli.cli.verify import verify
 from klein_cli.errors import KleinError
 
 _INTERRUPTED = 130
@@ -27,6 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(verify)
+app.command()(info)
 
 
 def _print_version(wanted: bool) -> None:

@@ -107,7 +107,7 @@ class Report:
 
 
 def grouped(names: Iterable[str]) -> str:
-    """Tensors in few words, layers and kin together: "layers 27 to 35, lm_head.weight, vae.*"."""
+    """Tensors in few words, layers and kin together: "layers 27 to 35, vae.encoder.*"."""
     layers: set[int] = set()
     kin: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -115,7 +115,7 @@ def grouped(names: Iterable[str]) -> str:
         if layer:
             layers.add(int(layer[1]))
         else:
-            kin.setdefault(name.partition(".")[0], []).append(name)
+            kin.setdefault(".".join(name.split(".")[:2]), []).append(name)
     # Numbers that follow each other are as far apart as their places in the list.
     runs = groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0])
     said = [_run([number for _, number in run]) for _, run in runs]

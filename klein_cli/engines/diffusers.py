@@ -16,7 +16,7 @@ from torch import Tensor
 
 from klein_cli.engines.engine import as_timestep, check_fit
 from klein_cli.errors import ModelError
-from klein_cli.load import load_weights, part_config
+from klein_cli.load import load_weights, part_config, without_memory
 
 
 class DiffusersEngine:
@@ -75,7 +75,7 @@ def _part(kind: Any, folder: Path) -> Any:
     """A module from its config.json, without memory, network or code of the snapshot's own."""
     config = part_config(folder, "_class_name", kind.__name__)
     try:
-        with torch.device("meta"):
+        with without_memory():
             return kind.from_config(config)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from klein_cli.engines.engine import as_timestep, check_fit
-from klein_cli.load import load_weights, part_config
+from klein_cli.load import load_weights, part_config, without_memory
 from klein_cli.models.flux2 import Flux2Config, Flux2Transformer
 from klein_cli.models.vae import VaeConfig, VaeDecoder, latent_scale
 
@@ -48,7 +48,7 @@ class NativeEngine:
             part_config(root / "vae", "_class_name", "AutoencoderKLFlux2")
         )
         check_fit(root, dit_config, vae_config, text_channels)
-        with torch.device("meta"):
+        with without_memory():
             dit, vae = Flux2Transformer(dit_config), VaeDecoder(vae_config)
         load_weights(dit, root / "transformer", device=device, dtype=dtype)
         skipped = load_weights(
@@ -58,7 +58,7 @@ class NativeEngine:
             dtype=dtype,
             unread=lambda name: name.startswith(_ENCODING),
         )
-        return cls(dit, vae, dtype, skipped)
+        return cls(dit, vae, dtype, tuple(f"vae.{name}" for name in skipped))
 
     def transformer(self, latents: Tensor, sigma: Tensor, text: Tensor, ids: Tensor) -> Tensor:
         """The velocity (B, N, C) at a noise level."""

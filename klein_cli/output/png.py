@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _QUALITY = 95
-_EXIF_IFD = 0x8769
-_USER_COMMENT = 0x9286
-_ASCII = b"ASCII\0\0\0"
+EXIF_IFD = 0x8769
+USER_COMMENT = 0x9286
+ASCII_COMMENT = b"ASCII\0\0\0"
 # A JPEG segment holds 65,533 bytes; the rest is for EXIF's own structure.
 _JPEG_COMMENT_BYTES = 65_000
 # What the record holds besides its prompts, generously.
@@ -56,11 +56,11 @@ def encode(
         chunks.add_text("parameters", parameters)
         image.save(buffer, kind, pnginfo=chunks)
         return buffer.getvalue()
-    comment = _ASCII + to_json(written).encode("ascii")
+    comment = ASCII_COMMENT + to_json(written).encode("ascii")
     if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
         raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
     exif = Image.Exif()
-    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
     subsampling = {"subsampling": 0} if kind == "JPEG" else {}
     image.save(buffer, kind, quality=_QUALITY, exif=exif, **subsampling)
     return buffer.getvalue()

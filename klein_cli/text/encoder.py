@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from klein_cli.load import load_weights, part_config
+from klein_cli.load import load_weights, part_config, without_memory
 from klein_cli.models.attention import AttentionLengths, attention_backend
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
 from klein_cli.text.tokenizer import TokenizedPrompt
@@ -69,7 +69,7 @@ class TextEncoder:
         folder = root / "text_encoder"
         table = part_config(folder, "architectures", "Qwen3ForCausalLM")
         config = Qwen3Config.from_json(table)
-        with torch.device("meta"):
+        with without_memory():
             model = Qwen3Model(config, tapped_layers, attention_backend(attention, device, dtype))
 
         def unread(name: str) -> bool:

@@ -154,3 +154,10 @@ def test_an_interrupt_anywhere_leaves_with_130(
 def test_the_runs_exit_code_is_the_processes(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate_module, "_generate", lambda *_: code)
     assert main(["generate", "a"]) == code
+
+
+def test_running_the_package_is_running_klein() -> None:
+    command = [sys.executable, "-m", "klein_cli", "generate", "a cat", "--size", "1x1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "not a multiple of 16" in result.stderr

@@ -80,8 +80,13 @@ def test_verbose_tells_details(capsys: pytest.CaptureFixture[str]) -> None:
         (["model.layers.27.self_attn.q_norm.weight"], "layer 27"),
         ([f"layers.{n}.a" for n in (9, 10, 30, 12, 11)], "layers 9 to 12, layer 30"),
         (
-            ["quant_conv.weight", "lm_head.weight", "quant_conv.bias"],
-            "lm_head.weight, quant_conv.*",
+            [
+                "vae.quant_conv.bias",
+                "vae.encoder.conv_in.bias",
+                "vae.encoder.conv_in.weight",
+                "lm_head.weight",
+            ],
+            "lm_head.weight, vae.encoder.*, vae.quant_conv.bias",
         ),
     ],
 )

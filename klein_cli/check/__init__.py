@@ -1,0 +1,1 @@
+"""This machine against the truth: our engine beside the official pipeline."""

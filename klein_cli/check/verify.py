@@ -1,0 +1,195 @@
+"""Our engine and the official pipeline on the same weights, noise, device and dtype, compared.
+
+The embeddings are the real gate, the padded rows above all: pictures alone hardly see a wrong
+mask. The two models are never in memory together.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+from klein_cli.check.limits import LIMITS, Limits
+from klein_cli.check.metrics import (
+    Picture,
+    mean_abs_diff,
+    psnr,
+    relative_error,
+    row_errors,
+    ssim,
+)
+from klein_cli.check.reference import reference
+from klein_cli.machine import provenance
+from klein_cli.pipeline import Pipeline, Trace
+from klein_cli.recipe import Recipe, Settings
+from klein_cli.snapshot import Snapshot
+from klein_cli.text.tokenizer import PromptTokenizer
+
+Likeness = Callable[[Picture, Picture], float]
+"""The cosine of two pictures' CLIP embeddings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One number, and the limit it is held to: at most, or `at_least`."""
+
+    part: str
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """False also for a value that is no number."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def words(self) -> tuple[str, str]:
+        """The value and its limit, as a person reads them."""
+        return _number(self.value), f"{'>=' if self.at_least else '<='} {_number(self.limit)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One prompt drawn twice. `length`: the positions of 512 that prompt and template take."""
+
+    recipe: Recipe
+    length: int
+    measures: tuple[Measure, ...]
+    ours: Picture
+    theirs: Picture
+
+    @property
+    def passed(self) -> bool:
+        """True when every measure is within its limit."""
+        return all(measure.passed for measure in self.measures)
+
+
+def verify(
+    snapshot: Snapshot,
+    settings: Settings,
+    recipes: Sequence[Recipe],
+    *,
+    batch_size: int | None = None,
+    likeness: Likeness | None = None,
+    on_event: Callable[[str], None],
+) -> list[Comparison]:
+    """Draw each recipe with our engine and with diffusers' pipeline, and compare all on the way.
+
+    `settings` come from `choose`. Ours are drawn in batches of `batch_size`, the pipeline's own
+    choice if None, and share `Recipe.shape`; the reference draws them alone. Raises ModelError for
+    a snapshot that either cannot load, OutOfMemoryError when one does not fit.
+    """
+    ours = _ours(snapshot, settings, recipes, batch_size, on_event)
+    theirs = reference(snapshot.root, settings, recipes, on_event)
+    _free_memory()
+    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+    return [
+        compare(
+            recipe, tokenizer.tokenize(recipe.prompt).length, settings.dtype, mine, other, likeness
+        )
+        for recipe, mine, other in zip(recipes, ours, theirs, strict=True)
+    ]
+
+
+def compare(
+    recipe: Recipe,
+    length: int,
+    dtype: str,
+    ours: tuple[Trace, Picture],
+    theirs: tuple[Trace, Picture],
+    likeness: Likeness | None = None,
+) -> Comparison:
+    """Two drawings of one recipe, each with its trace, held to the limits of `dtype`."""
+    limits = LIMITS[dtype]
+    (our_trace, our_picture), (their_trace, their_picture) = ours, theirs
+    found, wanted = our_trace.embeddings[0][0], their_trace.embeddings[0][0]
+    measures = (
+        *_rows("valid rows", found[:length], wanted[:length], limits),
+        *_rows("padded rows", found[length:], wanted[length:], limits),
+        *_steps(our_trace.latents, their_trace.latents, limits),
+        *_pictures(our_picture, their_picture, limits, likeness),
+    )
+    return Comparison(
+        recipe=recipe, length=length, measures=measures, ours=our_picture, theirs=their_picture
+    )
+
+
+def versions(settings: Settings) -> dict[str, str]:
+    """What computed the two sides, besides the settings."""
+    libraries = {name: version(name) for name in ("diffusers", "transformers")}
+    return {**provenance(settings), **libraries}
+
+
+def _ours(
+    snapshot: Snapshot,
+    settings: Settings,
+    recipes: Sequence[Recipe],
+    batch_size: int | None,
+    on_event: Callable[[str], None],
+) -> list[tuple[Trace, Picture]]:
+    pipeline = Pipeline.load(snapshot, settings, on_event=on_event)
+    size = batch_size or pipeline.default_batch_size
+    made: list[tuple[Trace, Picture]] = []
+    for at in range(0, len(recipes), size):
+        on_event(f"drawing with klein: {at + 1} of {len(recipes)}")
+        trace = Trace()
+        pictures = pipeline.render(recipes[at : at + size], trace=trace)
+        made += zip(_each(trace, len(pictures)), pictures, strict=True)
+    del pipeline
+    _free_memory()
+    return made
+
+
+def _each(trace: Trace, pictures: int) -> Iterator[Trace]:
+    """The trace of a batch -> a trace for each of its pictures."""
+    for row in range(pictures):
+        only = slice(row, row + 1)
+        yield Trace([x[only] for x in trace.embeddings], [x[only] for x in trace.latents])
+
+
+def _rows(name: str, found: Tensor, wanted: Tensor, limits: Limits) -> Iterator[Measure]:
+    """Two measures, or none where a prompt has no such row. max and median pass a NaN on."""
+    if not len(wanted):
+        return
+    errors, part = row_errors(found, wanted), f"embeddings, {name}"
+    median, worst = float(errors.median()), float(errors.max())
+    yield Measure(part=part, name="median", value=median, limit=limits.row_median)
+    yield Measure(part=part, name="worst", value=worst, limit=limits.row_worst)
+
+
+def _steps(found: Sequence[Tensor], wanted: Sequence[Tensor], limits: Limits) -> Iterator[Measure]:
+    for step, pair in enumerate(zip(found, wanted, strict=True), start=1):
+        error = relative_error(*pair)
+        yield Measure(part="latents", name=f"step {step}", value=error, limit=limits.latents)
+
+
+def _pictures(
+    found: Picture, wanted: Picture, limits: Limits, likeness: Likeness | None
+) -> Iterator[Measure]:
+    at_least = {
+        "ssim": (ssim(found, wanted), limits.ssim),
+        "psnr": (psnr(found, wanted), limits.psnr),
+    }
+    if likeness is not None:
+        at_least["clip"] = (likeness(found, wanted), limits.clip)
+    for name, (value, limit) in at_least.items():
+        yield Measure(part="picture", name=name, value=value, limit=limit, at_least=True)
+    value = mean_abs_diff(found, wanted)
+    yield Measure(part="picture", name="mean_abs_diff", value=value, limit=limits.mean_abs_diff)
+
+
+def _number(value: float) -> str:
+    """At most four digits that count: 1.20e-07, 0.9998, 46.12."""
+    return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
