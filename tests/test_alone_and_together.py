@@ -71,7 +71,7 @@ def test_the_pictures_are_not_all_one(small_snapshot: Path) -> None:
 def test_in_every_batch_and_order(small_snapshot: Path, engine: str, dtype: str) -> None:
     pipe = pipeline(small_snapshot, device="cpu", dtype=dtype, engine=engine)
 
-    @settings(derandomize=True, deadline=None, max_examples=6)
+    @settings(derandomize=True, deadline=None, max_examples=4)
     @given(
         recipes=st.permutations(RECIPES),
         size=st.integers(2, len(RECIPES)),

@@ -1,0 +1,153 @@
+"""What each rounding choice changes: the table of docs/numerics.md.
+
+    python scripts/measure_rounding.py MODEL --size 256
+
+Draws in bfloat16 on the CPU, as klein does, as diffusers does, and with one choice changed at a
+time; all against klein in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import klein_cli.models.flux2 as flux2
+import klein_cli.models.qwen3 as qwen3
+from klein_cli.check.metrics import Picture, mean_abs_diff, psnr, relative_error
+from klein_cli.check.prompts import PROMPTS
+from klein_cli.check.reference import reference
+from klein_cli.denoise.latents import Latents, noise
+from klein_cli.pipeline import Pipeline, Trace, choose
+from klein_cli.recipe import Recipe, Settings
+from klein_cli.snapshot import Snapshot, resolve
+
+HALF = torch.bfloat16
+Made = list[tuple[Trace, Picture]]
+
+
+def rounded(tensor: Tensor) -> Tensor:
+    return tensor.to(HALF).float()
+
+
+def rounded_noise(*arguments: Any, **named: Any) -> Latents:
+    drawn = noise(*arguments, **named)
+    return Latents(rounded(drawn.packed), drawn.grid)
+
+
+def rounded_loop(
+    transformer: Any, x: Tensor, sigmas: Tensor, text: Tensor, ids: Tensor, **other: Any
+) -> Tensor:
+    """Latents and steps in bfloat16, as diffusers keeps them."""
+    for step in range(len(sigmas) - 1):
+        velocity = transformer(x, sigmas[step : step + 1], text, ids).to(HALF)
+        x = rounded(x + rounded(sigmas[step + 1] - sigmas[step]) * velocity)
+        if other["on_latents"]:
+            other["on_latents"](x)
+    return x
+
+
+def rounded_angles(config: Any, positions: int, device: Any, dtype: torch.dtype) -> Any:
+    """The encoder's rotary frequencies as `.to(bfloat16)` on the module leaves them."""
+    exponent = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+    frequency = rounded(1.0 / config.rope_theta**exponent)
+    angle = torch.arange(positions).float()[:, None] * frequency
+    angle = torch.cat((angle, angle), dim=-1)[:, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def single_angles(ids: Tensor, axes: Any, theta: float) -> Any:
+    """The DiT's angles in float32."""
+    parts = [
+        ids[:, axis, None].float() / theta ** (torch.arange(0, size, 2).float() / size)
+        for axis, size in enumerate(axes)
+    ]
+    angle = torch.cat(parts, dim=-1).repeat_interleave(2, dim=-1)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def rounded_scale(pipeline: Pipeline) -> None:
+    engine = pipeline._engine
+    engine.latent_mean, engine.latent_deviation = (
+        rounded(engine.latent_mean),
+        rounded(engine.latent_deviation),
+    )
+
+
+def sigma_first(sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    return sigma.to(dtype) * 1000
+
+
+def draw(snapshot: Snapshot, recipes: list[Recipe], dtype: str, change: Any = None) -> Made:
+    """Our drawing, with `change` made to the pipeline or, as a context, around the drawing."""
+    settings = choose(Settings(device="cpu", dtype=dtype, attention="sdpa"))
+    pipeline = Pipeline.load(snapshot, settings)
+    context: AbstractContextManager[Any] = nullcontext()
+    if isinstance(change, Callable):  # type: ignore[arg-type]
+        change(pipeline)
+    elif change is not None:
+        context = change
+    made = []
+    with context:
+        for recipe in recipes:
+            trace = Trace()
+            (picture,) = pipeline.render([recipe], trace=trace)
+            made.append((trace, picture))
+    return made
+
+
+CHANGES: dict[str, Any] = {
+    "klein": None,
+    "latents and steps rounded after each step": patch("klein_cli.pipeline.denoise", rounded_loop),
+    "noise rounded": patch("klein_cli.pipeline.noise", rounded_noise),
+    "timestep from the rounded sigma (764)": patch(
+        "klein_cli.engines.native.as_timestep", sigma_first
+    ),
+    "mean and deviation of the latents rounded": rounded_scale,
+    "the encoder's rotary frequencies rounded": patch.object(
+        qwen3, "rotary_embedding", rounded_angles
+    ),
+    "the DiT's rotary angles in float32": patch.object(flux2, "rotary_embedding", single_angles),
+}
+
+
+def row(name: str, made: Made, exact: Made) -> str:
+    """One line of the table: the mean over the prompts."""
+    pairs = list(zip(made, exact, strict=True))
+    text = np.mean([relative_error(a[0].embeddings[0], b[0].embeddings[0]) for a, b in pairs])
+    end = np.mean([relative_error(a[0].latents[-1], b[0].latents[-1]) for a, b in pairs])
+    apart = np.mean([mean_abs_diff(a[1], b[1]) for a, b in pairs])
+    noise_ratio = np.mean([psnr(a[1], b[1]) for a, b in pairs])
+    return f"| {name} | {text:.2e} | {end:.2e} | {apart:.3f} | {noise_ratio:.1f} |"
+
+
+def main() -> None:
+    """Read the command line and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--size", type=int, default=256)
+    options = parser.parse_args()
+    snapshot = resolve(options.model)
+    side = options.size
+    recipes = [
+        Recipe(prompt=p, seed=s, width=side, height=side, steps=4, guidance=1.0, model="x")
+        for s, p in enumerate(PROMPTS)
+    ]
+    exact = draw(snapshot, recipes, "float32")
+    print("| in bfloat16 | embeddings | last latents | mean_abs_diff | psnr |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, change in CHANGES.items():
+        print(row(name, draw(snapshot, recipes, "bfloat16", change), exact), flush=True)
+    settings = choose(Settings(device="cpu", dtype="bfloat16"))
+    theirs = reference(snapshot.root, settings, recipes, lambda event: None)
+    print(row("diffusers", theirs, exact))
+
+
+if __name__ == "__main__":
+    main()
