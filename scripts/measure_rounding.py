@@ -9,7 +9,6 @@ time; all against klein in float32.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -89,10 +88,10 @@ def draw(snapshot: Snapshot, recipes: list[Recipe], dtype: str, change: Any = No
     settings = choose(Settings(device="cpu", dtype=dtype, attention="sdpa"))
     pipeline = Pipeline.load(snapshot, settings)
     context: AbstractContextManager[Any] = nullcontext()
-    if isinstance(change, Callable):  # type: ignore[arg-type]
-        change(pipeline)
-    elif change is not None:
+    if hasattr(change, "__enter__"):
         context = change
+    elif change is not None:
+        change(pipeline)
     made = []
     with context:
         for recipe in recipes:
