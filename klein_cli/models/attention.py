@@ -49,10 +49,11 @@ class AttentionLengths:
     @cached_property
     def mask(self) -> Tensor:
         """(B, 1, positions, positions) bool, True where a query may attend to a key."""
-        place = torch.arange(self.positions)
+        place = torch.arange(self.positions, device=self.device)
         causal = place[None, :] <= place[:, None]
-        valid = place[None, :] < torch.tensor(self.lengths)[:, None]
-        return (causal & valid[:, None, :])[:, None].to(self.device)
+        lengths = torch.tensor(self.lengths).to(self.device, non_blocking=True)
+        valid = place[None, :] < lengths[:, None]
+        return (causal & valid[:, None, :])[:, None]
 
     @cached_property
     def packed(self) -> PackedRows:
@@ -68,6 +69,21 @@ class AttentionLengths:
             longest_valid=max(self.lengths),
             longest_padding=max(pads),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MaskAlone:
+    """A mask (B, 1, positions, positions) bool whose lengths are not known on the host.
+
+    For the backends that need no more, those that are `static`: then the mask can be the input of
+    a CUDA graph.
+    """
+
+    mask: Tensor
+
+
+Masking = AttentionLengths | MaskAlone
+"""How a batch is masked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +107,15 @@ class MaskedCausalAttention(Protocol):
     """Attention under the mask of this module.
 
     query (B, S, heads, head_dim), key and value (B, S, key_value_heads, head_dim), where
-    key_value_heads divides heads; the result has the query's shape and dtype.
+    key_value_heads divides heads; the result has the query's shape and dtype. A `static` backend
+    does the same work whatever the lengths, and takes a MaskAlone.
     """
 
     name: str
+    static: bool
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: AttentionLengths
+        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: Masking
     ) -> Tensor: ...
 
 
@@ -105,9 +123,10 @@ class EagerAttention:
     """The mask written out, softmax in float32: slow, readable, the reference."""
 
     name = "eager"
+    static = True
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: AttentionLengths
+        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: Masking
     ) -> Tensor:
         query, key, value = _heads_first(query, key, value)
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
@@ -118,21 +137,17 @@ class EagerAttention:
 
 
 class SdpaAttention:
-    """torch's scaled_dot_product_attention with the boolean mask; plain causal without pads."""
+    """torch's scaled_dot_product_attention with the boolean mask, the same for every length."""
 
     name = "sdpa"
+    static = True
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: AttentionLengths
+        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: Masking
     ) -> Tensor:
         query, key, value = _heads_first(query, key, value)
-        if attention_lengths.unpadded:
-            out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        else:
-            out = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=attention_lengths.mask
-            )
-        return out.transpose(1, 2)
+        mask = attention_lengths.mask
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 class FlashAttention:
@@ -144,6 +159,7 @@ class FlashAttention:
     """
 
     name = "flash-attn"
+    static = False
 
     def __init__(self) -> None:
         from flash_attn import flash_attn_varlen_func
@@ -151,8 +167,9 @@ class FlashAttention:
         self._varlen = flash_attn_varlen_func
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: AttentionLengths
+        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: Masking
     ) -> Tensor:
+        assert isinstance(attention_lengths, AttentionLengths)
         rows = attention_lengths.packed
         flat_query = query.flatten(0, 1)
         keys = key.flatten(0, 1)[rows.valid_rows]

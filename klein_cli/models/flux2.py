@@ -4,6 +4,8 @@ Text and image first run side by side (double blocks: own weights, joint attenti
 sequence (single blocks). The timestep acts through modulations that all blocks of a kind share.
 Parameter names are those of the official checkpoint. Nothing here masks the text: the DiT reads
 all its positions, the padded ones too.
+
+What lies between the matrix products is done by `Flux2Ops`, at the end, in plain torch.
 """
 
 from __future__ import annotations
@@ -11,17 +13,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klein_cli.models.config import read_sizes, refuse_variants
+from klein_cli.models.layers import Together
 
 Rotary = tuple[Tensor, Tensor]
-Modulation = tuple[Tensor, Tensor, Tensor]
-"""Shift, scale and gate, each (1, 1, width)."""
+"""Cosines and sines, each (tokens, 1, head size) float32."""
+
+Operand = Any
+"""What a linear layer of a block is given: a tensor, unless other ops and layers agree on more."""
+
+
+class Modulation(NamedTuple):
+    """What the timestep does to a layer's input and output, each (1, 1, width)."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+class Projected(NamedTuple):
+    """One stream's queries, keys and values (B, tokens, width), and the norms of its heads."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    norm_query: nn.RMSNorm
+    norm_key: nn.RMSNorm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,23 +95,24 @@ class Flux2Config:
 class Flux2Transformer(nn.Module):
     """The DiT. No guidance embedding: klein has none."""
 
-    def __init__(self, config: Flux2Config) -> None:
+    def __init__(self, config: Flux2Config, ops: Flux2Ops | None = None) -> None:
         super().__init__()
         width = config.width
         self.config = config
+        self.ops = ops or Flux2Ops()
         self.time_guidance_embed = TimestepEmbedder(config.timestep_guidance_channels, width)
-        self.double_stream_modulation_img = Modulator(width, sets=2)
-        self.double_stream_modulation_txt = Modulator(width, sets=2)
-        self.single_stream_modulation = Modulator(width, sets=1)
+        self.double_stream_modulation_img = Modulator(width, parts=6)
+        self.double_stream_modulation_txt = Modulator(width, parts=6)
+        self.single_stream_modulation = Modulator(width, parts=3)
         self.x_embedder = nn.Linear(config.in_channels, width, bias=False)
         self.context_embedder = nn.Linear(config.joint_attention_dim, width, bias=False)
         self.transformer_blocks = nn.ModuleList(
-            DoubleBlock(config) for _ in range(config.num_layers)
+            DoubleBlock(config, self.ops) for _ in range(config.num_layers)
         )
         self.single_transformer_blocks = nn.ModuleList(
-            SingleBlock(config) for _ in range(config.num_single_layers)
+            SingleBlock(config, self.ops) for _ in range(config.num_single_layers)
         )
-        self.norm_out = OutputNorm(width, config.eps)
+        self.norm_out = Modulator(width, parts=2)
         self.proj_out = nn.Linear(width, config.in_channels, bias=False)
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, ids: Tensor) -> Tensor:
@@ -97,32 +121,60 @@ class Flux2Transformer(nn.Module):
         timestep (1,) from 1000 down to 0, in the latents' dtype; text (B, T, D); ids (T + N, 4)
         int64 positions (t, h, w, l), the text's before the latents'.
         """
-        rotary = rotary_embedding(ids, self.config.axes_dims_rope, self.config.rope_theta)
+        words, rotary = self.context_embedder(text), self.rotary(ids)
+        return self.velocity(latents, words, self.modulations(timestep), *rotary)
+
+    def rotary(self, ids: Tensor) -> Rotary:
+        """What the positions (tokens, 4) do to queries and keys: the same at every step."""
+        return rotary_embedding(ids, self.config.axes_dims_rope, self.config.rope_theta)
+
+    def modulations(self, timestep: Tensor) -> Tensor:
+        """All that a timestep (1,) does: (1, 1, 17 * width), the same in every picture."""
         time = self.time_guidance_embed(timestep)
-        image_mods = self.double_stream_modulation_img(time)
-        text_mods = self.double_stream_modulation_txt(time)
-        (single_mod,) = self.single_stream_modulation(time)
+        modulators = (
+            self.double_stream_modulation_img,
+            self.double_stream_modulation_txt,
+            self.single_stream_modulation,
+            self.norm_out,
+        )
+        return torch.cat([modulator(time) for modulator in modulators], dim=-1)[:, None]
+
+    def velocity(
+        self, latents: Tensor, words: Tensor, modulations: Tensor, cosine: Tensor, sine: Tensor
+    ) -> Tensor:
+        """`forward`, from the embedded text (B, T, width) and what does not change in a picture.
+
+        The text is given as `context_embedder` leaves it; the rest as `modulations` and `rotary`
+        make it.
+        """
+        parts = modulations.chunk(17, dim=-1)
+        image_mods = Modulation(*parts[0:3]), Modulation(*parts[3:6])
+        text_mods = Modulation(*parts[6:9]), Modulation(*parts[9:12])
+        single_mod = Modulation(*parts[12:15])
+        scale, shift = parts[15:]
 
         image = self.x_embedder(latents)
-        words = self.context_embedder(text)
+        length, rotary = words.shape[1], (cosine, sine)
         for block in self.transformer_blocks:
             image, words = block(image, words, image_mods, text_mods, rotary)
         x = torch.cat((words, image), dim=1)
         for block in self.single_transformer_blocks:
             x = block(x, single_mod, rotary)
-        out: Tensor = self.proj_out(self.norm_out(x[:, text.shape[1] :], time))
+        x = self.ops.modulate(x[:, length:], shift, scale, self.config.eps)
+        out: Tensor = self.proj_out(x)
         return out
 
 
 class DoubleBlock(nn.Module):
     """Joint attention of text and image, each with its own projections and feed-forward."""
 
-    def __init__(self, config: Flux2Config) -> None:
+    def __init__(self, config: Flux2Config, ops: Flux2Ops) -> None:
         super().__init__()
         self.eps = config.eps
-        self.attn = JointAttention(config)
-        self.ff = FeedForward(config.width, config.mlp_ratio)
-        self.ff_context = FeedForward(config.width, config.mlp_ratio)
+        self.ops = ops
+        self.attn = JointAttention(config, ops)
+        self.ff = FeedForward(config.width, config.mlp_ratio, ops)
+        self.ff_context = FeedForward(config.width, config.mlp_ratio, ops)
 
     def forward(
         self,
@@ -133,24 +185,27 @@ class DoubleBlock(nn.Module):
         rotary: Rotary,
     ) -> tuple[Tensor, Tensor]:
         seen, read = self.attn(
-            modulate(image, image_mods[0], self.eps),
-            modulate(words, text_mods[0], self.eps),
-            rotary,
+            self.modulated(image, image_mods[0]), self.modulated(words, text_mods[0]), rotary
         )
-        image = image + image_mods[0][2] * seen
-        image = image + image_mods[1][2] * self.ff(modulate(image, image_mods[1], self.eps))
-        words = words + text_mods[0][2] * read
-        words = words + text_mods[1][2] * self.ff_context(modulate(words, text_mods[1], self.eps))
+        image = self.ops.add_gated(image, image_mods[0].gate, seen)
+        words = self.ops.add_gated(words, text_mods[0].gate, read)
+        thought = self.ff(self.modulated(image, image_mods[1]))
+        image = self.ops.add_gated(image, image_mods[1].gate, thought)
+        thought = self.ff_context(self.modulated(words, text_mods[1]))
+        words = self.ops.add_gated(words, text_mods[1].gate, thought)
         return image, words
+
+    def modulated(self, x: Tensor, mod: Modulation) -> Operand:
+        return self.ops.modulate(x, mod.shift, mod.scale, self.eps)
 
 
 class JointAttention(nn.Module):
     """One attention over text and image tokens, projected by weights of their own."""
 
-    def __init__(self, config: Flux2Config) -> None:
+    def __init__(self, config: Flux2Config, ops: Flux2Ops) -> None:
         super().__init__()
         width, size = config.width, config.attention_head_dim
-        self.size = size
+        self.ops = ops
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(width, width, bias=False)
         self.to_v = nn.Linear(width, width, bias=False)
@@ -163,76 +218,65 @@ class JointAttention(nn.Module):
         self.norm_added_k = nn.RMSNorm(size, eps=config.eps)
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
         self.to_add_out = nn.Linear(width, width, bias=False)
+        self.image_qkv = Together(self.to_q, self.to_k, self.to_v)
+        self.words_qkv = Together(self.add_q_proj, self.add_k_proj, self.add_v_proj)
 
-    def forward(self, image: Tensor, words: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Operand, words: Operand, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """(image, words), each (B, tokens, width) -> the same, attended."""
-        query = torch.cat(
-            (
-                self.norm_added_q(split_heads(self.add_q_proj(words), self.size)),
-                self.norm_q(split_heads(self.to_q(image), self.size)),
-            ),
-            dim=1,
-        )
-        key = torch.cat(
-            (
-                self.norm_added_k(split_heads(self.add_k_proj(words), self.size)),
-                self.norm_k(split_heads(self.to_k(image), self.size)),
-            ),
-            dim=1,
-        )
-        value = split_heads(torch.cat((self.add_v_proj(words), self.to_v(image)), 1), self.size)
-        out = attend(apply_rotary(query, rotary), apply_rotary(key, rotary), value)
-        length = words.shape[1]
+        words_qkv = Projected(*self.words_qkv(words), self.norm_added_q, self.norm_added_k)
+        image_qkv = Projected(*self.image_qkv(image), self.norm_q, self.norm_k)
+        out = self.ops.attend(*self.ops.heads((words_qkv, image_qkv), rotary))
+        length = words_qkv.query.shape[1]
         return self.to_out[0](out[:, length:]), self.to_add_out(out[:, :length])
 
 
 class SingleBlock(nn.Module):
     """Attention and feed-forward in parallel over the one sequence, their projections fused."""
 
-    def __init__(self, config: Flux2Config) -> None:
+    def __init__(self, config: Flux2Config, ops: Flux2Ops) -> None:
         super().__init__()
         self.eps = config.eps
-        self.attn = ParallelAttention(config)
+        self.ops = ops
+        self.attn = ParallelAttention(config, ops)
 
     def forward(self, x: Tensor, mod: Modulation, rotary: Rotary) -> Tensor:
-        out: Tensor = x + mod[2] * self.attn(modulate(x, mod, self.eps), rotary)
-        return out
+        out = self.attn(self.ops.modulate(x, mod.shift, mod.scale, self.eps), rotary)
+        return self.ops.add_gated(x, mod.gate, out)
 
 
 class ParallelAttention(nn.Module):
     """One projection into queries, keys, values and feed-forward, one out of both results."""
 
-    def __init__(self, config: Flux2Config) -> None:
+    def __init__(self, config: Flux2Config, ops: Flux2Ops) -> None:
         super().__init__()
         width, size = config.width, config.attention_head_dim
         inner = int(width * config.mlp_ratio)
-        self.size = size
-        self.split = (3 * width, 2 * inner)
+        self.ops = ops
+        self.split = (width, width, width, 2 * inner)
         self.to_qkv_mlp_proj = nn.Linear(width, sum(self.split), bias=False)
         self.norm_q = nn.RMSNorm(size, eps=config.eps)
         self.norm_k = nn.RMSNorm(size, eps=config.eps)
         self.to_out = nn.Linear(width + inner, width, bias=False)
 
-    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
-        qkv, gated = self.to_qkv_mlp_proj(x).split(self.split, dim=-1)
-        query, key, value = (split_heads(part, self.size) for part in qkv.chunk(3, dim=-1))
-        query = apply_rotary(self.norm_q(query), rotary)
-        key = apply_rotary(self.norm_k(key), rotary)
-        out: Tensor = self.to_out(torch.cat((attend(query, key, value), swiglu(gated)), dim=-1))
+    def forward(self, x: Operand, rotary: Rotary) -> Tensor:
+        *qkv, gated = self.to_qkv_mlp_proj(x).split(self.split, dim=-1)
+        heads = self.ops.heads((Projected(*qkv, self.norm_q, self.norm_k),), rotary)
+        out: Tensor = self.to_out(self.ops.swiglu(gated, beside=self.ops.attend(*heads)))
         return out
 
 
 class FeedForward(nn.Module):
     """linear_out(silu(a) * b), where linear_in makes a and b."""
 
-    def __init__(self, width: int, ratio: float) -> None:
+    def __init__(self, width: int, ratio: float, ops: Flux2Ops) -> None:
         super().__init__()
         inner = int(width * ratio)
+        self.ops = ops
         self.linear_in = nn.Linear(width, 2 * inner, bias=False)
         self.linear_out = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear_out(swiglu(self.linear_in(x)))
+    def forward(self, x: Operand) -> Tensor:
+        out: Tensor = self.linear_out(self.ops.swiglu(self.linear_in(x)))
         return out
 
 
@@ -264,55 +308,65 @@ class TimestepMLP(nn.Module):
 
 
 class Modulator(nn.Module):
-    """The time embedding (1, width) -> `sets` modulations, shared by all blocks of a kind."""
+    """The time embedding (1, width) -> (1, parts * width), shared by all blocks of a kind.
 
-    def __init__(self, width: int, sets: int) -> None:
+    Blocks have shift, scale and gate in turn, for each of their layers; the output norm has its
+    scale first.
+    """
+
+    def __init__(self, width: int, parts: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, 3 * sets * width, bias=False)
-        self.sets = sets
+        self.linear = nn.Linear(width, parts * width, bias=False)
 
-    def forward(self, time: Tensor) -> list[Modulation]:
-        parts = self.linear(F.silu(time)).unsqueeze(1).chunk(3 * self.sets, dim=-1)
-        return [(parts[i], parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
-
-
-class OutputNorm(nn.Module):
-    """The last layer norm, scaled and shifted by the time embedding (scale first)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, 2 * width, bias=False)
-        self.eps = eps
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        scale, shift = self.linear(F.silu(time).to(x.dtype)).unsqueeze(1).chunk(2, dim=-1)
-        out: Tensor = F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
+    def forward(self, time: Tensor) -> Tensor:
+        out: Tensor = self.linear(F.silu(time))
         return out
 
 
-def modulate(x: Tensor, mod: Modulation, eps: float) -> Tensor:
-    """Layer norm without weights, then scaled and shifted."""
-    shift, scale, _ = mod
-    return (1 + scale) * F.layer_norm(x, x.shape[-1:], eps=eps) + shift
+class Flux2Ops:
+    """What lies between the matrix products. `klein_cli.speed` has the same in fewer passes."""
+
+    def modulate(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Operand:
+        """Layer norm without weights, then scaled and shifted."""
+        return (1 + scale) * F.layer_norm(x, x.shape[-1:], eps=eps) + shift
+
+    def add_gated(self, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        """The residual stream and what a layer adds to it."""
+        return x + gate * y
+
+    def swiglu(self, x: Tensor, beside: Tensor | None = None) -> Operand:
+        """silu of the first half of the channels times the second half, behind `beside`'s."""
+        gate, value = x.chunk(2, dim=-1)
+        out = F.silu(gate) * value
+        return out if beside is None else torch.cat((beside, out), dim=-1)
+
+    def heads(self, streams: Sequence[Projected], rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all streams in a row, each (B, tokens, heads, size).
+
+        Queries and keys are normalised head by head and turned by their positions.
+        """
+        size = streams[0].norm_query.normalized_shape[0]
+        query = in_a_row([s.norm_query(split_heads(s.query, size)) for s in streams])
+        key = in_a_row([s.norm_key(split_heads(s.key, size)) for s in streams])
+        value = in_a_row([split_heads(s.value, size) for s in streams])
+        return apply_rotary(query, rotary), apply_rotary(key, rotary), value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Full attention, no mask: (B, tokens, heads, size) each -> (B, tokens, heads * size)."""
+        out = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        )
+        return out.transpose(1, 2).flatten(2)
 
 
-def swiglu(x: Tensor) -> Tensor:
-    """silu of the first half of the channels times the second half."""
-    gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate) * value
+def in_a_row(parts: Sequence[Tensor]) -> Tensor:
+    """The tokens of some streams, one stream after another."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 def split_heads(x: Tensor, size: int) -> Tensor:
     """(B, tokens, heads * size) -> (B, tokens, heads, size)."""
     return x.reshape(*x.shape[:-1], -1, size)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Full attention, no mask: (B, tokens, heads, size) each -> (B, tokens, heads * size)."""
-    out = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    )
-    return out.transpose(1, 2).flatten(2)
 
 
 def rotary_embedding(ids: Tensor, axes: Sequence[int], theta: float) -> Rotary:

@@ -2,7 +2,8 @@
 
 Parameter names are those of the official checkpoint below its `model.` prefix. Only the layers up
 to the last tapped one exist: the final norm, the later layers and the language-model head play no
-part in the embeddings. Numerics follow transformers' Qwen3, rounding for rounding.
+part in the embeddings. Numerics follow transformers' Qwen3, rounding for rounding; what lies between
+the matrix products is done by `Qwen3Ops`, at the end.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klein_cli.errors import ModelError
-from klein_cli.models.attention import AttentionLengths, MaskedCausalAttention
+from klein_cli.models.attention import MaskedCausalAttention, Masking
 from klein_cli.models.config import read_sizes, refuse_variants
+from klein_cli.models.layers import Together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +74,17 @@ class Qwen3RMSNorm(nn.Module):
 class Qwen3MLP(nn.Module):
     """The gated feed-forward layer: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: Qwen3Config) -> None:
+    def __init__(self, config: Qwen3Config, ops: Qwen3Ops) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
+        self.ops = ops
         self.gate_proj = nn.Linear(hidden, inner, bias=False)
         self.up_proj = nn.Linear(hidden, inner, bias=False)
         self.down_proj = nn.Linear(inner, hidden, bias=False)
+        self.gate_and_up = Together(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(self.ops.swiglu(*self.gate_and_up(x)))
         return out
 
 
@@ -91,7 +95,7 @@ class Qwen3Attention(nn.Module):
     masks by it, in every layer.
     """
 
-    def __init__(self, config: Qwen3Config, attend: MaskedCausalAttention) -> None:
+    def __init__(self, config: Qwen3Config, attend: MaskedCausalAttention, ops: Qwen3Ops) -> None:
         super().__init__()
         hidden, size = config.hidden_size, config.head_dim
         queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
@@ -102,15 +106,16 @@ class Qwen3Attention(nn.Module):
         self.o_proj = nn.Linear(queries, hidden, bias=False)
         self.q_norm = Qwen3RMSNorm(size, config.rms_norm_eps)
         self.k_norm = Qwen3RMSNorm(size, config.rms_norm_eps)
+        self.qkv = Together(self.q_proj, self.k_proj, self.v_proj)
         self.attend = attend
+        self.ops = ops
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: AttentionLengths
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: Masking
     ) -> Tensor:
-        heads = (*x.shape[:-1], -1, self.head_dim)
-        query = apply_rotary(self.q_norm(self.q_proj(x).view(heads)), rotary)
-        key = apply_rotary(self.k_norm(self.k_proj(x).view(heads)), rotary)
-        value = self.v_proj(x).view(heads)
+        query, key, value = self.qkv(x)
+        query, key = self.ops.heads(query, key, self.q_norm, self.k_norm, rotary)
+        value = value.unflatten(-1, (-1, self.head_dim))
         out: Tensor = self.o_proj(self.attend(query, key, value, attention_lengths).flatten(2))
         return out
 
@@ -118,18 +123,20 @@ class Qwen3Attention(nn.Module):
 class Qwen3DecoderLayer(nn.Module):
     """Attention, then the feed-forward layer, each normalised before and added back after."""
 
-    def __init__(self, config: Qwen3Config, attend: MaskedCausalAttention) -> None:
+    def __init__(self, config: Qwen3Config, attend: MaskedCausalAttention, ops: Qwen3Ops) -> None:
         super().__init__()
-        self.self_attn = Qwen3Attention(config, attend)
-        self.mlp = Qwen3MLP(config)
+        self.ops = ops
+        self.self_attn = Qwen3Attention(config, attend, ops)
+        self.mlp = Qwen3MLP(config, ops)
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: AttentionLengths
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: Masking
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, attention_lengths)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        seen = self.ops.normalise(x, self.input_layernorm)
+        x = x + self.self_attn(seen, rotary, attention_lengths)
+        out: Tensor = x + self.mlp(self.ops.normalise(x, self.post_attention_layernorm))
         return out
 
 
@@ -142,9 +149,14 @@ class Qwen3Model(nn.Module):
     """
 
     def __init__(
-        self, config: Qwen3Config, tapped_layers: Sequence[int], attend: MaskedCausalAttention
+        self,
+        config: Qwen3Config,
+        tapped_layers: Sequence[int],
+        attend: MaskedCausalAttention,
+        ops: Qwen3Ops | None = None,
     ) -> None:
         super().__init__()
+        ops = ops or Qwen3Ops()
         depth = max(tapped_layers)
         if depth >= config.num_hidden_layers:
             raise ModelError(
@@ -155,9 +167,9 @@ class Qwen3Model(nn.Module):
         self.config = config
         self.tapped_layers = tuple(tapped_layers)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, attend) for _ in range(depth))
+        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, attend, ops) for _ in range(depth))
 
-    def forward(self, input_ids: Tensor, attention_lengths: AttentionLengths) -> tuple[Tensor, ...]:
+    def forward(self, input_ids: Tensor, attention_lengths: Masking) -> tuple[Tensor, ...]:
         """input_ids (B, S) int64 -> one (B, S, hidden_size) hidden state a tap, in tap order."""
         x: Tensor = self.embed_tokens(input_ids)
         rotary = rotary_embedding(self.config, input_ids.shape[1], x.device, x.dtype)
@@ -167,6 +179,32 @@ class Qwen3Model(nn.Module):
             if depth in self.tapped_layers:
                 states[depth] = x
         return tuple(states[depth] for depth in self.tapped_layers)
+
+
+class Qwen3Ops:
+    """What lies between the matrix products. `klein_cli.speed` has the same in fewer passes."""
+
+    def normalise(self, x: Tensor, norm: Qwen3RMSNorm) -> Tensor:
+        """(B, S, hidden), normalised."""
+        out: Tensor = norm(x)
+        return out
+
+    def heads(
+        self,
+        query: Tensor,
+        key: Tensor,
+        norm_query: Qwen3RMSNorm,
+        norm_key: Qwen3RMSNorm,
+        rotary: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Both (B, S, heads * head_dim) -> (B, S, heads, head_dim), normalised and turned."""
+        size = norm_query.weight.numel()
+        query, key = (x.unflatten(-1, (-1, size)) for x in (query, key))
+        return apply_rotary(norm_query(query), rotary), apply_rotary(norm_key(key), rotary)
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up."""
+        return F.silu(gate) * up
 
 
 def rotary_embedding(

@@ -1,7 +1,7 @@
 """The decoder of the FLUX.2 autoencoder in plain torch: latents -> pictures.
 
 Parameter names are those of the official checkpoint. Making pictures needs no encoder: it is
-neither built nor read.
+neither built nor read. Norms and attention are done by `VaeOps`, at the end, in plain torch.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class VaeConfig:
 class VaeDecoder(nn.Module):
     """What of the autoencoder makes pictures, and the statistics of its latents."""
 
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: VaeConfig, ops: VaeOps | None = None) -> None:
         super().__init__()
         channels = config.latent_channels
         self.config = config
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, ops or VaeOps())
         patch = config.patch_size[0] * config.patch_size[1]
         self.bn = nn.BatchNorm2d(patch * channels, eps=config.batch_norm_eps, affine=False)
 
@@ -78,17 +78,19 @@ class VaeDecoder(nn.Module):
 class Decoder(nn.Module):
     """The widest channels first, doubling the sides after every level but the last."""
 
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: VaeConfig, ops: VaeOps) -> None:
         super().__init__()
+        self.ops = ops
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MiddleBlock(widths[0], groups)
+        self.mid_block = MiddleBlock(widths[0], groups, ops)
         self.up_blocks = nn.ModuleList(
             UpBlock(
                 widths[max(level - 1, 0)],
                 width,
                 layers=config.layers_per_block + 1,
                 groups=groups,
+                ops=ops,
                 upsample=level < len(widths) - 1,
             )
             for level, width in enumerate(widths)
@@ -100,17 +102,17 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(self.ops.normalise(x, self.conv_norm_out, silu=True))
         return out
 
 
 class MiddleBlock(nn.Module):
     """Convolutions around one attention over all places."""
 
-    def __init__(self, width: int, groups: int) -> None:
+    def __init__(self, width: int, groups: int, ops: VaeOps) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(width, width, groups) for _ in range(2))
-        self.attentions = nn.ModuleList([SpatialAttention(width, groups)])
+        self.resnets = nn.ModuleList(ResnetBlock(width, width, groups, ops) for _ in range(2))
+        self.attentions = nn.ModuleList([SpatialAttention(width, groups, ops)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.attentions[0](self.resnets[0](x))
@@ -122,11 +124,11 @@ class UpBlock(nn.Module):
     """One level of the decoder."""
 
     def __init__(
-        self, before: int, width: int, *, layers: int, groups: int, upsample: bool
+        self, before: int, width: int, *, layers: int, groups: int, ops: VaeOps, upsample: bool
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(width if layer else before, width, groups) for layer in range(layers)
+            ResnetBlock(width if layer else before, width, groups, ops) for layer in range(layers)
         )
         self.upsamplers = nn.ModuleList([Upsample(width)] if upsample else [])
 
@@ -139,8 +141,9 @@ class UpBlock(nn.Module):
 class ResnetBlock(nn.Module):
     """Two normalised convolutions beside a shortcut."""
 
-    def __init__(self, before: int, width: int, groups: int) -> None:
+    def __init__(self, before: int, width: int, groups: int, ops: VaeOps) -> None:
         super().__init__()
+        self.ops = ops
         self.norm1 = nn.GroupNorm(groups, before, eps=NORM_EPS)
         self.conv1 = nn.Conv2d(before, width, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, width, eps=NORM_EPS)
@@ -149,8 +152,8 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(F.silu(self.norm1(x)))
-        out = self.conv2(F.silu(self.norm2(out)))
+        out = self.conv1(self.ops.normalise(x, self.norm1, silu=True))
+        out = self.conv2(self.ops.normalise(out, self.norm2, silu=True))
         shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
         total: Tensor = shortcut + out
         return total
@@ -159,8 +162,9 @@ class ResnetBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """Attention of every place to every place, one head as wide as the channels."""
 
-    def __init__(self, width: int, groups: int) -> None:
+    def __init__(self, width: int, groups: int, ops: VaeOps) -> None:
         super().__init__()
+        self.ops = ops
         self.group_norm = nn.GroupNorm(groups, width, eps=NORM_EPS)
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
@@ -168,9 +172,8 @@ class SpatialAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        places = self.group_norm(x.flatten(2)).transpose(1, 2)
-        query, key, value = (p(places)[:, None] for p in (self.to_q, self.to_k, self.to_v))
-        out = F.scaled_dot_product_attention(query, key, value)[:, 0]
+        places = self.ops.normalise(x, self.group_norm, silu=False).flatten(2).transpose(1, 2)
+        out = self.ops.attend(self.to_q(places), self.to_k(places), self.to_v(places))
         attended: Tensor = self.to_out[0](out).transpose(1, 2).reshape(x.shape)
         return attended + x
 
@@ -185,6 +188,20 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return out
+
+
+class VaeOps:
+    """Norms and attention. `klein_cli.speed` has the same in fewer passes."""
+
+    def normalise(self, x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
+        """Group norm of (B, C, H, W), then SiLU if asked."""
+        out: Tensor = norm(x)
+        return F.silu(out) if silu else out
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of one head, (B, places, width) each, in the same shape."""
+        one = (x[:, None] for x in (query, key, value))
+        return F.scaled_dot_product_attention(*one)[:, 0]
 
 
 def latent_scale(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""What makes the same numbers come sooner: kernels, graphs, quantised matrix products."""

@@ -1,0 +1,168 @@
+"""Group norm and SiLU over pictures in channels_last, and the softmax of the VAE's attention."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from klein_cli.speed.kernels.options import options
+
+_TILE = 8192
+"""Values of one tile: 64 pixels of 128 channels."""
+
+_MOST_CHUNKS = 512
+"""Parts of a picture whose statistics are taken apart and then merged."""
+
+
+@triton.jit
+def _moments(
+    x, means, squares, pixels, chunk,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """Mean and sum of squared deviations of every channel over one chunk of one picture.
+
+    Tiles are merged by Chan's formula: sums of squares alone would lose a small variance beside a
+    large mean.
+    """
+    part, picture = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    channel = tl.arange(0, BLOCK)[None, :]
+    begin = part * chunk
+    end = tl.minimum(begin + chunk, pixels)
+    source = x + picture * pixels * CHANNELS
+    mean = tl.zeros((1, BLOCK), tl.float32)
+    square = tl.zeros((1, BLOCK), tl.float32)
+    seen = 0.0
+    start = begin
+    while start < end:
+        pixel = start + tl.arange(0, PIXELS)[:, None]
+        inside = (pixel < end) & (channel < CHANNELS)
+        value = tl.load(source + pixel * CHANNELS + channel, mask=inside, other=0.0)
+        value = value.to(tl.float32)
+        count = tl.minimum(end - start, PIXELS).to(tl.float32)
+        here = tl.sum(value, axis=0, keep_dims=True) / count
+        centred = tl.where(inside, value - here, 0.0)
+        total = seen + count
+        delta = here - mean
+        mean += delta * (count / total)
+        square += tl.sum(centred * centred, axis=0, keep_dims=True)
+        square += delta * delta * (seen * count / total)
+        seen = total
+        start += PIXELS
+    target = (picture * tl.num_programs(0) + part) * CHANNELS + channel
+    tl.store(means + target, mean, mask=channel < CHANNELS)
+    tl.store(squares + target, square, mask=channel < CHANNELS)
+
+
+@triton.jit
+def _merge(
+    means, squares, weight, bias, factors, offsets, pixels, chunk, chunks, eps,
+    CHANNELS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """The moments of one group -> what its channels are multiplied by, and what is added."""
+    group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    part = tl.arange(0, CHUNKS)[:, None]
+    member = tl.arange(0, BLOCK)[None, :]
+    channel = group * SIZE + member
+    inside = (part < chunks) & (member < SIZE)
+    place = (picture * chunks + part) * CHANNELS + channel
+    mean = tl.load(means + place, mask=inside, other=0.0)
+    square = tl.load(squares + place, mask=inside, other=0.0)
+    count = tl.minimum(pixels - part * chunk, chunk).to(tl.float32)
+    count = tl.where(inside, count, 0.0)
+    values = pixels.to(tl.float32) * SIZE
+    middle = tl.sum(tl.sum(mean * count, axis=1), axis=0) / values
+    apart = mean - middle
+    total = tl.sum(tl.sum(square + apart * apart * count, axis=1), axis=0)
+    inverse = tl.rsqrt(total / values + eps)
+    own = member < SIZE
+    factor = inverse * tl.load(weight + channel, mask=own).to(tl.float32)
+    offset = tl.load(bias + channel, mask=own).to(tl.float32) - middle * factor
+    target = picture * CHANNELS + channel
+    tl.store(factors + target, factor, mask=own)
+    tl.store(offsets + target, offset, mask=own)
+
+
+@triton.jit
+def _apply(
+    x, factors, offsets, out, pixels,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    picture = tl.program_id(1).to(tl.int64)
+    channel = tl.arange(0, BLOCK)[None, :]
+    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    inside = (pixel < pixels) & (channel < CHANNELS)
+    own = channel < CHANNELS
+    place = (picture * pixels + pixel) * CHANNELS + channel
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(factors + picture * CHANNELS + channel, mask=own)
+    y = value * factor + tl.load(offsets + picture * CHANNELS + channel, mask=own)
+    if SILU:
+        y = y * tl.sigmoid(y)
+    tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _softmax(scores, out, columns, scale, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    source = scores + row * columns
+    highest = -float("inf")
+    total = 0.0
+    start = 0
+    while start < columns:
+        inside = start + place < columns
+        score = tl.load(source + start + place, mask=inside, other=-float("inf")) * scale
+        higher = tl.maximum(highest, tl.max(score, axis=0))
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(score - higher), axis=0)
+        highest = higher
+        start += BLOCK
+    start = 0
+    while start < columns:
+        inside = start + place < columns
+        score = tl.load(source + start + place, mask=inside, other=-float("inf")) * scale
+        y = tl.exp(score - highest) / total
+        tl.store(out + row * columns + start + place, y.to(out.dtype.element_ty), mask=inside)
+        start += BLOCK
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+) -> Tensor:
+    """Group norm of pictures (B, C, H, W), then SiLU if asked; the result is channels_last."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    pictures, channels, height, width = x.shape
+    pixels = height * width
+    block = triton.next_power_of_2(channels)
+    tile = max(1, _TILE // block)
+    chunk = tile * triton.cdiv(triton.cdiv(pixels, tile), _MOST_CHUNKS)
+    chunks = triton.cdiv(pixels, chunk)
+    shape, on = (pictures, chunks, channels), {"dtype": torch.float32, "device": x.device}
+    means, squares = torch.empty(shape, **on), torch.empty(shape, **on)
+    factors, offsets = torch.empty(shape[::2], **on), torch.empty(shape[::2], **on)
+    _moments[(chunks, pictures)](
+        x, means, squares, pixels, chunk, CHANNELS=channels, BLOCK=block, PIXELS=tile, **options(8)
+    )
+    size = channels // groups
+    _merge[(groups, pictures)](
+        means, squares, weight, bias, factors, offsets, pixels, chunk, chunks, eps,
+        CHANNELS=channels, SIZE=size, BLOCK=triton.next_power_of_2(size),
+        CHUNKS=triton.next_power_of_2(chunks), **options(4),
+    )  # fmt: skip
+    out = torch.empty_like(x)
+    _apply[(triton.cdiv(pixels, tile), pictures)](
+        x, factors, offsets, out, pixels,
+        CHANNELS=channels, BLOCK=block, PIXELS=tile, SILU=silu, **options(8),
+    )  # fmt: skip
+    return out
+
+
+def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """softmax(scores * scale) of float32 (rows, columns) along the columns, in `dtype`."""
+    assert scores.is_contiguous()
+    rows, columns = scores.shape
+    out = torch.empty(scores.shape, dtype=dtype, device=scores.device)
+    block = min(4096, triton.next_power_of_2(columns))
+    _softmax[(rows,)](scores, out, columns, scale, BLOCK=block, **options(8))
+    return out
