@@ -2,10 +2,13 @@
 
 The module is built without memory, on the meta device, and takes each tensor as it comes from the
 file: the host never holds the weights a second time. Only safetensors are read, never pickles.
+Everything that can be known from the files' headers is checked before the first weight is read.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -19,16 +22,33 @@ from torch.overrides import TorchFunctionMode
 
 from klein_cli.errors import ModelError
 from klein_cli.snapshot import read_json
+from klein_cli.stream import Arrival, Reader, Stored
 
 _STEMS = ("model", "diffusion_pytorch_model")
 """What transformers and diffusers call a part's weights."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _AGAIN = "the model is damaged or not complete: download it again"
 
 
 def _nothing(name: str) -> bool:
     return False
+
+
+def _as_it_is(module: nn.Module) -> None:
+    pass
 
 
 def part_config(folder: Path, key: str, wanted: str) -> dict[str, Any]:
@@ -69,6 +89,67 @@ def without_memory() -> Iterator[None]:
         yield
 
 
+class Loading:
+    """A module whose weights are on their way to the device. `wait` before it is used.
+
+    `skipped` names the tensors of the files that are not read; `waited` counts the seconds spent
+    in `wait`, which is less than `read_seconds` where something else was done meanwhile.
+    """
+
+    def __init__(
+        self, module: nn.Module, skipped: tuple[str, ...], then: Callable[[nn.Module], None]
+    ) -> None:
+        self.skipped = skipped
+        self.waited = 0.0
+        self._module: nn.Module | None = module
+        self._then = then
+        self._tensors: dict[str, tuple[Tensor, torch.dtype]] = {}
+        self._arrival: Arrival | None = None
+
+    @property
+    def read_bytes(self) -> int:
+        """What the threads of a `Reader` read."""
+        return self._arrival.bytes if self._arrival else 0
+
+    @property
+    def read_seconds(self) -> float:
+        """How long they took."""
+        return self._arrival.seconds if self._arrival else 0.0
+
+    def expect(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+        """`tensor` is, or will be, the module's `name`, and becomes `dtype`."""
+        self._tensors[name] = (tensor, dtype)
+
+    def arrive_by(self, arrival: Arrival) -> None:
+        """The tensors are whole when `arrival` is."""
+        self._arrival = arrival
+
+    def wait(self) -> None:
+        """Return when the module is whole and ready. Raises ModelError when a file fails."""
+        if self._module is None:
+            return
+        started = time.perf_counter()
+        try:
+            if self._arrival is not None:
+                self._arrival.wait()
+        except (OSError, EOFError) as error:
+            raise ModelError(f"the weights cannot be read: {error}", _AGAIN) from None
+        module, self._module = self._module, None
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._fill(module)
+            self._then(module)
+        self.waited += time.perf_counter() - started
+
+    def _fill(self, module: nn.Module) -> None:
+        tensors = {}
+        for name in list(self._tensors):
+            tensor, dtype = self._tensors.pop(name)
+            tensors[name] = tensor.to(dtype)
+        module.requires_grad_(False).eval()
+        module.load_state_dict(tensors, assign=True)
+        _check_complete(module)
+
+
 def load_weights(
     module: nn.Module,
     folder: Path,
@@ -77,37 +158,67 @@ def load_weights(
     dtype: torch.dtype,
     prefix: str = "",
     unread: Callable[[str], bool] = _nothing,
-) -> tuple[str, ...]:
+    reader: Reader | None = None,
+    then: Callable[[nn.Module], None] = _as_it_is,
+) -> Loading:
     """Fill a module made `without_memory` from the safetensors in `folder`.
 
     Names in the files carry `prefix` before the module's own. Parameters become `dtype`; buffers
     hold statistics and become float32, unless they are whole numbers. Tensors for which `unread`
-    is true need not exist and are not read; their names in the files are returned. Raises
-    ModelError naming any other tensor that is missing, not wanted or of another shape, and any
-    file that is absent or cannot be read.
+    is true need not exist and are not read. With a `reader`, one of this device, the weights are
+    read while the caller goes on; without, they are there on return. `then` is done to the filled
+    module. Raises ModelError naming any other tensor that is missing, not wanted or of another
+    shape, and any file that is absent or cannot be read.
     """
     wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     buffers = {prefix + name for name, _ in module.named_buffers()}
-    tensors: dict[str, Tensor] = {}
+    found: dict[str, Path] = {}
     skipped: list[str] = []
     for path in weight_files(folder):
-        with _opened(path, device) as weights:
+        with _opened(path) as weights:
             for name in weights.keys():  # noqa: SIM118 (not a dict)
                 if unread(name):
                     skipped.append(name)
                     continue
                 _check(path, name, weights.get_slice(name), wanted)
-                tensor = weights.get_tensor(name)
-                if tensor.is_floating_point():
-                    tensor = tensor.to(torch.float32 if name in buffers else dtype)
-                tensors[name.removeprefix(prefix)] = tensor
-    missing = [name for name in wanted if name.removeprefix(prefix) not in tensors]
+                found[name] = path
+    missing = [name for name in wanted if name not in found]
     if missing:
         raise ModelError(f"{folder} lacks {_some(missing)}", _AGAIN)
-    module.requires_grad_(False).eval()
-    module.load_state_dict(tensors, assign=True)
-    _check_complete(module)
-    return tuple(sorted(skipped))
+
+    loading = Loading(module, tuple(sorted(skipped)), then)
+    for name, tensor in _tensors(found, wanted, device, reader, loading):
+        kind = tensor.dtype
+        if tensor.is_floating_point():
+            kind = torch.float32 if name in buffers else dtype
+        loading.expect(name.removeprefix(prefix), tensor, kind)
+    if reader is None:
+        loading.wait()
+        loading.waited = 0.0
+    return loading
+
+
+def _tensors(
+    found: dict[str, Path],
+    wanted: dict[str, Tensor],
+    device: torch.device,
+    reader: Reader | None,
+    loading: Loading,
+) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor, as it is stored; a reader fills it later, in the order of the module."""
+    if reader is None:
+        for path in dict.fromkeys(found.values()):
+            with _opened(path, device) as weights:
+                yield from ((n, weights.get_tensor(n)) for n in found if found[n] == path)
+        return
+    headers = {path: _header(path) for path in set(found.values())}
+    stored = []
+    for name in wanted:
+        kind, offset = headers[found[name]][name]
+        tensor = torch.empty(wanted[name].shape, dtype=kind, device=device)
+        stored.append(Stored(found[name], offset, tensor))
+        yield name, tensor
+    loading.arrive_by(reader.read(stored))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -151,12 +262,27 @@ def _shards(index: Path) -> list[Path]:
 
 
 @contextmanager
-def _opened(path: Path, device: torch.device) -> Iterator[Any]:
+def _opened(path: Path, device: torch.device | str = "cpu") -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device=str(device)) as weights:
             yield weights
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read: {error}", _AGAIN) from None
+
+
+def _header(path: Path) -> dict[str, tuple[torch.dtype, int]]:
+    """Each tensor's type, and where in a file that safetensors has opened its bytes begin.
+
+    The format: the length of the header in 8 bytes, the header as JSON, the tensors.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    return {
+        name: (_TYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0])
+        for name, entry in entries.items()
+    }
 
 
 def _check(path: Path, name: str, found: Any, wanted: dict[str, Tensor]) -> None:
@@ -171,9 +297,10 @@ def _check(path: Path, name: str, found: Any, wanted: dict[str, Tensor]) -> None
             f"{path}: {name} has shape {shape}, not {tuple(place.shape)}",
             "the weights and their config.json do not belong together",
         )
-    if (found.get_dtype() in _FLOATS) != place.is_floating_point():
+    kind = found.get_dtype()
+    if kind not in _TYPES or (kind in _FLOATS) != place.is_floating_point():
         raise ModelError(
-            f"{path}: {name} is stored as {found.get_dtype()}, which klein cannot read",
+            f"{path}: {name} is stored as {kind}, which klein cannot read",
             "get the model in bfloat16, float16 or float32",
         )
 

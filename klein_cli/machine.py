@@ -6,11 +6,16 @@ timing or the memory that happens to be free.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +24,18 @@ from klein_cli import __version__
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.models.attention import attention_backend
 from klein_cli.presets import Preset
-from klein_cli.recipe import ATTENTIONS, DTYPES, ENGINES, RNGS, Settings
+from klein_cli.recipe import (
+    ATTENTIONS,
+    DTYPES,
+    ENGINES,
+    KERNELS,
+    QUANTIZATIONS,
+    RNGS,
+    Settings,
+)
 
+_OLDEST_FOR_TRITON = (8, 0)
+_OLDEST_FOR_FP8 = (8, 9)
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
@@ -35,6 +50,8 @@ def choose(settings: Settings, preset: Preset | None = None) -> Settings:
     _check_known("--engine", settings.engine, ENGINES)
     _check_known("--attention", settings.attention, ATTENTIONS)
     _check_known("--rng", settings.rng, RNGS)
+    _check_known("--kernels", settings.kernels, KERNELS)
+    _check_known("--quantize", settings.quantize, QUANTIZATIONS)
     device = _device(settings.device, preset)
     on_gpu = device.type == "cuda"
     dtype = settings.dtype
@@ -44,7 +61,48 @@ def choose(settings: Settings, preset: Preset | None = None) -> Settings:
     attention_backend(attention, device, torch_dtype(dtype))
     if settings.rng == "cuda" and not on_gpu:
         raise UsageError("--rng cuda needs the pictures to be made on a GPU", "use --rng cpu")
-    return settings.with_(device=str(device), dtype=dtype, attention=attention)
+    if settings.quantize == "fp8":
+        _check_fp8(device, dtype, settings.engine)
+    return settings.with_(
+        device=str(device),
+        dtype=dtype,
+        attention=attention,
+        kernels=_kernels(settings.kernels, device),
+    )
+
+
+def without_triton(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on a device; None if nothing is known against it."""
+    if device.type != "cuda":
+        return "Triton's kernels need a GPU"
+    if torch.version.cuda is None:
+        return "Triton's kernels are tried with CUDA only"
+    if torch.cuda.get_device_capability(device) < _OLDEST_FOR_TRITON:
+        return f"{torch.cuda.get_device_name(device)} is too old for Triton's kernels"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    # Triton builds its launcher on each machine, once.
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton finds no C compiler"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Triton finds no Python.h"
+    return None
+
+
+def left_out(settings: Settings) -> list[str]:
+    """What would be quicker, and why it is off, for settings that `choose` has decided."""
+    device = torch.device(settings.device)
+    if device.type != "cuda":
+        return []
+    off = []
+    if settings.kernels == "torch":
+        reason = without_triton(device) or "--kernels torch"
+        off.append(f"fused kernels ({reason})")
+    if settings.attention == "flash-attn":
+        off.append("the text encoder's CUDA graph (--attention flash-attn)")
+    if settings.engine == "diffusers":
+        off.append("fused kernels and CUDA graphs of transformer and VAE (--engine diffusers)")
+    return off
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -67,6 +125,8 @@ def provenance(settings: Settings) -> dict[str, str]:
         record["diffusers"] = version("diffusers")
     if settings.attention == "flash-attn":
         record["flash-attn"] = version("flash-attn")
+    if settings.kernels == "triton":
+        record["triton"] = version("triton")
     if device.type == "cuda":
         record["device name"] = torch.cuda.get_device_name(device)
         record["cuda"] = str(torch.version.cuda)
@@ -96,6 +156,34 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def _kernels(wanted: str, device: torch.device) -> str:
+    reason = without_triton(device)
+    if wanted == "triton" and reason:
+        raise UsageError(f"--kernels triton is not possible: {reason}", "use --kernels torch")
+    return "torch" if wanted == "torch" or reason else "triton"
+
+
+def _check_fp8(device: torch.device, dtype: str, engine: str) -> None:
+    without = "leave out --quantize fp8"
+    if engine != "native":
+        raise UsageError(
+            "--quantize fp8 is for the native engine", f"use --engine native, or {without}"
+        )
+    if device.type != "cuda":
+        raise UsageError("--quantize fp8 needs a GPU", without)
+    if torch.cuda.get_device_capability(device) < _OLDEST_FOR_FP8:
+        raise UsageError(
+            f"{torch.cuda.get_device_name(device)} cannot compute in fp8: that takes an NVIDIA GPU "
+            "of compute capability 8.9 or more (Ada, Hopper, Blackwell)",
+            without,
+        )
+    if dtype != "bfloat16":
+        raise UsageError(
+            f"--quantize fp8 goes with --dtype bfloat16, not {dtype}",
+            f"leave out --dtype, or {without}",
+        )
 
 
 def _device(name: str, preset: Preset | None) -> torch.device:

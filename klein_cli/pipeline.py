@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,9 +18,12 @@ from klein_cli.denoise.loop import OnStep, denoise
 from klein_cli.denoise.schedule import sigmas
 from klein_cli.engines.engine import Engine, load_engine
 from klein_cli.errors import ModelError, OutOfMemoryError
+from klein_cli.load import Loading
 from klein_cli.machine import choose, full_precision, is_out_of_memory, provenance, torch_dtype
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import Snapshot
+from klein_cli.speed.tools import Tools, at_work, tools
+from klein_cli.stream import Reader
 from klein_cli.text.encoder import PromptTokens, TextEncoder
 from klein_cli.text.tokenizer import POSITIONS, PromptTokenizer
 
@@ -42,10 +45,11 @@ class Trace:
 
 
 class Pipeline:
-    """A model on a device, making pictures.
+    """A model on a device, making pictures. Its weights may still be on their way.
 
-    `timings` holds seconds by phase since the beginning of loading; `skipped_tensors` the weights
-    that were not read because nothing needs them.
+    `timings` holds seconds by phase since the beginning of loading, where "load" has all that was
+    spent waiting for weights; `loadings` are the parts' weights; `skipped_tensors` those that are
+    not read because nothing needs them.
     """
 
     default_batch_size = 1
@@ -57,15 +61,18 @@ class Pipeline:
         tokenizer: PromptTokenizer,
         encoder: TextEncoder,
         engine: Engine,
+        kit: Tools,
     ) -> None:
         self.snapshot = snapshot
         self.settings = settings
         self.timings = dict.fromkeys(("load", "encode", "denoise", "decode"), 0.0)
+        self.loadings: dict[str, Loading] = {"text encoder": encoder.loading, **engine.loadings}
         self.skipped_tensors = (*encoder.skipped, *engine.skipped)
         self._device = torch.device(settings.device)
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._engine = engine
+        self._kit = kit
         self._remembered: dict[tuple[str, ...], Tensor] = {}
 
     @classmethod
@@ -78,11 +85,13 @@ class Pipeline:
     ) -> Pipeline:
         """Read a snapshot's weights; `settings` come from `choose`.
 
-        Raises ModelError for a snapshot that is damaged or does not fit together, OutOfMemoryError
-        when it is too large for the device.
+        On a GPU this returns while they come: the first prompt is encoded meanwhile. Raises
+        ModelError for a snapshot that is damaged or does not fit together, OutOfMemoryError when
+        it is too large for the device.
         """
         try:
-            return cls._load(snapshot, settings, on_event or _ignore)
+            with at_work(torch.device(settings.device)):
+                return cls._load(snapshot, settings, on_event or _ignore)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -97,30 +106,36 @@ class Pipeline:
     ) -> Pipeline:
         started = time.perf_counter()
         device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
+        kit = tools(settings)
         on_event("loading the text encoder")
         tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
-        encoder = TextEncoder.from_snapshot(
-            snapshot.root,
-            snapshot.preset.tapped_layers,
-            attention=settings.attention,
-            device=device,
-            dtype=dtype,
-        )
-        if tokenizer.vocabulary > encoder.model.config.vocab_size:
-            raise ModelError(
-                f"the tokenizer of {snapshot.root} knows {tokenizer.vocabulary} tokens, its text "
-                f"encoder {encoder.model.config.vocab_size}",
-                "the snapshot's parts are not from one model: download it again",
+        with Reader(device) if device.type == "cuda" else nullcontext() as reader:
+            encoder = TextEncoder.from_snapshot(
+                snapshot.root,
+                snapshot.preset.tapped_layers,
+                attention=settings.attention,
+                device=device,
+                dtype=dtype,
+                tools=kit,
+                reader=reader,
             )
-        on_event("loading the transformer and the VAE")
-        engine = load_engine(
-            settings.engine,
-            snapshot.root,
-            text_channels=encoder.channels,
-            device=device,
-            dtype=dtype,
-        )
-        pipeline = cls(snapshot, settings, tokenizer, encoder, engine)
+            if tokenizer.vocabulary > encoder.model.config.vocab_size:
+                raise ModelError(
+                    f"the tokenizer of {snapshot.root} knows {tokenizer.vocabulary} tokens, its "
+                    f"text encoder {encoder.model.config.vocab_size}",
+                    "the snapshot's parts are not from one model: download it again",
+                )
+            on_event("loading the transformer and the VAE")
+            engine = load_engine(
+                settings.engine,
+                snapshot.root,
+                text_channels=encoder.channels,
+                device=device,
+                dtype=dtype,
+                tools=kit,
+                reader=reader,
+            )
+        pipeline = cls(snapshot, settings, tokenizer, encoder, engine, kit)
         pipeline.timings["load"] = time.perf_counter() - started
         return pipeline
 
@@ -139,12 +154,13 @@ class Pipeline:
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
         try:
-            with torch.inference_mode(), full_precision():
+            with torch.inference_mode(), full_precision(), at_work(self._device):
                 return self._render(recipes, on_step, trace)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Raised outside the handler, so that it does not hold on to the frames' tensors.
+        self._kit.give_back_memory()
         width, height = recipes[0].width, recipes[0].height
         many = len(recipes) > 1
         raise OutOfMemoryError(
@@ -170,7 +186,7 @@ class Pipeline:
                 [recipe.seed for recipe in recipes],
                 width=width,
                 height=height,
-                channels=self._engine.latent_mean.numel(),
+                channels=self._engine.latent_channels,
                 device=self._device,
                 drawn_on=self.settings.rng,
                 dtype=torch_dtype(self.settings.dtype),
@@ -178,7 +194,7 @@ class Pipeline:
             packed = denoise(
                 self._engine.transformer,
                 latents.packed,
-                sigmas(latents.packed.shape[1], steps).to(self._device),
+                sigmas(latents.packed.shape[1], steps),
                 text,
                 position_ids(POSITIONS, latents.grid, self._device),
                 guidance=guidance,
@@ -186,8 +202,8 @@ class Pipeline:
                 on_step=on_step,
                 on_latents=None if trace is None else lambda x: trace.latents.append(_on_host(x)),
             )
-        mean, deviation = self._engine.latent_mean, self._engine.latent_deviation
         with self._timed("decode"):
+            mean, deviation = self._engine.latent_mean, self._engine.latent_deviation
             return [
                 to_pixels(picture, latents.grid, mean, deviation, self._engine.decode)
                 for picture in packed
@@ -211,11 +227,16 @@ class Pipeline:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started, waited = time.perf_counter(), self._waited()
         yield
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self.timings[phase] += time.perf_counter() - started
+        waited = self._waited() - waited
+        self.timings["load"] += waited
+        self.timings[phase] += time.perf_counter() - started - waited
+
+    def _waited(self) -> float:
+        return sum(loading.waited for loading in self.loadings.values())
 
 
 def _on_host(tensor: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 ENGINES = ("native", "diffusers")
 ATTENTIONS = ("auto", "sdpa", "flash-attn", "eager")
 RNGS = ("cpu", "cuda")
+KERNELS = ("auto", "triton", "torch")
+QUANTIZATIONS = ("none", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,8 @@ class Settings:
     attention: str = "auto"
     engine: str = "native"
     rng: str = "cpu"
+    kernels: str = "auto"
+    quantize: str = "none"
 
     def with_(self, **changes: str) -> Settings:
         """A copy with some fields changed."""

@@ -45,8 +45,8 @@ def folder(tmp_path: Path) -> Path:
 def load(folder: Path, **options: object) -> tuple[Part, tuple[str, ...]]:
     with without_memory():
         part = Part()
-    skipped = load_weights(part, folder, device=CPU, **{"dtype": torch.float32, **options})  # type: ignore[arg-type]
-    return part, skipped
+    loading = load_weights(part, folder, device=CPU, **{"dtype": torch.float32, **options})  # type: ignore[arg-type]
+    return part, loading.skipped
 
 
 def shard(folder: Path, where: dict[str, str]) -> None:

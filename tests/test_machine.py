@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from klein_cli import machine
 from klein_cli.errors import KleinError, ModelError, UsageError
-from klein_cli.machine import choose, full_precision, is_out_of_memory, provenance
+from klein_cli.machine import choose, full_precision, is_out_of_memory, left_out, provenance
 from klein_cli.presets import presets, unnamed_preset
 from klein_cli.recipe import Settings
 
@@ -20,14 +22,21 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the newer kind, on a machine where Triton is at home."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(machine, "find_spec", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
 
 
 @pytest.mark.usefixtures("without_gpu")
 def test_auto_without_a_gpu() -> None:
     chosen = choose(Settings(), presets()["tiny"])
-    assert chosen == Settings(device="cpu", dtype="float32", attention="sdpa")
+    assert chosen == Settings(device="cpu", dtype="float32", attention="sdpa", kernels="torch")
     assert choose(chosen) == chosen
     assert choose(Settings(), unnamed_preset("folder", distilled=True)).device == "cpu"
 
@@ -35,7 +44,8 @@ def test_auto_without_a_gpu() -> None:
 @pytest.mark.usefixtures("with_two_gpus")
 def test_auto_with_a_gpu() -> None:
     chosen = choose(Settings(), presets()["klein-4b"])
-    assert chosen == Settings(device="cuda", dtype="bfloat16", attention="sdpa")
+    wanted = Settings(device="cuda", dtype="bfloat16", attention="sdpa", kernels="triton")
+    assert choose(chosen) == chosen == wanted
     assert choose(Settings(device="cuda:1", rng="cuda")).device == "cuda:1"
     assert choose(Settings(device="cpu")).dtype == "float32"
 
@@ -63,6 +73,10 @@ def test_a_full_size_model_without_a_gpu_is_refused_unless_asked_for() -> None:
         (Settings(engine="comfy"), "--engine comfy"),
         (Settings(attention="flex"), "--attention flex"),
         (Settings(rng="mps"), "--rng mps"),
+        (Settings(kernels="cuda"), "--kernels cuda"),
+        (Settings(kernels="triton"), "need a GPU"),
+        (Settings(quantize="int8"), "--quantize int8"),
+        (Settings(quantize="fp8"), "fp8 needs a GPU"),
     ],
 )
 def test_what_cannot_run_is_refused(settings: Settings, words: str) -> None:
@@ -78,11 +92,57 @@ def test_what_cannot_run_is_refused(settings: Settings, words: str) -> None:
         (Settings(device="cuda:2"), "no cuda:2"),
         (Settings(device="cuda", dtype="float32", attention="flash-attn"), "float32"),
         (Settings(device="cpu", rng="cuda"), "--rng cuda needs"),
+        (Settings(quantize="fp8", dtype="float16"), "bfloat16, not float16"),
+        (Settings(quantize="fp8", engine="diffusers"), "native engine"),
+        (Settings(quantize="fp8", device="cpu"), "fp8 needs a GPU"),
     ],
 )
 def test_what_cannot_run_on_a_gpu_is_refused(settings: Settings, words: str) -> None:
     with pytest.raises(KleinError, match=words):
         choose(settings)
+
+
+@pytest.mark.usefixtures("with_two_gpus")
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "reason"),
+    [
+        (machine, "find_spec", lambda name: None, "Triton is not installed"),
+        (shutil, "which", lambda name: None, "no C compiler"),
+        (Path, "is_file", lambda path: False, "no Python.h"),
+        (torch.version, "cuda", None, "CUDA only"),
+        (torch.cuda, "get_device_capability", lambda device: (7, 5), "Some GPU is too old"),
+    ],
+)
+def test_where_triton_cannot_run_torch_computes(
+    owner: object, name: str, value: object, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slim container has no compiler: found out now, not in the middle of a picture."""
+    monkeypatch.setattr(owner, name, value)
+    monkeypatch.delenv("CC", raising=False)
+    chosen = choose(Settings())
+    assert chosen.kernels == "torch"
+    (off,) = left_out(chosen)
+    assert reason in off
+    with pytest.raises(UsageError, match=reason):
+        choose(Settings(kernels="triton"))
+
+
+@pytest.mark.usefixtures("with_two_gpus")
+def test_what_is_off_is_named() -> None:
+    assert left_out(choose(Settings())) == []
+    assert left_out(choose(Settings(device="cpu"))) == []
+    assert "--kernels torch" in " ".join(left_out(choose(Settings(kernels="torch"))))
+    assert "--engine diffusers" in " ".join(left_out(choose(Settings(engine="diffusers"))))
+
+
+@pytest.mark.usefixtures("with_two_gpus")
+def test_fp8_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(Settings(quantize="fp8")).quantize == "fp8"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert choose(Settings(quantize="fp8")).quantize == "fp8"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with pytest.raises(UsageError, match=r"Some GPU cannot compute in fp8.*8\.9"):
+        choose(Settings(quantize="fp8"))
 
 
 def test_provenance_says_what_can_change_a_bit() -> None:

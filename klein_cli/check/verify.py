@@ -14,7 +14,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from klein_cli.check.limits import LIMITS, Limits
+from klein_cli.check.limits import LIMITS, Limits, precision
 from klein_cli.check.metrics import (
     Picture,
     mean_abs_diff,
@@ -91,7 +91,12 @@ def verify(
     tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
     return [
         compare(
-            recipe, tokenizer.tokenize(recipe.prompt).length, settings.dtype, mine, other, likeness
+            recipe,
+            tokenizer.tokenize(recipe.prompt).length,
+            precision(settings),
+            mine,
+            other,
+            likeness,
         )
         for recipe, mine, other in zip(recipes, ours, theirs, strict=True)
     ]
@@ -100,13 +105,13 @@ def verify(
 def compare(
     recipe: Recipe,
     length: int,
-    dtype: str,
+    held_to: str,
     ours: tuple[Trace, Picture],
     theirs: tuple[Trace, Picture],
     likeness: Likeness | None = None,
 ) -> Comparison:
-    """Two drawings of one recipe, each with its trace, held to the limits of `dtype`."""
-    limits = LIMITS[dtype]
+    """Two drawings of one recipe, each with its trace, held to the LIMITS of that name."""
+    limits = LIMITS[held_to]
     (our_trace, our_picture), (their_trace, their_picture) = ours, theirs
     found, wanted = our_trace.embeddings[0][0], their_trace.embeddings[0][0]
     measures = (

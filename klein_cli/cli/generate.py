@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import sys
-import time
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -27,7 +26,8 @@ from klein_cli.cli.request import (
     settings_of,
     without_effect,
 )
-from klein_cli.cli.startup import quick_start
+from klein_cli.cli.startup import quick_start, read_ahead, wake_gpu
+from klein_cli.cli.timings import Timings
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import record
 from klein_cli.output.naming import STDOUT
@@ -70,6 +70,8 @@ def generate(
     engine: options.Engine = "native",
     attention: options.Attention = "auto",
     rng: options.Rng = "cpu",
+    quantize: options.Quantize = "none",
+    kernels: options.Kernels = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -89,7 +91,7 @@ def generate(
 
 
 def _generate(request: Request, report: Report) -> int:
-    started = time.perf_counter()
+    timings = Timings()
     settings = settings_of(request)
     batch_size = batch_size_of(request)
     _check_stdout(request)
@@ -114,21 +116,28 @@ def _generate(request: Request, report: Report) -> int:
     report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
     with report.bar:
         with quick_start():
-            pipeline = _pipeline(request, settings, planned, report)
-        code = _make(planned, pipeline, batch_size, request, report)
-    _say_timings(pipeline, time.perf_counter() - started, report)
+            pipeline = _pipeline(request, settings, planned, timings, report)
+        code = _make(planned, pipeline, batch_size, request, timings, report)
+    for line in timings.lines(pipeline):
+        report.detail(line)
     return code
 
 
-def _pipeline(request: Request, settings: Settings, planned: Plan, report: Report) -> Pipeline:
+def _pipeline(
+    request: Request, settings: Settings, planned: Plan, timings: Timings, report: Report
+) -> Pipeline:
     """Prompts are measured before the model loads, and a GPU is found before one is downloaded."""
     on_disk = _on_disk(request.model)
     snapshot = None
+    wake_gpu(request.device)
     if on_disk:
         snapshot = resolve(request.model)
+        read_ahead(snapshot.root, request.device)
         _check_lengths(snapshot, planned, request, report)
     report.bar.say("starting torch")
-    from klein_cli.pipeline import Pipeline, choose
+    with timings.imports():
+        from klein_cli.machine import left_out
+        from klein_cli.pipeline import Pipeline, choose
 
     chosen = choose(settings, preset_for(request.model))
     if snapshot is None:
@@ -137,8 +146,11 @@ def _pipeline(request: Request, settings: Settings, planned: Plan, report: Repor
         _check_lengths(snapshot, planned, request, report)
     report.detail(
         f"{request.model} on {chosen.device}, {chosen.dtype}, "
-        f"attention {chosen.attention}, engine {chosen.engine}, noise from {chosen.rng}"
+        f"attention {chosen.attention}, engine {chosen.engine}, kernels {chosen.kernels}, "
+        f"quantize {chosen.quantize}, noise from {chosen.rng}"
     )
+    for off in left_out(chosen):
+        report.detail(f"off: {off}")
     report.bar.say(f"loading {request.model}")
     pipeline = Pipeline.load(snapshot, chosen, on_event=report.bar.say)
     if pipeline.skipped_tensors:
@@ -147,7 +159,12 @@ def _pipeline(request: Request, settings: Settings, planned: Plan, report: Repor
 
 
 def _make(
-    planned: Plan, pipeline: Pipeline, batch_size: int | None, request: Request, report: Report
+    planned: Plan,
+    pipeline: Pipeline,
+    batch_size: int | None,
+    request: Request,
+    timings: Timings,
+    report: Report,
 ) -> int:
     provenance = pipeline.provenance()
 
@@ -169,16 +186,17 @@ def _make(
         stdout=sys.stdout.buffer,
         on_progress=report.bar.reach,
     )
-    return _follow(run.events(planned.jobs), len(planned.jobs), report)
+    return _follow(run.events(planned.jobs), len(planned.jobs), timings, report)
 
 
-def _follow(events: Iterable[Event], wanted: int, report: Report) -> int:
+def _follow(events: Iterable[Event], wanted: int, timings: Timings, report: Report) -> int:
     """Report each event; the exit code of the whole run."""
     made, codes = 0, []
     try:
         for event in events:
             if isinstance(event, Saved):
                 made += 1
+                timings.writing += event.writing
                 report.saved(event)
             elif isinstance(event, Failed):
                 codes.append(getattr(event.error, "exit_code", 1))
@@ -269,10 +287,3 @@ def _warn_of_no_effect(request: Request, preset: Preset, planned: Plan, report: 
     if ignored:
         verb = "has" if len(ignored) == 1 else "have"
         report.warn(f"{' and '.join(ignored)} {verb} no effect: {preset.name} is distilled")
-
-
-def _say_timings(pipeline: Pipeline, total: float, report: Report) -> None:
-    spent = sum(pipeline.timings.values())
-    phases = {**pipeline.timings, "the rest": total - spent, "in all": total}
-    for phase, seconds in phases.items():
-        report.detail(f"{phase:>10} {seconds:8.2f} s")

@@ -21,7 +21,16 @@ from klein_cli.prompts import (
     read_prompt,
     read_rows,
 )
-from klein_cli.recipe import ATTENTIONS, DEVICES, DTYPES, ENGINES, RNGS, Settings
+from klein_cli.recipe import (
+    ATTENTIONS,
+    DEVICES,
+    DTYPES,
+    ENGINES,
+    KERNELS,
+    QUANTIZATIONS,
+    RNGS,
+    Settings,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,8 @@ class Request:
     engine: str = "native"
     attention: str = "auto"
     rng: str = "cpu"
+    quantize: str = "none"
+    kernels: str = "auto"
     json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -65,12 +76,16 @@ def settings_of(request: Request) -> Settings:
     _check_choice("--engine", request.engine, ENGINES)
     _check_choice("--attention", request.attention, ATTENTIONS)
     _check_choice("--rng", request.rng, RNGS)
+    _check_choice("--quantize", request.quantize, QUANTIZATIONS)
+    _check_choice("--kernels", request.kernels, KERNELS)
     return Settings(
         device=request.device,
         dtype=request.dtype,
         attention=request.attention,
         engine=request.engine,
         rng=request.rng,
+        quantize=request.quantize,
+        kernels=request.kernels,
     )
 
 

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import gc
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+_DRIVER = "libcuda.so.1"
+_PARTS = ("text_encoder", "transformer", "vae")
+_CHUNK = 8 * 2**20
 
 
 @contextmanager
@@ -27,3 +35,52 @@ def quick_start() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def wake_gpu(device: str) -> None:
+    """Let the driver prepare a GPU while torch is imported, which takes longer.
+
+    torch then finds it awake: the driver shares one context among all who ask. On a machine
+    without an NVIDIA driver nothing happens, and torch will say so.
+    """
+    if device == "cpu":
+        return
+    number = int(device.partition(":")[2] or 0)
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # as torch would, were it first
+    threading.Thread(target=_wake, args=(number,), daemon=True, name="klein-wake").start()
+
+
+def _wake(number: int) -> None:
+    with contextlib.suppress(OSError):
+        driver = ctypes.CDLL(_DRIVER)
+        gpu, context = ctypes.c_int(), ctypes.c_void_p()
+        if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(gpu), number) == 0:
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), gpu)
+
+
+def read_ahead(root: Path, device: str) -> None:
+    """Bring a snapshot's weights from the disk into memory while torch is imported, if on a GPU.
+
+    What is there already is not read again. On a CPU the weights are mapped, and read as needed.
+    """
+    if device == "cpu" or not hasattr(os, "RWF_NOWAIT"):
+        return
+    paths = [path for part in _PARTS for path in sorted((root / part).glob("*.safetensors"))]
+    threading.Thread(target=_read_all, args=(paths,), daemon=True, name="klein-ahead").start()
+
+
+def _read_all(paths: list[Path]) -> None:
+    buffer = bytearray(_CHUNK)
+    for path in paths:
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+            for offset in range(0, os.fstat(file.fileno()).st_size, _CHUNK):
+                if not _in_memory(file.fileno(), offset):
+                    os.preadv(file.fileno(), [buffer], offset)
+
+
+def _in_memory(file: int, offset: int) -> bool:
+    """Whether a file's first byte from `offset` on can be had without the disk."""
+    try:
+        return bool(os.preadv(file, [bytearray(1)], offset, os.RWF_NOWAIT))
+    except OSError:
+        return False

@@ -91,6 +91,8 @@ def verify(
     engine: options.Engine = "native",
     attention: options.Attention = "auto",
     rng: options.Rng = "cpu",
+    quantize: options.Quantize = "none",
+    kernels: options.Kernels = "auto",
     size: options.Size = None,
     steps: options.Steps = None,
     seed: Seed = 0,
@@ -114,6 +116,8 @@ def verify(
         engine=engine,
         attention=attention,
         rng=rng,
+        quantize=quantize,
+        kernels=kernels,
         size=size,
         steps=steps,
         seed=seed,
@@ -198,7 +202,8 @@ def _compare(
     first = recipes[0]
     facts = {
         "model": request.model + (f" at {snapshot.revision}" if snapshot.revision else ""),
-        "ours": f"engine {chosen.engine}, attention {chosen.attention}, noise from {chosen.rng}",
+        "ours": f"engine {chosen.engine}, attention {chosen.attention}, noise from {chosen.rng}, "
+        f"kernels {chosen.kernels}, quantize {chosen.quantize}",
         "both": f"{chosen.device}, {chosen.dtype}, {first.width}x{first.height}, "
         f"{first.steps} steps",
         "clip": str(clip) if clip else "not compared: no --clip FOLDER",

@@ -34,9 +34,9 @@ def denoise(
 ) -> Tensor:
     """Move `latents` (B, N, C) float32 from pure noise to a picture, in float32.
 
-    `sigmas` (steps + 1,) float32 on the latents' device. With `negative`, embeddings shaped as
-    `text`, the velocity is guided away from them: negative + guidance * (text - negative), each
-    predicted by a forward of its own.
+    `sigmas` (steps + 1,) float32 on the host, where their values are known without waiting for
+    the device. With `negative`, embeddings shaped as `text`, the velocity is guided away from
+    them: negative + guidance * (text - negative), each predicted by a forward of its own.
     """
     steps = len(sigmas) - 1
     for step in range(steps):

@@ -6,6 +6,7 @@ it late.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from klein_cli.engines.engine import as_timestep, check_fit
 from klein_cli.errors import ModelError
-from klein_cli.load import load_weights, part_config, without_memory
+from klein_cli.load import Loading, load_weights, part_config, without_memory
+from klein_cli.speed.tools import PLAIN, Tools
+from klein_cli.stream import Reader
 
 
 class DiffusersEngine:
@@ -25,34 +28,61 @@ class DiffusersEngine:
     name = "diffusers"
     skipped: tuple[str, ...] = ()
 
-    def __init__(self, dit: Any, vae: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, dit: Any, vae: Any, dtype: torch.dtype, loadings: dict[str, Loading]
+    ) -> None:
         self._dit = dit
         self._vae = vae
         self._dtype = dtype
-        self.latent_mean: Tensor = vae.bn.running_mean
-        self.latent_deviation: Tensor = torch.sqrt(vae.bn.running_var + vae.bn.eps)
+        self.loadings = loadings
+        self.latent_channels: int = dit.config.in_channels
 
     @classmethod
     def from_snapshot(
-        cls, root: Path, *, text_channels: int, device: torch.device, dtype: torch.dtype
+        cls,
+        root: Path,
+        *,
+        text_channels: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        tools: Tools = PLAIN,
+        reader: Reader | None = None,
     ) -> DiffusersEngine:
         """The engine of a snapshot whose text embeddings have `text_channels` channels.
 
+        The modules are diffusers' own, and so is how they compute: of the `tools` they need none.
         Raises ModelError when a part is damaged or is not FLUX.2 [klein]'s.
         """
         dit = _part(Flux2Transformer2DModel, root / "transformer")
         vae = _part(AutoencoderKLFlux2, root / "vae")
         check_fit(root, dit.config, vae.config, text_channels)
-        load_weights(dit, root / "transformer", device=device, dtype=dtype)
-        load_weights(vae, root / "vae", device=device, dtype=dtype)
-        return cls(dit, vae, dtype)
+        modules = {"transformer": dit, "vae": vae}
+        loadings = {
+            name: load_weights(module, root / name, device=device, dtype=dtype, reader=reader)
+            for name, module in modules.items()
+        }
+        return cls(dit, vae, dtype, loadings)
+
+    @cached_property
+    def latent_mean(self) -> Tensor:
+        """(channels,) float32."""
+        self.loadings["vae"].wait()
+        mean: Tensor = self._vae.bn.running_mean
+        return mean
+
+    @cached_property
+    def latent_deviation(self) -> Tensor:
+        """(channels,) float32."""
+        self.loadings["vae"].wait()
+        return torch.sqrt(self._vae.bn.running_var + self._vae.bn.eps)
 
     def transformer(self, latents: Tensor, sigma: Tensor, text: Tensor, ids: Tensor) -> Tensor:
         """The velocity (B, N, C) at a noise level.
 
         The module takes sigma and multiplies by 1000 itself; it gets the rounded timestep back.
         """
-        timestep = as_timestep(sigma, self._dtype) / 1000
+        self.loadings["transformer"].wait()
+        timestep = as_timestep(sigma, self._dtype).to(latents.device) / 1000
         words = text.shape[1]
         velocity: Tensor = self._dit(
             hidden_states=latents.to(self._dtype),
@@ -67,6 +97,7 @@ class DiffusersEngine:
 
     def decode(self, latents: Tensor) -> Tensor:
         """(1, c, 2h, 2w) latents -> (1, 3, 16h, 16w) pictures, from -1 to 1."""
+        self.loadings["vae"].wait()
         picture: Tensor = self._vae.decode(latents.to(self._dtype), return_dict=False)[0]
         return picture
 

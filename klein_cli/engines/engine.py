@@ -1,7 +1,12 @@
-"""The door between the loop and the modules: two callables and the scale of the latents."""
+"""The door between the loop and the modules: two callables and the scale of the latents.
+
+Whatever changes weights, such as an adapter, has to do it between their loading and
+`Tools.prepare`, which fuses or quantises them: in the `then` of `load_weights`, by official name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +14,9 @@ import torch
 from torch import Tensor
 
 from klein_cli.errors import ModelError
+from klein_cli.load import Loading
+from klein_cli.speed.tools import PLAIN, Tools
+from klein_cli.stream import Reader
 
 _VAE_BLOCKS = 4
 _PATCH = [2, 2]
@@ -16,22 +24,25 @@ _OTHER_MODEL = "the snapshot's parts are not from one FLUX.2 [klein] model"
 
 
 class Engine(Protocol):
-    """A DiT and a VAE on a device.
+    """A DiT and a VAE on a device. Their weights may still be on their way: calls wait for them.
 
-    `latent_mean`, `latent_deviation` (channels,) float32 undo the normalisation of the latents;
-    `skipped` names the tensors of the snapshot that were not read.
+    `latent_mean`, `latent_deviation` (latent_channels,) float32 undo the normalisation of the
+    latents; `skipped` names the tensors of the snapshot that are not read; `loadings` are the
+    parts' weights by the parts' names.
     """
 
     name: str
+    latent_channels: int
     latent_mean: Tensor
     latent_deviation: Tensor
     skipped: tuple[str, ...]
+    loadings: Mapping[str, Loading]
 
     def transformer(self, latents: Tensor, sigma: Tensor, text: Tensor, ids: Tensor) -> Tensor:
         """The velocity (B, N, C) of latents (B, N, C) at the noise level sigma (1,).
 
         `text` (B, T, D) are the prompts' embeddings, `ids` (T + N, 4) the positions of text and
-        latents.
+        latents: the same objects at every step, which nobody changes. `sigma` is best on the host.
         """
         ...
 
@@ -41,12 +52,20 @@ class Engine(Protocol):
 
 
 def load_engine(
-    name: str, root: Path, *, text_channels: int, device: torch.device, dtype: torch.dtype
+    name: str,
+    root: Path,
+    *,
+    text_channels: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    tools: Tools = PLAIN,
+    reader: Reader | None = None,
 ) -> Engine:
     """The engine called `name` with the weights of the snapshot in `root`.
 
-    `text_channels` is the width of the text embeddings that it will be given. Raises ModelError
-    when a part is damaged or does not fit the others.
+    `text_channels` is the width of the text embeddings that it will be given. With a `reader` the
+    weights come while the caller goes on. Raises ModelError when a part is damaged or does not fit
+    the others.
     """
     kind: Any
     if name == "native":
@@ -56,7 +75,7 @@ def load_engine(
     else:
         raise ValueError(f"no engine is called {name!r}")
     engine: Engine = kind.from_snapshot(
-        root, text_channels=text_channels, device=device, dtype=dtype
+        root, text_channels=text_channels, device=device, dtype=dtype, tools=tools, reader=reader
     )
     return engine
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klein_cli.models.config import read_sizes, refuse_variants
-from klein_cli.models.layers import Together
+from klein_cli.models.layers import Together, split_heads
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, each (tokens, 1, head size) float32."""
@@ -40,11 +40,11 @@ class Modulation(NamedTuple):
 class Projected(NamedTuple):
     """One stream's queries, keys and values (B, tokens, width), and the norms of its heads."""
 
+    norm_query: nn.RMSNorm
+    norm_key: nn.RMSNorm
     query: Tensor
     key: Tensor
     value: Tensor
-    norm_query: nn.RMSNorm
-    norm_key: nn.RMSNorm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,8 +223,8 @@ class JointAttention(nn.Module):
 
     def forward(self, image: Operand, words: Operand, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """(image, words), each (B, tokens, width) -> the same, attended."""
-        words_qkv = Projected(*self.words_qkv(words), self.norm_added_q, self.norm_added_k)
-        image_qkv = Projected(*self.image_qkv(image), self.norm_q, self.norm_k)
+        words_qkv = Projected(self.norm_added_q, self.norm_added_k, *self.words_qkv(words))
+        image_qkv = Projected(self.norm_q, self.norm_k, *self.image_qkv(image))
         out = self.ops.attend(*self.ops.heads((words_qkv, image_qkv), rotary))
         length = words_qkv.query.shape[1]
         return self.to_out[0](out[:, length:]), self.to_add_out(out[:, :length])
@@ -260,7 +260,7 @@ class ParallelAttention(nn.Module):
 
     def forward(self, x: Operand, rotary: Rotary) -> Tensor:
         *qkv, gated = self.to_qkv_mlp_proj(x).split(self.split, dim=-1)
-        heads = self.ops.heads((Projected(*qkv, self.norm_q, self.norm_k),), rotary)
+        heads = self.ops.heads((Projected(self.norm_q, self.norm_k, *qkv),), rotary)
         out: Tensor = self.to_out(self.ops.swiglu(gated, beside=self.ops.attend(*heads)))
         return out
 
@@ -362,11 +362,6 @@ class Flux2Ops:
 def in_a_row(parts: Sequence[Tensor]) -> Tensor:
     """The tokens of some streams, one stream after another."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-
-
-def split_heads(x: Tensor, size: int) -> Tensor:
-    """(B, tokens, heads * size) -> (B, tokens, heads, size)."""
-    return x.reshape(*x.shape[:-1], -1, size)
 
 
 def rotary_embedding(ids: Tensor, axes: Sequence[int], theta: float) -> Rotary:

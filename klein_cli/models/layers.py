@@ -17,3 +17,8 @@ class Together:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(layer(x) for layer in self.layers)
+
+
+def split_heads(x: Tensor, size: int) -> Tensor:
+    """(B, tokens, heads * size) -> (B, tokens, heads, size)."""
+    return x.reshape(*x.shape[:-1], -1, size)

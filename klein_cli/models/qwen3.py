@@ -2,8 +2,8 @@
 
 Parameter names are those of the official checkpoint below its `model.` prefix. Only the layers up
 to the last tapped one exist: the final norm, the later layers and the language-model head play no
-part in the embeddings. Numerics follow transformers' Qwen3, rounding for rounding; what lies between
-the matrix products is done by `Qwen3Ops`, at the end.
+part in the embeddings. Numerics follow transformers' Qwen3, rounding for rounding. What lies
+between the matrix products is done by `Qwen3Ops`, at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from klein_cli.errors import ModelError
 from klein_cli.models.attention import MaskedCausalAttention, Masking
 from klein_cli.models.config import read_sizes, refuse_variants
-from klein_cli.models.layers import Together
+from klein_cli.models.layers import Together, split_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class Qwen3Attention(nn.Module):
     ) -> Tensor:
         query, key, value = self.qkv(x)
         query, key = self.ops.heads(query, key, self.q_norm, self.k_norm, rotary)
-        value = value.unflatten(-1, (-1, self.head_dim))
+        value = split_heads(value, self.head_dim)
         out: Tensor = self.o_proj(self.attend(query, key, value, attention_lengths).flatten(2))
         return out
 
@@ -199,8 +199,8 @@ class Qwen3Ops:
     ) -> tuple[Tensor, Tensor]:
         """Both (B, S, heads * head_dim) -> (B, S, heads, head_dim), normalised and turned."""
         size = norm_query.weight.numel()
-        query, key = (x.unflatten(-1, (-1, size)) for x in (query, key))
-        return apply_rotary(norm_query(query), rotary), apply_rotary(norm_key(key), rotary)
+        query, key = norm_query(split_heads(query, size)), norm_key(split_heads(key, size))
+        return apply_rotary(query, rotary), apply_rotary(key, rotary)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up."""

@@ -200,8 +200,7 @@ class VaeOps:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of one head, (B, places, width) each, in the same shape."""
-        one = (x[:, None] for x in (query, key, value))
-        return F.scaled_dot_product_attention(*one)[:, 0]
+        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
 
 
 def latent_scale(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

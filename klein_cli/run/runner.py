@@ -48,12 +48,14 @@ class Describe(Protocol):
 class Saved:
     """A picture is whole on disk; no path means that it went to standard output.
 
-    `seconds` is the picture's share of its batch, from prompt to file.
+    `seconds` is the picture's share of its batch, from prompt to file; `writing`, of these, what
+    the file took.
     """
 
     job: Job
     path: Path | None
     seconds: float
+    writing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +129,8 @@ class Run:
             return Failed(job=job, error=_disk_error(job, error))
         except Exception as error:
             return Failed(job=job, error=error)
-        return Saved(job=job, path=path, seconds=share + time.perf_counter() - started)
+        writing = time.perf_counter() - started
+        return Saved(job=job, path=path, seconds=share + writing, writing=writing)
 
     def _store(self, job: Job, data: bytes) -> Path | None:
         if job.path is None:

@@ -10,9 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from klein_cli.load import load_weights, part_config, without_memory
-from klein_cli.models.attention import AttentionLengths, attention_backend
+from klein_cli.load import Loading, load_weights, part_config, without_memory
+from klein_cli.models.attention import (
+    AttentionLengths,
+    MaskAlone,
+    MaskedCausalAttention,
+    Masking,
+    attention_backend,
+)
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
+from klein_cli.speed.graphs import direct
+from klein_cli.speed.tools import PLAIN, Tools
+from klein_cli.stream import Reader
 from klein_cli.text.tokenizer import TokenizedPrompt
 
 _PREFIX = "model."
@@ -45,11 +54,21 @@ class TextEmbeddings:
 
 
 class TextEncoder:
-    """The text encoder of one snapshot. `skipped` names the tensors that were not read."""
+    """The text encoder of one snapshot. `loading` are its weights, which may still be coming."""
 
-    def __init__(self, model: Qwen3Model, skipped: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: Qwen3Model,
+        attend: MaskedCausalAttention,
+        device: torch.device,
+        loading: Loading,
+        tools: Tools = PLAIN,
+    ) -> None:
         self.model = model
-        self.skipped = skipped
+        self.loading = loading
+        self._device = device
+        # A graph cannot follow lengths that the host knows.
+        self._run = tools.run if attend.static else direct
 
     @classmethod
     def from_snapshot(
@@ -60,6 +79,8 @@ class TextEncoder:
         attention: str,
         device: torch.device,
         dtype: torch.dtype,
+        tools: Tools = PLAIN,
+        reader: Reader | None = None,
     ) -> TextEncoder:
         """The encoder in `root`/text_encoder, up to its last tapped layer.
 
@@ -69,8 +90,9 @@ class TextEncoder:
         folder = root / "text_encoder"
         table = part_config(folder, "architectures", "Qwen3ForCausalLM")
         config = Qwen3Config.from_json(table)
+        attend = attention_backend(attention, device, dtype)
         with without_memory():
-            model = Qwen3Model(config, tapped_layers, attention_backend(attention, device, dtype))
+            model = Qwen3Model(config, tapped_layers, attend, tools.qwen3)
 
         def unread(name: str) -> bool:
             layer = _LAYER.fullmatch(name)
@@ -78,10 +100,22 @@ class TextEncoder:
                 return name in _NEVER_READ
             return len(model.layers) <= int(layer[1]) < config.num_hidden_layers
 
-        skipped = load_weights(
-            model, folder, device=device, dtype=dtype, prefix=_PREFIX, unread=unread
+        loading = load_weights(
+            model,
+            folder,
+            device=device,
+            dtype=dtype,
+            prefix=_PREFIX,
+            unread=unread,
+            reader=reader,
+            then=tools.prepare,
         )
-        return cls(model, skipped)
+        return cls(model, attend, device, loading, tools)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The tensors of the snapshot that are not read."""
+        return self.loading.skipped
 
     @property
     def channels(self) -> int:
@@ -90,6 +124,15 @@ class TextEncoder:
 
     def encode(self, tokens: PromptTokens) -> TextEmbeddings:
         """The embeddings of a batch; on the CPU each row is bitwise what it would be alone."""
-        device = self.model.embed_tokens.weight.device
-        lengths = AttentionLengths(tokens.lengths, tokens.ids.shape[1], device)
-        return TextEmbeddings(torch.cat(self.model(tokens.ids.to(device), lengths), dim=-1))
+        self.loading.wait()
+        lengths = AttentionLengths(tokens.lengths, tokens.ids.shape[1], self._device)
+        ids = tokens.ids.to(self._device)
+        if self._run is direct:
+            return TextEmbeddings(self._states(ids, lengths))
+        return TextEmbeddings(self._run(self._masked_states, ids, lengths.mask))
+
+    def _states(self, ids: Tensor, masking: Masking) -> Tensor:
+        return torch.cat(self.model(ids, masking), dim=-1)
+
+    def _masked_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self._states(ids, MaskAlone(mask))

@@ -138,9 +138,9 @@ def group_norm(
     tile = max(1, _TILE // block)
     chunk = tile * triton.cdiv(triton.cdiv(pixels, tile), _MOST_CHUNKS)
     chunks = triton.cdiv(pixels, chunk)
-    shape, on = (pictures, chunks, channels), {"dtype": torch.float32, "device": x.device}
-    means, squares = torch.empty(shape, **on), torch.empty(shape, **on)
-    factors, offsets = torch.empty(shape[::2], **on), torch.empty(shape[::2], **on)
+    shape = (2, pictures, chunks, channels)
+    means, squares = torch.empty(shape, dtype=torch.float32, device=x.device)
+    factors, offsets = torch.empty_like(means[:, 0]), torch.empty_like(means[:, 0])
     _moments[(chunks, pictures)](
         x, means, squares, pixels, chunk, CHANNELS=channels, BLOCK=block, PIXELS=tile, **options(8)
     )

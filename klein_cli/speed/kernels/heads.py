@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import gcd
 
 import torch
@@ -92,8 +93,8 @@ def turn_heads(
 
 
 def join_heads(
-    streams: tuple[tuple[Tensor, Tensor, Tensor], ...],
-    norms: tuple[tuple[Tensor, Tensor], ...],
+    streams: Sequence[tuple[Tensor, Tensor, Tensor]],
+    norms: Sequence[tuple[Tensor, Tensor]],
     rotary: tuple[Tensor, Tensor],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,106 @@
+"""The models' ops by Triton kernels: fewer passes over memory, and one rounding where torch has
+several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from klein_cli.models.flux2 import Flux2Ops, Operand, Projected, Rotary
+from klein_cli.models.layers import split_heads
+from klein_cli.models.qwen3 import Qwen3Ops, Qwen3RMSNorm
+from klein_cli.models.vae import VaeOps
+from klein_cli.speed.kernels.groups import group_norm, softmax
+from klein_cli.speed.kernels.heads import join_heads, turn_heads
+from klein_cli.speed.kernels.rows import add_gated, gated, modulate, rms_norm
+
+_MOST_SCORES = 2**26
+"""Scores that the VAE's attention holds at once: 256 MB of float32, whatever the picture."""
+
+
+class FusedFlux2Ops(Flux2Ops):
+    """See `Flux2Ops`."""
+
+    def modulate(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Operand:
+        return modulate(x, shift, scale, eps)
+
+    def add_gated(self, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        return add_gated(x, gate, y)
+
+    def swiglu(self, x: Tensor, beside: Tensor | None = None) -> Operand:
+        gate, value = x.chunk(2, dim=-1)
+        return gated(gate, value, beside)
+
+    def heads(self, streams: Sequence[Projected], rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """One stream stays where its projection lies: its queries and keys are turned there."""
+        norm = streams[0].norm_query
+        assert norm.eps is not None
+        if len(streams) == 1:
+            norm_query, norm_key, query, key, value = streams[0]
+            weights = norm_query.weight, norm_key.weight
+            turn_heads(query, key, weights, rotary, norm.eps, halves=False)
+        else:
+            query, key, value = join_heads(
+                [(s.query, s.key, s.value) for s in streams],
+                [(s.norm_query.weight, s.norm_key.weight) for s in streams],
+                rotary,
+                norm.eps,
+            )
+        size = norm.normalized_shape[0]
+        return split_heads(query, size), split_heads(key, size), split_heads(value, size)
+
+
+class FusedQwen3Ops(Qwen3Ops):
+    """See `Qwen3Ops`."""
+
+    def normalise(self, x: Tensor, norm: Qwen3RMSNorm) -> Tensor:
+        return rms_norm(x, norm.weight, norm.eps)
+
+    def heads(
+        self,
+        query: Tensor,
+        key: Tensor,
+        norm_query: Qwen3RMSNorm,
+        norm_key: Qwen3RMSNorm,
+        rotary: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """In place."""
+        weights = norm_query.weight, norm_key.weight
+        turn_heads(query, key, weights, rotary, norm_query.eps, halves=True)
+        size = norm_query.weight.numel()
+        return split_heads(query, size), split_heads(key, size)
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return gated(gate, up)
+
+
+class FusedVaeOps(VaeOps):
+    """See `VaeOps`. Pictures are channels_last."""
+
+    def normalise(self, x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
+        return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Scores in float32, some queries at a time.
+
+        No attention kernel of torch's is fast with heads of 512 channels.
+        """
+        out = torch.empty_like(query)
+        scale = query.shape[-1] ** -0.5
+        places = key.shape[1]
+        some = max(1, _MOST_SCORES // places)
+        for picture in range(query.shape[0]):
+            for first in range(0, places, some):
+                rows = slice(first, first + some)
+                scores = _scores(query[picture, rows], key[picture])
+                weights = softmax(scores, scale, value.dtype)
+                torch.mm(weights, value[picture], out=out[picture, rows])
+        return out
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    if query.dtype == torch.float32:
+        return torch.mm(query, key.t())
+    return torch.mm(query, key.t(), out_dtype=torch.float32)

@@ -1,0 +1,25 @@
+"""The DiT's ops by Triton kernels that hand fp8 to the layers behind them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from klein_cli.speed.fp8 import Scaled
+from klein_cli.speed.fused import FusedFlux2Ops
+from klein_cli.speed.kernels.rows import gated_fp8, modulate_fp8, quantised
+
+
+class Fp8Flux2Ops(FusedFlux2Ops):
+    """See `Flux2Ops`, for blocks whose linear layers take `Scaled`."""
+
+    def modulate(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Scaled:
+        return Scaled(*modulate_fp8(x, shift, scale, eps))
+
+    def swiglu(self, x: Tensor, beside: Tensor | None = None) -> Scaled:
+        gate, value = x.chunk(2, dim=-1)
+        return Scaled(*gated_fp8(gate, value, beside))
+
+
+def quantise_rows(x: Tensor) -> Scaled:
+    """`fp8.scaled` in one pass."""
+    return Scaled(*quantised(x))
