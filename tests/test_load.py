@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from klein_cli.errors import ModelError
 from klein_cli.load import load_weights, part_config, weight_files, without_memory
+from klein_cli.stream import Reader
 
 CPU = torch.device("cpu")
 
@@ -42,10 +44,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(params=["at once", "by threads"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every fault is found by both ways of reading, the CPU's and the GPU's."""
+    monkeypatch.setattr(request.module, "BY_THREADS", request.param == "by threads")
+    return str(request.param)
+
+
+BY_THREADS = False
+
+
 def load(folder: Path, **options: object) -> tuple[Part, tuple[str, ...]]:
     with without_memory():
         part = Part()
-    loading = load_weights(part, folder, device=CPU, **{"dtype": torch.float32, **options})  # type: ignore[arg-type]
+    options = {"dtype": torch.float32, **options}
+    with Reader(CPU) if BY_THREADS else nullcontext() as reader:
+        loading = load_weights(part, folder, device=CPU, reader=reader, **options)  # type: ignore[arg-type]
+    loading.wait()
     return part, loading.skipped
 
 
@@ -189,7 +204,49 @@ def test_nothing_is_left_without_memory(folder: Path) -> None:
         part = Part()
         part.register_buffer("table", torch.ones(4), persistent=False)
     with pytest.raises(RuntimeError, match="no values for table"):
-        load_weights(part, folder, device=CPU, dtype=torch.float32)
+        load_weights(part, folder, device=CPU, dtype=torch.float32).wait()
+
+
+def test_the_weights_are_prepared_once_they_are_there(folder: Path) -> None:
+    seen: list[float] = []
+
+    def then(part: nn.Module) -> None:
+        seen.append(float(part.get_parameter("linear.weight").sum()))
+
+    load(folder, then=then)
+    assert seen == [15.0]
+
+
+def test_a_module_is_empty_until_it_is_waited_for(folder: Path) -> None:
+    """And whole, and no inference tensor, even if that was in the middle of a picture."""
+    with without_memory():
+        part = Part()
+    with Reader(CPU) as reader:
+        loading = load_weights(part, folder, device=CPU, dtype=torch.float32, reader=reader)
+    assert part.linear.weight.is_meta
+    assert loading.waited == 0.0
+    with torch.inference_mode():
+        loading.wait()
+    assert torch.equal(part.linear.weight, tensors()["linear.weight"])
+    assert not part.linear.weight.is_inference()
+    waited = loading.waited
+    assert waited > 0
+    assert loading.read_bytes == 6 * 4 + 2 * 4 + 3 * 4 + 8
+    loading.wait()
+    assert loading.waited == waited
+
+
+def test_a_file_that_shrinks_after_its_header_was_read_is_named(folder: Path) -> None:
+    with without_memory():
+        part = Part()
+    path = folder / "model.safetensors"
+    reader = Reader(CPU)
+    loading = load_weights(part, folder, device=CPU, dtype=torch.float32, reader=reader)
+    path.write_bytes(path.read_bytes()[:-4])
+    with reader:
+        pass
+    with pytest.raises(ModelError, match=r"model\.safetensors ends too early"):
+        loading.wait()
 
 
 def test_modules_are_made_without_memory_or_values() -> None:

@@ -6,44 +6,21 @@ with it, in a process of its own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreted import DEVICE, FP8, MARKS, _rounding_that_carries
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-FP8 = torch.float8_e4m3fn
-DEVICE = "cpu" if INTERPRETED else "cuda"
+pytest.importorskip("triton")
+pytestmark = MARKS
+__all__ = ["_rounding_that_carries"]
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4}
 """Relative error that one rounding makes, measured 1.7e-3 and 2.1e-4, or float32 arithmetic."""
-
-pytest.importorskip("triton")
-if not INTERPRETED:
-    pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=INTERPRETED)
-def _rounding_that_carries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter rounds 1.99 to 1.0 when it narrows a float: the carry is lost."""
-    from triton.runtime import interpreter
-
-    convert = interpreter._convert_float
-    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8e4nv": FP8}
-
-    def rounded(values: Any, source: Any, target: Any, *rest: Any) -> Any:
-        if source.name != "fp32" or target.name not in narrow:
-            return convert(values, source, target, *rest)
-        exact = torch.frombuffer(bytearray(values.tobytes()), dtype=torch.float32)
-        out = exact.to(narrow[target.name])
-        kind = torch.uint8 if out.itemsize == 1 else torch.uint16
-        return out.view(kind).numpy().reshape(values.shape)
-
-    monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

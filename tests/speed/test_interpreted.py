@@ -1,0 +1,28 @@
+"""Triton's kernels on the CPU, in Triton's interpreter: a process of its own, as it has to be asked
+for before Triton is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("file", ["test_kernels.py", "test_fused.py"])
+def test_in_the_interpreter(file: str) -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1], check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 5
