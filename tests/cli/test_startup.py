@@ -6,10 +6,12 @@ import gc
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
-from klein_cli.cli.startup import quick_start
+from klein_cli.cli.startup import quick_start, read_ahead, wake_gpu
 
 
 def test_the_collector_rests_and_wakes_again() -> None:
@@ -69,3 +71,78 @@ def test_a_picture_does_without_torchs_compiler(random_snapshot: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith(b"\x89PNG")
+
+
+def test_a_machine_without_a_driver_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said: torch will say it better."""
+    monkeypatch.setattr("klein_cli.cli.startup._DRIVER", "libno-such-driver.so")
+    failed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    before = set(threading.enumerate())
+    wake_gpu("cuda:1")
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    assert not failed
+
+
+def test_nothing_is_done_for_a_gpu_that_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(threading, "Thread", fail)
+    wake_gpu("cpu")
+    read_ahead(tmp_path, "cpu")
+
+
+def test_weights_are_read_ahead_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of use; what lies in memory is left alone."""
+    for part in ("vae", "transformer", "text_encoder"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.safetensors").write_bytes(b"x" * 10_000)
+    (tmp_path / "text_encoder" / "notes.txt").write_text("no weights")
+    read: list[tuple[str, int]] = []
+    preadv = os.preadv
+
+    def watched(file: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+        where = Path(os.readlink(f"/proc/self/fd/{file}"))
+        if flags:  # asks whether it is in memory: the transformer's first piece is
+            if (where.parent.name, offset) == ("transformer", 0):
+                return 1
+            raise BlockingIOError
+        read.append((where.parent.name, offset))
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr("klein_cli.cli.startup._CHUNK", 4096)
+    monkeypatch.setattr(os, "preadv", watched)
+    before = set(threading.enumerate())
+    read_ahead(tmp_path, "auto")
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    offsets = (0, 4096, 8192)
+    assert read == [
+        *(("text_encoder", offset) for offset in offsets),
+        *(("transformer", offset) for offset in offsets[1:]),
+        *(("vae", offset) for offset in offsets),
+    ]
+
+
+def test_a_snapshot_that_is_not_there_is_no_ones_business_yet(tmp_path: Path) -> None:
+    read_ahead(tmp_path / "nothing", "auto")
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_was_woken_computes() -> None:
+    script = (
+        "import threading\n"
+        "from klein_cli.cli.startup import wake_gpu\n"
+        "wake_gpu('cuda')\n"
+        "import torch\n"
+        "for t in threading.enumerate():\n"
+        "    if t.name == 'klein-wake': t.join()\n"
+        "assert torch.ones(3, device='cuda').sum().item() == 3\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from klein_cli.denoise.latents import position_ids
 from klein_cli.engines.engine import as_timestep, load_engine
 from klein_cli.errors import ModelError
 from klein_cli.pipeline import Pipeline
@@ -33,7 +38,69 @@ def test_both_engines_draw_the_same_picture(small_snapshot: Path) -> None:
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
 
 
-def test_making_a_picture_imports_neither_diffusers_nor_transformers(
+def native(root: Path) -> Any:
+    return load_engine(
+        "native", root, text_channels=_channels(root), device=CPU, dtype=torch.float32
+    )
+
+
+def counted(function: Callable[[Tensor], Any], name: str, counts: Counter[str]) -> Any:
+    def call(given: Tensor) -> Any:
+        counts[name] += 1
+        return function(given)
+
+    return call
+
+
+def test_what_a_step_does_not_change_is_computed_once(
+    small_snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modulations for all pictures, text and angles for one; and none of it for the wrong one."""
+    engine, counts = native(small_snapshot), Counter[str]()
+    monkeypatch.setattr(
+        engine._dit, "modulations", counted(engine._dit.modulations, "modulations", counts)
+    )
+    for name in ("_words", "_rotary"):
+        kept = getattr(engine, name)
+        monkeypatch.setattr(kept, "_function", counted(kept._function, name, counts))
+    texts = torch.randn(3, 1, 512, _channels(small_snapshot), generator=torch.manual_seed(0))
+    latents = torch.randn(1, 6, 128)
+    grids = [position_ids(512, grid, CPU) for grid in ((2, 3), (3, 2))]
+    pictures = [(texts[0:1][0], grids[0]), (texts[1:2][0], grids[0]), (texts[2:3][0], grids[1])]
+    for text, ids in pictures:
+        for level in (1.0, 0.8):
+            given = (latents, torch.tensor([level]), text, ids)
+            assert torch.equal(
+                engine.transformer(*given), native(small_snapshot).transformer(*given)
+            )
+    assert counts == {"modulations": 2, "_words": 3, "_rotary": 2}
+
+
+def test_the_text_and_its_negative_are_both_kept(
+    small_base_snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guidance goes from one to the other at every step."""
+    engine, counts = native(small_base_snapshot), Counter[str]()
+    kept = engine._words
+    monkeypatch.setattr(kept, "_function", counted(kept._function, "words", counts))
+    one, other = torch.randn(2, 1, 512, _channels(small_base_snapshot)).unbind(0)
+    ids, latents = position_ids(512, (1, 2), CPU), torch.randn(1, 2, 128)
+    for level in (1.0, 0.5, 0.2):
+        for text in (one, other):
+            engine.transformer(latents, torch.tensor([level]), text, ids)
+    assert counts["words"] == 2
+
+
+def test_no_more_timesteps_are_kept_than_a_few_schedules_have(small_snapshot: Path) -> None:
+    engine = native(small_snapshot)
+    first = engine._modulated_by(torch.tensor([1.0]))
+    for step in range(300):
+        engine._modulated_by(torch.tensor([1 / (step + 2)]))
+        assert engine._modulated_by(torch.tensor([1.0])) is first  # still in use
+    assert len(engine._modulations) <= 64
+
+
+def test_making_a_picture_imports_no_library_of_models(
     small_snapshot: Path, tmp_path: Path
 ) -> None:
     options = ["generate", "a cat", "-m", str(small_snapshot), "--size", "32x32", "-s", "1"]
@@ -42,7 +109,7 @@ def test_making_a_picture_imports_neither_diffusers_nor_transformers(
         "import sys, json\n"
         "from klein_cli.cli.app import main\n"
         f"code = main({options!r})\n"
-        "heavy = [m for m in ('diffusers', 'transformers') if m in sys.modules]\n"
+        "heavy = [m for m in ('diffusers', 'transformers', 'triton', 'ray') if m in sys.modules]\n"
         "print(json.dumps([code, heavy]))\n"
     )
     result = subprocess.run(
