@@ -125,7 +125,7 @@ def write_snapshot(
     write_tokenizer(root / "tokenizer", CORPUS, sizes.tokens, sizes.special_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() and size == "4b" else "cpu")
     generator = torch.Generator(device).manual_seed(seed)
-    for name, table in _configs(sizes, tied=tied).items():
+    for name, table in part_configs(sizes, tied=tied).items():
         write_json(root / name / "config.json", table)
         module = _module(name, table)
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
@@ -134,7 +134,8 @@ def write_snapshot(
     write_json(root / "text_encoder" / "generation_config.json", {"do_sample": True})
 
 
-def _configs(sizes: Sizes, *, tied: bool) -> dict[str, dict[str, Any]]:
+def part_configs(sizes: Sizes, *, tied: bool = True) -> dict[str, dict[str, Any]]:
+    """The config.json of each part."""
     layers = sizes.text_encoder["num_hidden_layers"]
     text_encoder = {
         "architectures": ["Qwen3ForCausalLM"],
