@@ -3,8 +3,9 @@
     python scripts/make_snapshot.py FOLDER --size small
     python scripts/make_snapshot.py FOLDER --size 4b
 
-`4b` has the true sizes, file names, shards, keys and dtype of FLUX.2-klein-4B (16 GB); `small` is
-the same model in miniature (a few MB, float32). The pictures are coloured noise. Every norm
+`4b` has the true sizes, file names, shards, keys and dtype of FLUX.2-klein-4B (16 GB); `medium` has
+its heads and dtype in narrower and fewer layers (.3 GB), so that a GPU takes the same kernels;
+`small` is the same model in miniature (a few MB, float32). The pictures are coloured noise. Every norm
 weight and batch-norm statistic differs from its default and no pad embedding is zero, so that a
 part left out or misplaced shows.
 """
@@ -79,6 +80,33 @@ SIZES = {
         },
         vae={
             "block_out_channels": [128, 256, 512, 512],
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+        },
+        dtype=torch.bfloat16,
+    ),
+    "medium": Sizes(
+        vocab_size=512,
+        tokens=400,
+        special_tokens=SPECIAL_TOKENS,
+        text_encoder={
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+        },
+        transformer={
+            "num_layers": 2,
+            "num_single_layers": 6,
+            "num_attention_heads": 6,
+            "attention_head_dim": 128,
+            "axes_dims_rope": [32, 32, 32, 32],
+            "timestep_guidance_channels": 256,
+        },
+        vae={
+            "block_out_channels": [64, 128, 256, 256],
             "layers_per_block": 2,
             "norm_num_groups": 32,
         },

@@ -31,6 +31,26 @@ def small_base_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _written(tmp_path_factory, distilled=False)
 
 
+@pytest.fixture(scope="session")
+def medium_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads and dtype of the true model, for tests on a GPU; tests must not change it."""
+    from make_snapshot import write_snapshot
+
+    root = tmp_path_factory.mktemp("snapshots") / "medium"
+    write_snapshot(root, "medium")
+    return root
+
+
+@pytest.fixture(scope="session")
+def full_size_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The true sizes, 16 GB on disk; tests must not change it."""
+    from make_snapshot import write_snapshot
+
+    root = tmp_path_factory.mktemp("snapshots") / "4b"
+    write_snapshot(root, "4b")
+    return root
+
+
 def _written(tmp_path_factory: pytest.TempPathFactory, *, distilled: bool) -> Path:
     from make_snapshot import write_snapshot
 

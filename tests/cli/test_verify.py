@@ -197,14 +197,12 @@ def test_tiny_is_the_same_on_a_gpu(dtype: str, capfd: pytest.CaptureFixture[str]
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "flash-attn"])
-def test_the_full_size_is_the_same(attention: str, tmp_path: Path) -> None:
-    """Random weights at the true sizes: 16 GB on disk, one pipeline at a time on the GPU."""
-    from make_snapshot import write_snapshot
-
+def test_the_full_size_is_the_same(attention: str, full_size_snapshot: Path) -> None:
+    """Random weights at the true sizes, one pipeline at a time on the GPU."""
     if attention == "flash-attn":
         pytest.importorskip("flash_attn")
-    write_snapshot(tmp_path / "4b", "4b")
-    command = ["verify", "-m", str(tmp_path / "4b"), "--device", "cuda", "--attention", attention]
+    command = ["verify", "-m", str(full_size_snapshot), "--device", "cuda"]
+    command += ["--attention", attention]
     assert main(command) == 0
     if attention == "sdpa":
         assert main([*command, "--dtype", "float32", "--size", "512x512"]) == 0
