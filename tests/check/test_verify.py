@@ -14,7 +14,7 @@ from injected import inject
 
 import klein_cli.check.verify
 from klein_cli.check.clip import clip_likeness
-from klein_cli.check.limits import LIMITS
+from klein_cli.check.limits import LIMITS, precision
 from klein_cli.check.metrics import Picture
 from klein_cli.check.page import AMPLIFIED, difference, page
 from klein_cli.check.prompts import PROMPTS
@@ -22,7 +22,7 @@ from klein_cli.check.reference import reference
 from klein_cli.check.verify import Comparison, Measure, compare, verify
 from klein_cli.errors import ModelError
 from klein_cli.pipeline import Trace, choose
-from klein_cli.recipe import DTYPES, Recipe, Settings
+from klein_cli.recipe import DTYPES, QUANTIZATIONS, Recipe, Settings
 from klein_cli.snapshot import resolve
 from klein_cli.text.tokenizer import PromptTokenizer
 
@@ -120,7 +120,7 @@ def test_pictures_alone_would_let_a_wrong_mask_pass(
 
 
 def test_no_limit_is_looser_than_sglangs() -> None:
-    assert LIMITS.keys() == set(DTYPES) - {"auto"}
+    assert LIMITS.keys() == {*DTYPES, *QUANTIZATIONS} - {"auto", "none"}
     for limits in LIMITS.values():
         assert limits.ssim >= 0.91
         assert limits.psnr >= 25
@@ -129,6 +129,13 @@ def test_no_limit_is_looser_than_sglangs() -> None:
     exact, half = LIMITS["float32"], LIMITS["bfloat16"]
     for name in ("row_median", "row_worst", "latents", "mean_abs_diff"):
         assert getattr(exact, name) < getattr(half, name) / 100
+
+
+def test_a_quantised_transformer_is_held_to_limits_of_its_own() -> None:
+    assert precision(Settings(dtype="bfloat16")) == "bfloat16"
+    assert precision(Settings(dtype="bfloat16", quantize="fp8")) == "fp8"
+    assert LIMITS["fp8"].latents > LIMITS["bfloat16"].latents
+    assert LIMITS["fp8"].row_worst == LIMITS["bfloat16"].row_worst  # the text encoder is not
 
 
 def test_prompts_of_every_length_and_kind(small_snapshot: Path) -> None:

@@ -195,6 +195,16 @@ def test_tiny_is_the_same_on_a_gpu(dtype: str, capfd: pytest.CaptureFixture[str]
 
 
 @pytest.mark.gpu
+def test_fp8_is_near_enough_on_a_gpu(capfd: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no fp8 on this GPU")
+    assert main(["verify", "-m", "tiny", "--device", "cuda", "--quantize", "fp8"]) == 0
+    assert "quantize fp8" in capfd.readouterr().out
+
+
+@pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "flash-attn"])
 def test_the_full_size_is_the_same(attention: str, full_size_snapshot: Path) -> None:
