@@ -84,9 +84,16 @@ def without_triton(device: torch.device) -> str | None:
     # Triton builds its launcher on each machine, once.
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton finds no C compiler"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+    if not Path(_headers(), "Python.h").is_file():
         return "Triton finds no Python.h"
     return None
+
+
+def _headers() -> str:
+    """Where Triton looks for Python's own headers."""
+    scheme = sysconfig.get_default_scheme()
+    # Debian's scheme for what users install has no headers.
+    return sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
 
 
 def left_out(settings: Settings) -> list[str]:

@@ -5,9 +5,9 @@
 
 `4b` has the true sizes, file names, shards, keys and dtype of FLUX.2-klein-4B (16 GB); `medium` has
 its heads and dtype in narrower and fewer layers (.3 GB), so that a GPU takes the same kernels;
-`small` is the same model in miniature (a few MB, float32). The pictures are coloured noise. Every norm
-weight and batch-norm statistic differs from its default and no pad embedding is zero, so that a
-part left out or misplaced shows.
+`small` is the same model in miniature (a few MB, float32). The pictures are coloured noise. Every
+norm weight and batch-norm statistic differs from its default and no pad embedding is zero, so that
+a part left out or misplaced shows.
 """
 
 from __future__ import annotations

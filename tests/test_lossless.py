@@ -166,7 +166,7 @@ def test_after_running_out_of_memory_a_smaller_picture_is_as_ever(medium_snapsho
         prompt="a cat", seed=1, width=2048, height=2048, steps=1, guidance=1.0, model="medium"
     )
     (before,) = pipeline.render([RECIPES[0]])
-    free, total = torch.cuda.mem_get_info()
+    _, total = torch.cuda.mem_get_info()
     allowed = torch.cuda.memory_reserved() + 2**28
     torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total))
     try:
@@ -177,7 +177,6 @@ def test_after_running_out_of_memory_a_smaller_picture_is_as_ever(medium_snapsho
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert np.array_equal(before, after)
-    assert free > 2**30
 
 
 MEMORY = """
@@ -189,7 +188,6 @@ pipeline = Pipeline.load(resolve(sys.argv[1]), choose(Settings(quantize=sys.argv
 for seed in range(3):
     pipeline.render([Recipe(prompt=f"a cat {seed}", seed=seed, width=1024, height=1024, steps=4,
                             guidance=1.0, model="4b")])
-free, total = torch.cuda.mem_get_info()
 print(json.dumps([torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()]))
 """
 

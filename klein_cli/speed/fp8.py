@@ -13,12 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from klein_cli.errors import ModelError
 from klein_cli.models.flux2 import Flux2Ops, Flux2Transformer
 from klein_cli.models.layers import Together
 
 FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 _SMALLEST = 1e-12
+_MULTIPLE = 16
 
 
 class Scaled(NamedTuple):
@@ -39,10 +41,19 @@ def scaled(x: Tensor) -> Scaled:
 
 
 class Fp8Linear(nn.Module):
-    """x @ weight.T without bias, in fp8; a tensor is quantised first."""
+    """x @ weight.T without bias, in fp8; a tensor is quantised first.
+
+    Raises ModelError for a weight whose sides the product cannot take.
+    """
 
     def __init__(self, weight: Tensor, quantise: Quantise) -> None:
         super().__init__()
+        if weight.shape[0] % _MULTIPLE or weight.shape[1] % _MULTIPLE:
+            raise ModelError(
+                f"a layer of {weight.shape[1]} by {weight.shape[0]} channels cannot be in fp8: "
+                f"that takes multiples of {_MULTIPLE}",
+                "leave out --quantize fp8",
+            )
         values, scales = scaled(weight)
         self.register_buffer("values", values)
         self.register_buffer("scales", scales.t().contiguous())

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from klein_cli.errors import ModelError
 from klein_cli.models.flux2 import Flux2Ops, Flux2Transformer
-from klein_cli.models.qwen3 import Qwen3Ops
+from klein_cli.models.qwen3 import Qwen3Model, Qwen3Ops
 from klein_cli.models.vae import VaeDecoder, VaeOps
 from klein_cli.recipe import Settings
 from klein_cli.speed.graphs import Graphs, Run, direct
@@ -91,6 +92,7 @@ def _fused(model: nn.Module) -> None:
     if isinstance(model, VaeDecoder):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     else:
+        _check_heads(model)
         fuse(model)
 
 
@@ -106,6 +108,21 @@ def _fused_and_quantised(model: nn.Module) -> None:
     from klein_cli.speed.fused_fp8 import Fp8Flux2Ops, quantise_rows
 
     if isinstance(model, Flux2Transformer):
+        _check_heads(model)
         quantise(model, quantise_rows, Fp8Flux2Ops())
     else:
         _fused(model)
+
+
+def _check_heads(model: nn.Module) -> None:
+    """The kernels work on heads in blocks, which have powers of two."""
+    size = 1
+    if isinstance(model, Flux2Transformer):
+        size = model.config.attention_head_dim
+    elif isinstance(model, Qwen3Model):
+        size = model.config.head_dim
+    if size & (size - 1):
+        raise ModelError(
+            f"Triton's kernels cannot take this model's heads of {size} channels",
+            "use --kernels torch",
+        )

@@ -9,6 +9,7 @@ import torch
 from small_models import FLUX2, distance, filled, flux2_inputs
 from torch import nn
 
+from klein_cli.errors import ModelError
 from klein_cli.models.flux2 import Flux2Transformer
 from klein_cli.speed.fp8 import FP8, Fp8Linear, Scaled, quantise, scaled
 
@@ -42,6 +43,12 @@ def test_a_layer_takes_a_tensor_or_what_is_quantised_already() -> None:
     assert 0.001 < distance(found, linear(x)) < 0.06
     assert torch.equal(layer(scaled(x)), found)
     assert isinstance(scaled(x), Scaled)
+
+
+def test_sides_that_the_product_cannot_take_are_refused() -> None:
+    with pytest.raises(ModelError, match="24 by 32 channels") as caught:
+        Fp8Linear(torch.ones(32, 24), scaled)
+    assert "--quantize" in caught.value.hint
 
 
 def test_the_blocks_layers_are_quantised_and_nothing_else() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from interpreted import DEVICE, MARKS, _rounding_that_carries
 from small_models import FLUX2, QWEN3, VAE, distance, filled, flux2_inputs
 from torch import Tensor
 
+from klein_cli.errors import ModelError
 from klein_cli.models.attention import AttentionLengths, SdpaAttention
 from klein_cli.models.flux2 import Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Model
@@ -92,6 +94,14 @@ def test_fp8_by_kernels_is_fp8_by_torch() -> None:
     plain = tools(Settings(device="cpu", kernels="torch", quantize="fp8"))
     by_torch, by_kernels = flux2(plain, torch.bfloat16), flux2(with_tools("fp8"), torch.bfloat16)
     assert 0.005 < distance(by_kernels, exact) <= 1.1 * distance(by_torch, exact) < 0.1
+
+
+@pytest.mark.parametrize("quantize", ["none", "fp8"])
+def test_heads_that_no_block_fits_are_refused(quantize: str) -> None:
+    config = replace(FLUX2, attention_head_dim=24, axes_dims_rope=(6, 6, 6, 6))
+    with pytest.raises(ModelError, match="heads of 24") as caught:
+        with_tools(quantize).prepare(Flux2Transformer(config))
+    assert "--kernels torch" in caught.value.hint
 
 
 def test_models_are_not_the_tools_own() -> None:
