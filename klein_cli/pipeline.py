@@ -135,6 +135,7 @@ class Pipeline:
                 tools=kit,
                 reader=reader,
             )
+        kit.get_ready()
         pipeline = cls(snapshot, settings, tokenizer, encoder, engine, kit)
         pipeline.timings["load"] = time.perf_counter() - started
         return pipeline

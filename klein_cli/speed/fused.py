@@ -1,5 +1,9 @@
 """The models' ops by Triton kernels: fewer passes over memory, and one rounding where torch has
-several."""
+several.
+
+The kernels, and Triton with them, are imported by the first call: models are built before that, so
+that their weights can be on their way meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,6 @@ from klein_cli.models.flux2 import Flux2Ops, Operand, Projected, Rotary
 from klein_cli.models.layers import split_heads
 from klein_cli.models.qwen3 import Qwen3Ops, Qwen3RMSNorm
 from klein_cli.models.vae import VaeOps
-from klein_cli.speed.kernels.groups import group_norm, softmax
-from klein_cli.speed.kernels.heads import join_heads, turn_heads
-from klein_cli.speed.kernels.rows import add_gated, gated, modulate, rms_norm
 
 _MOST_SCORES = 2**26
 """Scores that the VAE's attention holds at once: 256 MB of float32, whatever the picture."""
@@ -24,17 +25,25 @@ class FusedFlux2Ops(Flux2Ops):
     """See `Flux2Ops`."""
 
     def modulate(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Operand:
+        from klein_cli.speed.kernels.rows import modulate
+
         return modulate(x, shift, scale, eps)
 
     def add_gated(self, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        from klein_cli.speed.kernels.rows import add_gated
+
         return add_gated(x, gate, y)
 
     def swiglu(self, x: Tensor, beside: Tensor | None = None) -> Operand:
+        from klein_cli.speed.kernels.rows import gated
+
         gate, value = x.chunk(2, dim=-1)
         return gated(gate, value, beside)
 
     def heads(self, streams: Sequence[Projected], rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """One stream stays where its projection lies: its queries and keys are turned there."""
+        from klein_cli.speed.kernels.heads import join_heads, turn_heads
+
         norm = streams[0].norm_query
         assert norm.eps is not None
         if len(streams) == 1:
@@ -56,6 +65,8 @@ class FusedQwen3Ops(Qwen3Ops):
     """See `Qwen3Ops`."""
 
     def normalise(self, x: Tensor, norm: Qwen3RMSNorm) -> Tensor:
+        from klein_cli.speed.kernels.rows import rms_norm
+
         return rms_norm(x, norm.weight, norm.eps)
 
     def heads(
@@ -67,12 +78,16 @@ class FusedQwen3Ops(Qwen3Ops):
         rotary: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """In place."""
+        from klein_cli.speed.kernels.heads import turn_heads
+
         weights = norm_query.weight, norm_key.weight
         turn_heads(query, key, weights, rotary, norm_query.eps, halves=True)
         size = norm_query.weight.numel()
         return split_heads(query, size), split_heads(key, size)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        from klein_cli.speed.kernels.rows import gated
+
         return gated(gate, up)
 
 
@@ -80,6 +95,8 @@ class FusedVaeOps(VaeOps):
     """See `VaeOps`. Pictures are channels_last."""
 
     def normalise(self, x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
+        from klein_cli.speed.kernels.groups import group_norm
+
         return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -87,6 +104,8 @@ class FusedVaeOps(VaeOps):
 
         No attention kernel of torch's is fast with heads of 512 channels.
         """
+        from klein_cli.speed.kernels.groups import softmax
+
         out = torch.empty_like(query)
         scale = query.shape[-1] ** -0.5
         places = key.shape[1]

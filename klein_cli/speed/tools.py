@@ -25,10 +25,16 @@ def _as_it_is(model: nn.Module) -> None:
     pass
 
 
+def _nothing_to_import() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
     """The ops that models are built with, what is done to them when their weights are there, and
     how their functions are run. The defaults are plain torch.
+
+    `get_ready` imports what the ops need: best called while weights are on their way.
     """
 
     flux2: Flux2Ops = field(default_factory=Flux2Ops)
@@ -36,6 +42,7 @@ class Tools:
     vae: VaeOps = field(default_factory=VaeOps)
     prepare: Callable[[nn.Module], None] = _as_it_is
     run: Run = direct
+    get_ready: Callable[[], None] = _nothing_to_import
 
     def give_back_memory(self) -> None:
         """Free what is held only to be quick."""
@@ -61,6 +68,7 @@ def tools(settings: Settings) -> Tools:
         vae=FusedVaeOps(),
         prepare=_fused_and_quantised if settings.quantize == "fp8" else _fused,
         run=run,
+        get_ready=_import_kernels,
     )
 
 
@@ -84,6 +92,10 @@ def at_work(device: torch.device) -> Iterator[None]:
         ]
         with sdpa_kernel(order, set_priority=True):
             yield
+
+
+def _import_kernels() -> None:
+    from klein_cli.speed.kernels import groups, heads, rows  # noqa: F401
 
 
 def _fused(model: nn.Module) -> None:

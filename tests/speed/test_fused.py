@@ -6,6 +6,8 @@ On a GPU, or on the CPU in Triton's interpreter: see test_interpreted.py.
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -102,6 +104,21 @@ def test_heads_that_no_block_fits_are_refused(quantize: str) -> None:
     with pytest.raises(ModelError, match="heads of 24") as caught:
         with_tools(quantize).prepare(Flux2Transformer(config))
     assert "--kernels torch" in caught.value.hint
+
+
+def test_models_are_built_before_triton_is_imported() -> None:
+    """Its import, a third of a second, is for the time in which weights are read."""
+    script = (
+        "import sys\n"
+        "from klein_cli.recipe import Settings\n"
+        "from klein_cli.speed import tools as t\n"
+        "t.Graphs = lambda device: t.direct\n"
+        "kit = t.tools(Settings(device='cuda', kernels='triton'))\n"
+        "before = 'triton' in sys.modules\n"
+        "kit.get_ready()\n"
+        "sys.exit(before or 'triton' not in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_models_are_not_the_tools_own() -> None:
