@@ -93,9 +93,9 @@ def test_every_stage_is_no_further_from_float32_than_diffusers(
 @pytest.mark.gpu
 def test_float32_is_float32_with_kernels_too(medium_snapshot: Path) -> None:
     found = errors(made(medium_snapshot, settings(dtype="float32")), exact(medium_snapshot))
-    assert found["embeddings"] < 2e-6
-    assert found["four steps"] < 2e-5
-    assert found["picture"] < 0.02
+    assert found["embeddings"] < 2e-5
+    assert found["four steps"] < 5e-5
+    assert found["picture"] < 0.05
 
 
 @pytest.mark.gpu

@@ -186,17 +186,16 @@ def _make(
         stdout=sys.stdout.buffer,
         on_progress=report.bar.reach,
     )
-    return _follow(run.events(planned.jobs), len(planned.jobs), timings, report)
+    return _follow(timings.watched(run.events(planned.jobs)), len(planned.jobs), report)
 
 
-def _follow(events: Iterable[Event], wanted: int, timings: Timings, report: Report) -> int:
+def _follow(events: Iterable[Event], wanted: int, report: Report) -> int:
     """Report each event; the exit code of the whole run."""
     made, codes = 0, []
     try:
         for event in events:
             if isinstance(event, Saved):
                 made += 1
-                timings.writing += event.writing
                 report.saved(event)
             elif isinstance(event, Failed):
                 codes.append(getattr(event.error, "exit_code", 1))

@@ -54,7 +54,8 @@ def described(path: Path, record: Record) -> str:
         "guidance": f"{recipe.guidance:g}",
         "model": recipe.model + (f" at {record.revision}" if record.revision else ""),
         "computed": f"{settings.device}, {settings.dtype}, attention {settings.attention}, "
-        f"engine {settings.engine}, noise from {settings.rng}",
+        f"engine {settings.engine}, kernels {settings.kernels}, quantize {settings.quantize}, "
+        f"noise from {settings.rng}",
         "versions": versions,
         "step down": record.step_down,
     }

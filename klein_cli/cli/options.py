@@ -253,8 +253,8 @@ Quantize = Annotated[
     typer.Option(
         "--quantize",
         metavar="|".join(QUANTIZATIONS),
-        help="fp8 computes the transformer's large matrix products in 8 bits: quicker and half the "
-        "memory, a little less exact. For GPUs since Ada and Hopper.",
+        help="fp8 computes the transformer's large matrix products in 8 bits: half its memory, a "
+        "little less exact, and quicker on the GPUs that can, Ada and Hopper and later.",
         rich_help_panel=_MACHINE,
     ),
 ]

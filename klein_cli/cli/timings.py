@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from klein_cli.run.runner import Event, Saved
 
 if TYPE_CHECKING:
     from klein_cli.load import Loading
@@ -31,6 +33,13 @@ class Timings:
         started = time.perf_counter()
         yield
         self.importing += time.perf_counter() - started
+
+    def watched(self, events: Iterable[Event]) -> Iterator[Event]:
+        """The same events; the time that files took is noted as they pass."""
+        for event in events:
+            if isinstance(event, Saved):
+                self.writing += event.writing
+            yield event
 
     def lines(self, pipeline: Pipeline) -> Iterator[str]:
         """The phases in the order of a picture's way, and what the threads read meanwhile."""

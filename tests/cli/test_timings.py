@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from klein_cli.cli.timings import Timings
+from klein_cli.recipe import Recipe
+from klein_cli.run.plan import Job
+from klein_cli.run.runner import Failed, Saved
 
 
 def pipeline(**loadings: Any) -> Any:
@@ -35,6 +38,19 @@ def test_all_the_phases_are_the_whole() -> None:
     assert found["write"] == pytest.approx(0.01)
     parts = sum(found.values()) - found["in all"]
     assert parts == pytest.approx(found["in all"], abs=0.05)
+
+
+def test_the_writing_of_files_is_seen_as_they_pass() -> None:
+    recipe = Recipe(prompt="a", seed=5, width=16, height=16, steps=4, guidance=1.0, model="tiny")
+    job = Job(index=1, recipe=recipe, path=None, exact=False)
+    events = [
+        Saved(job=job, path=None, seconds=1.0, writing=0.25),
+        Failed(job=job, error=OSError()),
+        Saved(job=job, path=None, seconds=1.0, writing=0.5),
+    ]
+    timings = Timings()
+    assert list(timings.watched(events)) == events
+    assert timings.writing == 0.75
 
 
 def test_what_threads_read_stands_apart() -> None:

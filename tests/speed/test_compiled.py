@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from interpreted import NEEDS_TRITON
 
 COMPILE = Path(__file__).parents[1] / "fixtures" / "compile_kernels.py"
 KERNELS = {
@@ -15,9 +15,9 @@ KERNELS = {
 }
 
 
+@NEEDS_TRITON
 def test_every_kernel_compiles_without_a_spill() -> None:
     """For Hopper. A kernel that spills is right, and slower than torch."""
-    pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(COMPILE), "90"],
         capture_output=True,

@@ -26,7 +26,6 @@ from klein_cli.models.vae import VaeDecoder
 from klein_cli.recipe import Settings
 from klein_cli.speed.tools import PLAIN, Tools, tools
 
-pytest.importorskip("triton")
 pytestmark = MARKS
 __all__ = ["_rounding_that_carries"]
 
@@ -72,7 +71,9 @@ def _float32_is_float32() -> Any:
 def test_in_float32_nothing_changes(model: Draw) -> None:
     exact = model(PLAIN, torch.float32)
     assert exact.std() > 0.05
-    assert distance(model(with_tools(), torch.float32), exact) < 2e-6
+    # A GPU multiplies matrices of other shapes, and convolves in another layout, by other kernels.
+    limit = 2e-6 if DEVICE == "cpu" else 3e-5
+    assert distance(model(with_tools(), torch.float32), exact) < limit
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from interpreted import NEEDS_TRITON
 
 HERE = Path(__file__).parent
 
 
+@NEEDS_TRITON
 @pytest.mark.parametrize("file", ["test_kernels.py", "test_fused.py"])
 def test_in_the_interpreter(file: str) -> None:
-    pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

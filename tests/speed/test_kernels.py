@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from interpreted import DEVICE, FP8, MARKS, _rounding_that_carries
 from torch import Tensor
 
-pytest.importorskip("triton")
 pytestmark = MARKS
 __all__ = ["_rounding_that_carries"]
 
