@@ -26,7 +26,7 @@ from klein_cli.cli.request import (
     settings_of,
     without_effect,
 )
-from klein_cli.cli.startup import quick_start, read_ahead, wake_gpu
+from klein_cli.cli.startup import freeze_imports, quick_start, read_ahead, wake_gpu
 from klein_cli.cli.timings import Timings
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import record
@@ -138,7 +138,7 @@ def _pipeline(
     with timings.imports():
         from klein_cli.machine import left_out
         from klein_cli.pipeline import Pipeline, choose
-
+    freeze_imports()
     chosen = choose(settings, preset_for(request.model))
     if snapshot is None:
         report.bar.say(f"fetching {request.model}")

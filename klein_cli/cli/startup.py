@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def quick_start() -> Iterator[None]:
     fifth of the time of the imports, and a second more when Python ends.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    atexit.register(gc.freeze)
+    atexit.register(freeze_imports)
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -35,6 +36,15 @@ def quick_start() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def freeze_imports() -> None:
+    """What has been imported so far stays: the garbage collector need not look at it again.
+
+    Not with Triton among it, whose bindings tell of each object that is not freed at the end.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def wake_gpu(device: str) -> None:

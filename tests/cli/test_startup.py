@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,26 @@ def test_it_wakes_after_an_error_and_sleeps_on_if_it_slept() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_triton_leaves_without_a_word() -> None:
+    """Frozen, its objects are not freed, and its bindings say so in fifty lines."""
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    script = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(gc.get_freeze_count()))\n"
+        "from klein_cli.cli.startup import freeze_imports, quick_start\n"
+        "with quick_start():\n"
+        "    kept = [[] for _ in range(100_000)]\n"
+        "    freeze_imports()\n"
+        "    import klein_cli.speed.kernels.rows\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) >= 100_000
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
