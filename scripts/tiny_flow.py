@@ -29,17 +29,19 @@ from klein_cli.denoise.schedule import sigmas
 
 SHORT_POSITIONS = 128
 STEPS = 4
-SQUARE = (16, 16)
-# Other latent heights and widths, in sixteenths of the picture's.
+SQUARE, LONG = "square", "long"
+"""The usual buffers: everyday prompts and long ones, both 16 x 16 sixteenths of the side."""
+# The other buffers: latent heights and widths, in sixteenths of the picture's.
 OTHER_GRIDS = (
-    *((8, 8), (24, 24), (16, 24), (24, 16), (12, 12), (9, 16), (16, 9), (8, 24), (24, 8)),
-    *((12, 16), (16, 12), (10, 24), (24, 10), (12, 20), (20, 12), (20, 20), (14, 22), (22, 14)),
+    *((8, 8), (12, 12), (20, 20), (24, 24), (16, 24), (24, 16)),
+    *((9, 16), (16, 9), (12, 20), (20, 12), (8, 24), (24, 8)),
 )
 # How often each of the four sigmas is drawn: where the picture lies is decided at the first.
 SIGMA_WEIGHTS = (0.35, 0.20, 0.20, 0.25)
 OTHER_SIGMAS = 0.15
 LOWEST_SIGMA = 0.1
 STEP_WEIGHTS = (0.1, 0.2, 0.4, 1.0)
+PROBE_WEIGHT = 0.5
 
 Inputs = dict[str, Tensor]
 Loss = Callable[[Student, Inputs], Tensor]
@@ -52,10 +54,10 @@ class Plan:
     seconds: float
     batch: int = 256
     learning_rate: float = 2e-3
-    match_until: float = 0.45
-    follow_until: float = 0.68
+    match_until: float = 0.55
+    follow_until: float = 0.75
     decay_from: float = 0.5
-    other_grids: float = 0.2
+    other_grids: float = 0.15
     long_prompts: float = 0.06
     buffered: int = 20_000
     renewed: int = 8
@@ -74,7 +76,7 @@ def match_loss(student: Student, batch: Inputs) -> Tensor:
         text = _twice(student.embed(batch["ids"], batch["mask"]))
         x = target + sigma[:, None, None] * (noise - target)
         out = student.velocity(x, sigma, text, batch["places"])
-    return F.mse_loss(out, noise - target)
+    return F.mse_loss(out, noise - target) + _probe_loss(student, batch)
 
 
 def follow_loss(student: Student, batch: Inputs, stop: int) -> Tensor:
@@ -87,7 +89,8 @@ def follow_loss(student: Student, batch: Inputs, stop: int) -> Tensor:
             v = _at(student, x, levels[k], text.detach(), batch["places"]).detach()
             x = x + (levels[k + 1] - levels[k]) * v
         out = _at(student, x, levels[stop], text, batch["places"])
-    return F.mse_loss(out, (x - batch["target"]) / levels[stop])
+    loss = F.mse_loss(out, (x - batch["target"]) / levels[stop])
+    return loss + _probe_loss(student, batch)
 
 
 def unroll_loss(
@@ -107,6 +110,13 @@ def unroll_loss(
     return loss + pixels * (difference.abs().mean() + difference.square().mean())
 
 
+def _probe_loss(student: Student, batch: Inputs) -> Tensor:
+    """How wrong the DiT's middle is about where things lie."""
+    offsets, there = batch["offsets"], batch["there"]
+    wrong = (student.offsets(offsets.shape[1]) - offsets).square() * there[:, None]
+    return PROBE_WEIGHT * wrong.mean()
+
+
 def _at(student: Student, x: Tensor, sigma: Tensor, text: Tensor, places: Tensor) -> Tensor:
     return student.velocity(x, sigma.expand(len(x)), text, places)
 
@@ -121,25 +131,26 @@ def _autocast(like: Tensor) -> torch.autocast:
 
 
 class Captured:
-    """A loss and its gradients as a CUDA graph over inputs of fixed shapes."""
+    """A loss and its gradients as a CUDA graph over inputs of fixed shapes.
 
-    def __init__(self, student: Student, loss: Loss, inputs: Inputs) -> None:
+    Graphs of one memory `pool` share what they work in: one replays at a time.
+    """
+
+    def __init__(self, student: Student, loss: Loss, inputs: Inputs, pool: tuple[int, int]) -> None:
         self.student = student
         self.inputs = {name: t.clone() for name, t in inputs.items()}
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                student.zero_grad()
-                loss(student, self.inputs).backward()
-        torch.cuda.current_stream().wait_stream(side)
         student.zero_grad()
+        loss(student, self.inputs).backward()
+        student.forget()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss = loss(student, self.inputs)
-            self.loss.backward()
+        # On the stream of all other steps: gradients are accumulated where a parameter was first
+        # used, and a capture must not depend on another stream.
+        with torch.cuda.graph(self.graph, pool=pool, stream=torch.cuda.current_stream()):
+            value = loss(student, self.inputs)
+            value.backward()
+        self.loss = value.detach()
         self.grads = [p.grad for p in student.parameters()]
-        student.zero_grad()
+        student.forget()
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """The loss; its gradients lie in the parameters."""
@@ -182,14 +193,14 @@ class Flow:
         )
         self.elapsed, self.step = 0.0, 0
         self.captured: dict[str, Captured] = {}
-        self.buffers = {SQUARE: LatentBuffer(self.vae, self.prompts, plan.buffered, SQUARE)}
+        few = max(4, plan.buffered // 16)
+        self.buffers = {
+            SQUARE: LatentBuffer(self.vae, self.prompts, plan.buffered, (16, 16)),
+            LONG: LatentBuffer(self.vae, self.long_prompts, 2 * few, (16, 16)),
+        }
         for grid in OTHER_GRIDS:
-            self.buffers[grid] = LatentBuffer(
-                self.vae, self.prompts, max(4, plan.buffered // 16), grid
-            )
-        self.long_buffer = LatentBuffer(
-            self.vae, self.long_prompts, max(4, plan.buffered // 8), SQUARE
-        )
+            name = f"{grid[0]}x{grid[1]}"
+            self.buffers[name] = LatentBuffer(self.vae, self.prompts, few, grid)
         if (work / "flow.pt").exists():
             self._resume(torch.load(work / "flow.pt", map_location=self.device, weights_only=False))
 
@@ -209,7 +220,7 @@ class Flow:
                 torch.cuda.synchronize()
             now = time.monotonic()
             self.elapsed, last = self.elapsed + now - last, now
-            if self.step % 250 == 0 or self.step in (1, 20):
+            if self.step % 500 == 0 or self.step in (1, 20):
                 mean = torch.stack(losses).mean().item()
                 losses.clear()
                 first, final = self.check()
@@ -225,40 +236,47 @@ class Flow:
 
     def _learn(self, phase: str) -> Tensor:
         """One batch's loss, its gradients left in the parameters."""
-        kind = phase
-        if phase == "follow":
-            kind = "match" if self.rng.random() < 0.5 else f"follow{self.rng.randint(1, 3)}"
         positions = SHORT_POSITIONS if phase == "match" else POSITIONS
-        buffer = self.buffers[SQUARE]
-        if self.rng.random() < self.plan.other_grids:
-            buffer = self.buffers[self.rng.choice(OTHER_GRIDS)]
-        elif positions == POSITIONS and self.rng.random() < self.plan.long_prompts:
-            buffer = self.long_buffer
-        buffer.renew(self.plan.renewed)
-        inputs = self._inputs(buffer, kind, positions)
-        name = f"{kind} {positions}"
-        if buffer is self.buffers[SQUARE] and name in self.captured:
+        source, kind = self._source(positions), phase
+        if phase == "follow":
+            own = source == SQUARE and self.rng.random() < 0.5
+            kind = f"follow{self.rng.randint(1, 3)}" if own else "match"
+        if self.step % 4 == 0:
+            self.buffers[source].renew(self.plan.renewed)
+        inputs = self._inputs(source, kind, positions)
+        name = f"{kind} {positions} {source}"
+        if name in self.captured:
             return self.captured[name](inputs)
-        self.student.zero_grad()
-        loss = self._loss(kind, buffer.grid)(self.student, inputs)
+        self.student.forget()
+        loss = self._loss(kind, source)(self.student, inputs)
         loss.backward()
         return loss
 
-    def _loss(self, kind: str, grid: tuple[int, int]) -> Loss:
+    def _source(self, positions: int) -> str:
+        """Which buffer the next batch comes from."""
+        if self.rng.random() < self.plan.other_grids:
+            return self.rng.choice([name for name in self.buffers if name not in (SQUARE, LONG)])
+        if positions == POSITIONS and self.rng.random() < self.plan.long_prompts:
+            return LONG
+        return SQUARE
+
+    def _loss(self, kind: str, source: str) -> Loss:
         if kind == "match":
             return match_loss
         if kind == "unroll":
+            grid = self.buffers[source].grid
             return lambda student, batch: unroll_loss(
                 student, batch, self.vae, grid, self.plan.pixels
             )
         return lambda student, batch: follow_loss(student, batch, int(kind[-1]))
 
-    def _inputs(self, buffer: LatentBuffer, kind: str, positions: int) -> Inputs:
+    def _inputs(self, source: str, kind: str, positions: int) -> Inputs:
+        buffer = self.buffers[source]
         tokens = buffer.grid[0] * buffer.grid[1]
         pairs = self.plan.batch * 128 // max(256, tokens)
         if kind == "unroll":
             pairs //= 4
-        if buffer is self.long_buffer:
+        if source == LONG:
             pairs //= 4
         pairs = max(2, pairs)
         rows, noise, target, means = buffer.sample(pairs)
@@ -271,6 +289,8 @@ class Flow:
         if kind == "unroll":
             few = max(1, pairs // 2)
             inputs["pictures"] = buffer.pictures(rows[:few], means[: 2 * few])
+        else:
+            inputs["offsets"], inputs["there"] = buffer.offsets(rows, means)
         return inputs
 
     def _noise_levels(self, count: int, levels: Tensor) -> Tensor:
@@ -282,20 +302,30 @@ class Flow:
     def _warm_up(self) -> None:
         """Compile every phase, and capture the usual size, before the clock starts."""
         started = time.monotonic()
-        square = self.buffers[SQUARE]
         kinds = [("match", SHORT_POSITIONS), ("match", POSITIONS), ("unroll", POSITIONS)]
         kinds += [(f"follow{k}", POSITIONS) for k in (1, 2, 3)]
         for kind, positions in kinds:
-            for buffer in (square, self.buffers[OTHER_GRIDS[-1]]):
-                inputs = self._inputs(buffer, kind, positions)
-                self._loss(kind, buffer.grid)(self.student, inputs).backward()
+            for source in (SQUARE, "24x8"):
+                inputs = self._inputs(source, kind, positions)
+                self._loss(kind, source)(self.student, inputs).backward()
+                self.student.forget()
             self.log(f"compiled {kind} {positions} after {time.monotonic() - started:.0f}s")
-            if self.plan.graphs and self.device.type == "cuda":
-                inputs = self._inputs(square, kind, positions)
-                name = f"{kind} {positions}"
-                self.captured[name] = Captured(self.student, self._loss(kind, SQUARE), inputs)
-                self._time(name, inputs)
-        self.student.zero_grad()
+        if self.plan.graphs and self.device.type == "cuda":
+            pool = torch.cuda.graph_pool_handle()
+            for kind, positions in kinds:
+                sources = list(self.buffers) if kind in ("match", "unroll") else [SQUARE]
+                if positions == SHORT_POSITIONS:
+                    sources.remove(LONG)
+                for source in sources:
+                    self._capture(kind, positions, source, pool)
+                self.log(f"captured {kind} {positions} after {time.monotonic() - started:.0f}s")
+
+    def _capture(self, kind: str, positions: int, source: str, pool: tuple[int, int]) -> None:
+        inputs = self._inputs(source, kind, positions)
+        name = f"{kind} {positions} {source}"
+        self.captured[name] = Captured(self.student, self._loss(kind, source), inputs, pool)
+        if source == SQUARE:
+            self._time(name, inputs)
 
     def _time(self, name: str, inputs: Inputs) -> None:
         torch.cuda.synchronize()
@@ -323,7 +353,7 @@ class Flow:
         torch.manual_seed(7)
         short = self.elapsed < self.plan.match_until * self.plan.seconds
         positions = SHORT_POSITIONS if short else POSITIONS
-        batch = self._inputs(self.buffers[SQUARE], "unroll", positions)
+        batch = self._inputs(SQUARE, "unroll", positions)
         levels, x, errors = batch["levels"], batch["noise"], []
         with self.ema.applied(self.student), _autocast(x):
             text = _twice(self.student.embed(batch["ids"], batch["mask"])).detach()

@@ -37,7 +37,7 @@ from tiny_vae import train_vae
 def write(work: Path, to: Path, vae: AutoencoderKLFlux2, dtype: torch.dtype) -> None:
     """Write the averaged weights as a diffusers-layout folder."""
     state = torch.load(work / "flow.pt", map_location="cpu", weights_only=False)["ema"]
-    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "dit": {}}
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "dit": {}, "probe": {}}
     for name, tensor in state.items():
         part, _, key = name.partition(".")
         parts[part][key] = tensor
@@ -150,6 +150,8 @@ def main() -> None:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())  # CUDA graphs are captured on no other
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     tokenizer = args.start / "tokenizer" if args.start else None
     long = max(64, args.prompts // 15)
