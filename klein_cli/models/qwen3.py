@@ -174,13 +174,15 @@ def rotary_embedding(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines (positions, 1, head_dim) of the rotary angles, taken in float32.
 
-    Nothing is kept in a buffer: a buffer would be rounded by a cast of the module (up to .3
-    relative error in bfloat16), or left on the meta device.
+    Frequencies and angles are taken on the CPU, as the official code takes its frequencies: on
+    another device a power may round otherwise, which at position 511 counts 511 times. Nothing is
+    kept in a buffer: a buffer would be rounded by a cast of the module (up to .3 relative error in
+    bfloat16), or left on the meta device.
     """
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
     frequency = 1.0 / config.rope_theta ** (exponent / config.head_dim)
-    angle = torch.arange(positions, dtype=torch.float32, device=device)[:, None] * frequency
-    angle = torch.cat((angle, angle), dim=-1)[:, None]
+    angle = torch.arange(positions, dtype=torch.float32)[:, None] * frequency
+    angle = torch.cat((angle, angle), dim=-1)[:, None].to(device)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
