@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--full-size FOLDER: where the 16 GB snapshot of the slow tests lies, or is to be written."""
+    parser.addoption("--full-size", metavar="FOLDER", type=Path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` where there is no CUDA device."""
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
@@ -29,6 +34,20 @@ def small_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_base_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, not distilled: guidance counts."""
     return _written(tmp_path_factory, distilled=False)
+
+
+@pytest.fixture(scope="session")
+def full_size_snapshot(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The 4B at its true sizes with random weights, 16 GB: for tests marked `gpu` and `slow`."""
+    from make_snapshot import write_snapshot
+
+    kept: Path | None = pytestconfig.getoption("--full-size")
+    root = kept or tmp_path_factory.mktemp("snapshots") / "4b"
+    if not (root / "model_index.json").is_file():
+        write_snapshot(root, "4b")
+    return root
 
 
 def _written(tmp_path_factory: pytest.TempPathFactory, *, distilled: bool) -> Path:
