@@ -107,6 +107,8 @@ def _vae_of(args: argparse.Namespace) -> AutoencoderKLFlux2:
 def _flow(args: argparse.Namespace, device: torch.device, pools: tuple[Prompts, Prompts]) -> None:
     plan = Plan(
         seconds=args.seconds,
+        begin=args.begin,
+        end=args.end,
         batch=args.batch or 256,
         learning_rate=args.lr,
         buffered=args.buffered,
@@ -131,6 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", type=Path, dest="start", help="a written model to start from")
     parser.add_argument("--fresh", action="store_true", help="flow: start the weights anew")
     parser.add_argument("--seconds", type=float, default=1200)
+    parser.add_argument(
+        "--begin", type=float, default=0.0, help="flow: where in the whole to begin"
+    )
+    parser.add_argument("--end", type=float, default=1.0, help="flow: and where to end")
     parser.add_argument("--batch", type=int, help="vae: 24, flow: 256 if not given")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--prompts", type=int, default=240_000, help="size of the prompt pool")

@@ -156,17 +156,27 @@ class Qwen3Model(nn.Module):
         self.tapped_layers = tuple(tapped_layers)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Qwen3DecoderLayer(config, attend) for _ in range(depth))
+        self._rotary: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def forward(self, input_ids: Tensor, attention_lengths: AttentionLengths) -> tuple[Tensor, ...]:
         """input_ids (B, S) int64 -> one (B, S, hidden_size) hidden state a tap, in tap order."""
         x: Tensor = self.embed_tokens(input_ids)
-        rotary = rotary_embedding(self.config, input_ids.shape[1], x.device, x.dtype)
+        rotary = self._turns(input_ids.shape[1], x.device, x.dtype)
         states = {0: x}
         for depth, layer in enumerate(self.layers, start=1):
             x = layer(x, rotary, attention_lengths)
             if depth in self.tapped_layers:
                 states[depth] = x
         return tuple(states[depth] for depth in self.tapped_layers)
+
+    def _turns(
+        self, positions: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The rotary embedding, made once: it comes from the host, which a CUDA graph cannot ask."""
+        kind = (positions, device, dtype)
+        if kind not in self._rotary:
+            self._rotary[kind] = rotary_embedding(self.config, *kind)
+        return self._rotary[kind]
 
 
 def rotary_embedding(
@@ -175,8 +185,8 @@ def rotary_embedding(
     """Cosines and sines (positions, 1, head_dim) of the rotary angles, taken in float32.
 
     Frequencies and angles are taken on the CPU, as the official code takes its frequencies: on
-    another device a power may round otherwise, which at position 511 counts 511 times. Nothing is
-    kept in a buffer: a buffer would be rounded by a cast of the module (up to .3 relative error in
+    another device a power may round otherwise, which at position 511 counts 511 times. They are
+    never in a buffer: a buffer would be rounded by a cast of the module (up to .3 relative error in
     bfloat16), or left on the meta device.
     """
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
