@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -10,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, ModelError, OutOfMemoryError, UsageError
 from klein_cli.recipe import Recipe, Settings
 
 _LAST_LINES = 3
+_TOLD = re.compile(r"^error: (.*)\nhint: (.*)$", re.MULTILINE)
+_KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, OutOfMemoryError)}
 
 
 def generate_command(root: Path, settings: Settings, recipe: Recipe, *more: str) -> list[str]:
@@ -68,8 +72,13 @@ def run(command: Sequence[str]) -> tuple[float, str, str]:
 
 
 def _failure(command: Sequence[str], code: int, said: str) -> KleinError:
+    """What klein said of itself, or else the last words of a process that knows no such manners."""
+    told = _TOLD.search(said)
+    if told:
+        kind = _KINDS.get(code, KleinError)
+        return kind(f"in a process that was to be timed: {told[1]}", told[2])
     last = "; ".join(said.strip().splitlines()[-_LAST_LINES:])
     return KleinError(
         f"a process that was to be timed ended with {code}: {last or 'no words'}",
-        f"run it by itself: {' '.join(command)}",
+        f"run it by itself: {shlex.join(command)}",
     )
