@@ -97,6 +97,12 @@ class Memory:
         self.reserved = 0
         self._kept = 0
 
+    def share(self, size: int) -> None:
+        """Count bytes that another side holds too, as if they were there for this one alone."""
+        self.held += size
+        self._kept += size
+        self.reserved = max(self.reserved, self._kept)
+
     @contextmanager
     def watch(self) -> Iterator[list[int]]:
         """Count what is done in here; the list holds the peak afterwards."""

@@ -106,7 +106,7 @@ def load_peers(
         memory = Memory(device)
         with memory.watch():
             tuned = tune(plain, cudnn=settings.dtype != "float32", compile_vae=compile_vae)
-        memory.held += _bytes(plain.text_encoder)
+        memory.share(_bytes(plain.text_encoder))
         peers.append(Diffusers(TUNED, tuned, settings, memory))
     return peers
 

@@ -47,6 +47,7 @@ class Klein:
     def __init__(self, pipeline: Pipeline, memory: Memory) -> None:
         self.memory = memory
         self._pipeline = pipeline
+        self._provenance = pipeline.provenance()
 
     @classmethod
     def load(cls, snapshot: Snapshot, settings: Settings, on_event: Callable[[str], None]) -> Klein:
@@ -69,6 +70,6 @@ class Klein:
         written = {
             "recipe": asdict(recipe),
             "settings": asdict(self._pipeline.settings),
-            "provenance": self._pipeline.provenance(),
+            "provenance": self._provenance,
         }
         return encode(np.asarray(picture), ".png", written, parameters(recipe))

@@ -54,6 +54,13 @@ def test_nothing_is_known_of_a_cpus_memory() -> None:
     assert (memory.known, peak, memory.held, memory.reserved) == (False, [], 0, 0)
 
 
+def test_what_two_sides_share_counts_for_each() -> None:
+    memory = Memory(CPU)
+    memory.share(100)
+    memory.share(20)
+    assert (memory.held, memory.reserved) == (120, 120)
+
+
 @pytest.mark.gpu
 def test_two_sides_on_one_gpu_are_told_apart() -> None:
     """Each side's peak is what it holds and needs, whatever the other has there."""

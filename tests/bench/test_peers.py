@@ -82,8 +82,9 @@ def test_tuning_makes_a_second_pipeline(plain: Any) -> None:
     tuned = tune(plain, cudnn=False, compile_vae=True, backend="eager")
     drawn = side(tuned).draw(RECIPE)
     assert counters["stats"]["unique_graphs"] == 3
-    side(tuned).draw(replace(RECIPE, width=32))
-    assert counters["stats"]["unique_graphs"] == 6
+    for width in (32, 96):
+        side(tuned).draw(replace(RECIPE, width=width))
+    assert counters["stats"]["unique_graphs"] == 9
     assert apart(drawn, before) <= 2
     assert tuned.text_encoder is plain.text_encoder
     assert tuned.transformer is not plain.transformer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def test_every_setting_reaches_the_process() -> None:
     """A setting that is left out would be measured in one part of the run and not in another."""
     from typer.main import get_command
 
-    settings = choose(Settings(device="cpu", engine="diffusers", attention="eager"))
+    settings = Settings(
+        device="cuda:1", dtype="float16", attention="eager", engine="diffusers", rng="cuda"
+    )
     command = generate_command(Path("folder"), settings, RECIPE, "a cat")
     arguments = command[command.index("generate") + 1 :]
     generate = get_command(app).commands["generate"]  # type: ignore[attr-defined]
@@ -70,7 +73,8 @@ def test_lines_come_while_the_process_runs() -> None:
 def test_a_process_is_not_left_behind() -> None:
     script = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     heard = lines([sys.executable, "-c", script])
-    _, pid = next(heard)
+    started, pid = next(heard)
     heard.close()  # type: ignore[attr-defined]
+    assert time.perf_counter() - started < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)

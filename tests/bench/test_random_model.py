@@ -37,7 +37,7 @@ def test_a_temporary_one_is_gone_afterwards(tmp_path: Path) -> None:
 def test_it_goes_when_the_run_fails(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), random_model(None, print) as snapshot:
         _fail(snapshot)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("klein-bench-*")) == []
 
 
 def test_a_kept_one_stays(tmp_path: Path) -> None:
