@@ -72,7 +72,7 @@ def bench(
 
 
 class _Bench:
-    """One run, part after part. `result` grows; `left_out` says what has no place in it."""
+    """One run, part after part. `sizes` grow with each; `left_out` says what has no place here."""
 
     def __init__(
         self,

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from klein_cli.bench.tables import heading, left_out, markdown, tables
 from klein_cli.bench.wanted import FORMAT, FULL, PARTS, QUICK, Amount, Wanted
+from klein_cli.cli import bench_options as own
 from klein_cli.cli import options
 from klein_cli.cli.progress import watched
 from klein_cli.cli.report import Report
@@ -38,149 +39,28 @@ _FAR_APART = 5.0
 """Mean levels of 255 from which on two pictures are not one, by two hands: sglang's own limit for
 this model. Rounding in bfloat16 makes about 1."""
 
-_WHAT = "What is measured"
-_REPORT = "What is said"
-_FLAG = " "
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME|DIR|REPO",
-        help=f"As for klein generate. If left out, random weights at the sizes of {DEFAULT_MODEL} "
-        "are written to disk first: 16 GB, gone afterwards. Speed does not depend on the values.",
-        show_default=False,
-        rich_help_panel="Model and machine",
-    ),
-]
-Keep = Annotated[
-    Path | None,
-    typer.Option(
-        "--keep",
-        metavar="FOLDER",
-        help="Write the random weights into this new folder and leave them there, for -m FOLDER.",
-        rich_help_panel="Model and machine",
-    ),
-]
-Sizes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--size",
-        metavar="WxH",
-        help="May be given several times. 1024x1024 and 512x512 if left out, or the model's own.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Only = Annotated[
-    str | None,
-    typer.Option(
-        "--only",
-        metavar="PART,...",
-        help=f"Some parts of the run: {', '.join(PARTS)}.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Peer = Annotated[
-    bool,
-    typer.Option(
-        "--peer",
-        metavar=_FLAG,
-        help="diffusers beside klein, as it comes and tuned (cuDNN attention, fused projections, "
-        "regional compilation, channels_last VAE), on the same weights in the same run.",
-        rich_help_panel=_WHAT,
-    ),
-]
-CompileVae = Annotated[
-    bool,
-    typer.Option(
-        "--compile-vae",
-        metavar=_FLAG,
-        help="With --peer: compile the tuned pipeline's VAE too, which takes minutes.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Quick = Annotated[
-    bool,
-    typer.Option(
-        "--quick",
-        metavar=_FLAG,
-        help="Fewer rounds, one size unless you name more, page cache left alone: two minutes "
-        "where a whole run takes five.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Rounds = Annotated[
-    int | None,
-    typer.Option(
-        "--rounds",
-        metavar="N",
-        min=1,
-        help=f"Of warm pictures. {FULL.rounds}, or {QUICK.rounds} with --quick.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Pictures = Annotated[
-    int | None,
-    typer.Option(
-        "--pictures",
-        metavar="N",
-        min=1,
-        help=f"Of the throughput. {FULL.pictures}, or {QUICK.pictures} with --quick.",
-        rich_help_panel=_WHAT,
-    ),
-]
-From = Annotated[
-    Path | None,
-    typer.Option(
-        "--from",
-        metavar="FILE",
-        help="Measure nothing: show the result in this file, the output of an earlier run.",
-        rich_help_panel=_REPORT,
-    ),
-]
-Markdown = Annotated[
-    bool,
-    typer.Option(
-        "--markdown", metavar=_FLAG, help="Tables in Markdown, alone.", rich_help_panel=_REPORT
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        metavar=_FLAG,
-        help="The line of JSON that ends the output, without the tables before it.",
-        rich_help_panel=_REPORT,
-    ),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", metavar=_FLAG, help="No progress.", rich_help_panel=_REPORT),
-]
-
 
 def bench(
-    model: Model = None,
-    keep: Keep = None,
+    model: own.Model = None,
+    keep: own.Keep = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
     engine: options.Engine = "native",
     attention: options.Attention = "auto",
     rng: options.Rng = "cpu",
-    size: Sizes = None,
+    size: own.Sizes = None,
     steps: options.Steps = None,
-    only: Only = None,
-    peer: Peer = False,
-    compile_vae: CompileVae = False,
-    quick: Quick = False,
-    rounds: Rounds = None,
-    pictures: Pictures = None,
-    from_file: From = None,
-    as_markdown: Markdown = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    only: own.Only = None,
+    peer: own.Peer = False,
+    compile_vae: own.CompileVae = False,
+    quick: own.Quick = False,
+    rounds: own.Rounds = None,
+    pictures: own.Pictures = None,
+    from_file: own.From = None,
+    as_markdown: own.Markdown = False,
+    as_json: own.Json = False,
+    quiet: own.Quiet = False,
 ) -> None:
     """Measure klein on this machine: warm, in a batch and from a cold start.
 
@@ -206,6 +86,8 @@ def bench(
                 batch_size=batch_size_of(request),
                 **pictures_of(request, size, quick),
             )
+            if compile_vae and not peer:
+                raise UsageError("--compile-vae is for diffusers, which is not there", "add --peer")
             if model is None:
                 _check_keep(keep)
             elif keep is not None:
@@ -285,15 +167,20 @@ def _measure(
         if not watched():
             report.note(f"{time.perf_counter() - started:6.1f} s  {what}")
 
-    with report.bar, quick_start():
+    def announce(what: str) -> None:
+        report.bar.say(what)
+        report.note(what)
+
+    with report.bar:
         say("starting torch")
-        from klein_cli.bench.bench import bench as measure
-        from klein_cli.bench.random_model import random_model
-        from klein_cli.check.metrics import mean_abs_diff
-        from klein_cli.pipeline import choose
+        with quick_start():
+            from klein_cli.bench.bench import bench as measure
+            from klein_cli.bench.random_model import random_model
+            from klein_cli.check.metrics import mean_abs_diff
+            from klein_cli.pipeline import choose
 
         chosen = choose(settings, preset_for(model))
-        with random_model(keep, report.note) if random else nullcontext(resolve(model)) as snapshot:
+        with random_model(keep, announce) if random else nullcontext(resolve(model)) as snapshot:
             result = measure(snapshot, chosen, wanted, difference=mean_abs_diff, on_event=say)
     warn_of_other_pictures(result, report)
     return result

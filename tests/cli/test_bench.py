@@ -67,6 +67,7 @@ def test_nothing_heavy_is_imported_before_the_work(tmp_path: Path) -> None:
         ["bench", "-m", "tiny", "--rounds", "0"],
         ["bench", "-m", "tiny", "--keep", "new"],
         ["bench", "--keep", "."],
+        ["bench", "-m", "tiny", "--compile-vae"],
         ["bench", "--from", "nowhere"],
         ["bench", "--from", "other.json"],
     ]
@@ -74,8 +75,8 @@ def test_nothing_heavy_is_imported_before_the_work(tmp_path: Path) -> None:
         [sys.executable, "-c", PROBE, repr(lines)], capture_output=True, text=True, check=True
     )
     *said, last = ran.stderr.splitlines()
-    assert last == f"codes {[0, 3, *[2] * 11]} []"
-    assert [line.split(":")[0] for line in said] == ["error", "hint"] * 12
+    assert last == f"codes {[0, 3, *[2] * 12]} []"
+    assert [line.split(":")[0] for line in said] == ["error", "hint"] * 13
 
 
 def test_a_whole_run_is_tables_and_one_line_of_json(whole: tuple[str, str]) -> None:
