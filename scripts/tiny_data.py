@@ -13,12 +13,12 @@ import tiny_world as world
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2
-from snapshot_files import write_tokenizer
 from tiny_models import POSITIONS, VOCABULARY, encode_pictures, pack
 from tiny_words import describe
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from klein_cli.bench.snapshot_files import write_tokenizer
 from klein_cli.text.tokenizer import render
 
 PROMPT_TOKENS = 96

@@ -26,12 +26,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from snapshot_files import write_json, write_model_index, write_scheduler_config
 from tiny_data import Prompts, prompt_pools
 from tiny_flow import Flow, Plan
 from tiny_models import ENCODER, ROPE_THETA, TRANSFORMER, VAE, WEIGHTS, Student, load_vae
 from tiny_optim import Log
 from tiny_vae import train_vae
+
+from klein_cli.bench.snapshot_files import write_json, write_model_index, write_scheduler_config
 
 
 def write(work: Path, to: Path, vae: AutoencoderKLFlux2, dtype: torch.dtype) -> None:

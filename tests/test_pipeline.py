@@ -209,7 +209,7 @@ def test_a_snapshot_that_does_not_fit_together(
 
 
 def test_a_tokenizer_too_large_for_the_text_encoder(small_snapshot: Path, tmp_path: Path) -> None:
-    from snapshot_files import write_tokenizer
+    from klein_cli.bench.snapshot_files import write_tokenizer
 
     root = tmp_path / "model"
     shutil.copytree(small_snapshot, root)

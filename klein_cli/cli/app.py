@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from klein_cli import __version__
+from klein_cli.cli.bench import bench
 from klein_cli.cli.generate import generate
 from klein_cli.cli.info import info
 from klein_cli.cli.usage import COMPLAINTS, explain
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(verify)
 app.command()(info)
+app.command()(bench)
 
 
 def _print_version(wanted: bool) -> None:

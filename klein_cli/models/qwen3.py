@@ -172,7 +172,7 @@ class Qwen3Model(nn.Module):
     def _turns(
         self, positions: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """The rotary embedding, made once: it comes from the host, which a CUDA graph cannot ask."""
+        """The rotary embedding, made once: it comes from the host, which no CUDA graph can ask."""
         kind = (positions, device, dtype)
         if kind not in self._rotary:
             self._rotary[kind] = rotary_embedding(self.config, *kind)
