@@ -15,6 +15,7 @@ import typer
 from klein_cli import __version__
 from klein_cli.cli.generate import generate
 from klein_cli.cli.info import info
+from klein_cli.cli.models import models
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.cli.verify import verify
 from klein_cli.errors import KleinError
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(verify)
 app.command()(info)
+app.add_typer(models)
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from klein_cli import __version__
 from klein_cli.cli import options
+from klein_cli.cli.fetching import fetch
 from klein_cli.cli.report import Report, grouped
 from klein_cli.cli.request import (
     Request,
@@ -31,11 +31,11 @@ from klein_cli.cli.startup import quick_start
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import record
 from klein_cli.output.naming import STDOUT
-from klein_cli.presets import DEFAULT_MODEL, Preset, presets
+from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.run.plan import Job, Output, Plan, check_folders, plan
 from klein_cli.run.runner import Event, Failed, Run, Saved
-from klein_cli.snapshot import Snapshot, preset_for, resolve
+from klein_cli.snapshot import Snapshot, on_disk, preset_for
 
 if TYPE_CHECKING:
     from klein_cli.pipeline import Pipeline
@@ -122,18 +122,15 @@ def _generate(request: Request, report: Report) -> int:
 
 def _pipeline(request: Request, settings: Settings, planned: Plan, report: Report) -> Pipeline:
     """Prompts are measured before the model loads, and a GPU is found before one is downloaded."""
-    on_disk = _on_disk(request.model)
-    snapshot = None
-    if on_disk:
-        snapshot = resolve(request.model)
+    snapshot = on_disk(request.model)
+    if snapshot is not None:
         _check_lengths(snapshot, planned, request, report)
     report.bar.say("starting torch")
     from klein_cli.pipeline import Pipeline, choose
 
     chosen = choose(settings, preset_for(request.model))
     if snapshot is None:
-        report.bar.say(f"fetching {request.model}")
-        snapshot = resolve(request.model)
+        snapshot = fetch(request.model, report)
         _check_lengths(snapshot, planned, request, report)
     report.detail(
         f"{request.model} on {chosen.device}, {chosen.dtype}, "
@@ -204,8 +201,9 @@ def exit_code(made: int, failures: list[int]) -> int:
 
 def _dry_run(request: Request, planned: Plan, report: Report) -> int:
     lengths: dict[str, int] = {}
-    if _on_disk(request.model):
-        lengths = _check_lengths(resolve(request.model), planned, request, report)
+    snapshot = on_disk(request.model)
+    if snapshot is not None:
+        lengths = _check_lengths(snapshot, planned, request, report)
     for job in planned.jobs:
         report.planned(job, lengths.get(job.recipe.prompt))
     return 0
@@ -245,12 +243,6 @@ def _texts(jobs: Iterable[Job]) -> Iterable[tuple[Job, str]]:
         yield job, job.recipe.prompt
         if job.recipe.negative_prompt:
             yield job, job.recipe.negative_prompt
-
-
-def _on_disk(model: str) -> bool:
-    """Whether reading the model's tokenizer needs no download."""
-    preset = presets().get(model)
-    return not preset.repo if preset else Path(model).expanduser().exists()
 
 
 def _check_stdout(request: Request) -> None:
