@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from klein_cli import __version__
+from klein_cli.cli.gallery import gallery
 from klein_cli.cli.generate import generate
 from klein_cli.cli.info import info
 from klein_cli.cli.models import models
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(verify)
 app.command()(info)
+app.command()(gallery)
 app.add_typer(models)
 
 

@@ -18,6 +18,7 @@ import typer
 from klein_cli import __version__
 from klein_cli.cli import options
 from klein_cli.cli.fetching import fetch
+from klein_cli.cli.gallery import add_page, gallery_folder
 from klein_cli.cli.report import Report, grouped
 from klein_cli.cli.request import (
     Request,
@@ -29,6 +30,7 @@ from klein_cli.cli.request import (
 )
 from klein_cli.cli.startup import quick_start
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.output.gallery import check_page
 from klein_cli.output.metadata import record
 from klein_cli.output.naming import STDOUT
 from klein_cli.presets import DEFAULT_MODEL, Preset
@@ -62,6 +64,7 @@ def generate(
     guidance_scale: options.GuidanceScale = None,
     output: options.OutputPath = None,
     overwrite: options.Overwrite = False,
+    gallery: options.Gallery = False,
     dry_run: options.DryRun = False,
     model: options.Model = DEFAULT_MODEL,
     device: options.Device = "auto",
@@ -105,6 +108,9 @@ def _generate(request: Request, report: Report) -> int:
         output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
     )
     check_folders(planned.jobs)
+    page_folder = gallery_folder(request.output) if request.gallery else None
+    if page_folder is not None:
+        check_page(page_folder, overwrite=request.overwrite)
     _warn_of_no_effect(request, preset, planned, report)
     if planned.uses_seed and request.seed is None:
         report.note(f"seed: {seed}")
@@ -116,6 +122,8 @@ def _generate(request: Request, report: Report) -> int:
         with quick_start():
             pipeline = _pipeline(request, settings, planned, report)
         code = _make(planned, pipeline, batch_size, request, report)
+        if page_folder is not None:
+            code = code or add_page(page_folder, report, overwrite=request.overwrite)
     _say_timings(pipeline, time.perf_counter() - started, report)
     return code
 

@@ -175,6 +175,15 @@ Overwrite = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Gallery = Annotated[
+    bool,
+    typer.Option(
+        "--gallery",
+        metavar=_FLAG,
+        help="Also write index.html: a page that shows all pictures of the output folder.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
