@@ -19,6 +19,7 @@ from klein_cli import __version__
 from klein_cli.cli import options
 from klein_cli.cli.fetching import fetch
 from klein_cli.cli.gallery import add_page, gallery_folder
+from klein_cli.cli.preview import preview
 from klein_cli.cli.report import Report, grouped
 from klein_cli.cli.request import (
     Request,
@@ -73,6 +74,7 @@ def generate(
     engine: options.Engine = "native",
     attention: options.Attention = "auto",
     rng: options.Rng = "cpu",
+    show: options.Show = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -116,6 +118,7 @@ def _generate(request: Request, report: Report) -> int:
         report.note(f"seed: {seed}")
     if request.dry_run:
         return _dry_run(request, planned, report)
+    report.preview = preview(wanted=request.show and not (request.json or request.quiet))
     pictures = len(planned.jobs)
     report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
     with report.bar:

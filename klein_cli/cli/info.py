@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from klein_cli.cli import options
+from klein_cli.cli.preview import preview
 from klein_cli.errors import KleinError
 from klein_cli.output.reading import Record, read_record
 
@@ -17,12 +19,14 @@ def info(
     pictures: Annotated[
         list[Path], typer.Argument(metavar="IMG...", help="Pictures that klein made.")
     ],
+    show: options.Show = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a picture, each on its own line.")
     ] = False,
 ) -> None:
     """Show the recipe that travels inside a picture."""
     failures: list[KleinError] = []
+    shown = preview(wanted=show and not as_json)
     for number, path in enumerate(pictures):
         try:
             record = read_record(path)
@@ -36,6 +40,8 @@ def info(
             typer.echo(json.dumps({"file": str(path), **asdict(record)}))
         else:
             typer.echo(("\n" if number else "") + described(path, record))
+            if shown is not None:
+                shown.show(path)
     if failures:
         typer.echo(f"hint: {failures[-1].hint}", err=True)
         raise typer.Exit(1 if len(failures) < len(pictures) else failures[0].exit_code)

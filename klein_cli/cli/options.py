@@ -267,6 +267,16 @@ Json = Annotated[
         rich_help_panel=_REPORT,
     ),
 ]
+Show = Annotated[
+    bool,
+    typer.Option(
+        "--show",
+        metavar=_FLAG,
+        help="Show each picture in the terminal: kitty, iTerm2 and other sixel terminals; "
+        "half-blocks elsewhere.",
+        rich_help_panel=_REPORT,
+    ),
+]
 Quiet = Annotated[
     bool,
     typer.Option(

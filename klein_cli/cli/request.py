@@ -53,6 +53,7 @@ class Request:
     engine: str = "native"
     attention: str = "auto"
     rng: str = "cpu"
+    show: bool = False
     json: bool = False
     quiet: bool = False
     verbose: bool = False
