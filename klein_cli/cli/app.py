@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from klein_cli import __version__
+from klein_cli.cli.doctor import doctor
 from klein_cli.cli.gallery import gallery
 from klein_cli.cli.generate import generate
 from klein_cli.cli.info import info
@@ -34,6 +35,7 @@ app.command()(generate)
 app.command()(verify)
 app.command()(info)
 app.command()(gallery)
+app.command()(doctor)
 app.add_typer(models)
 
 

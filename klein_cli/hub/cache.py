@@ -34,7 +34,7 @@ def cached(repo: str) -> Path | None:
     """The snapshot of `repo`'s main branch if its model_index.json is here, whole or not."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, INDEX_FILE)
+    found = try_to_load_from_cache(repo, INDEX_FILE, cache_dir=cache_folder())
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -77,7 +77,7 @@ def _remove_revisions(repo: str) -> bool:
     """By the hub's own client, which knows of blobs that repositories share; False if it cannot."""
     from huggingface_hub import scan_cache_dir
 
-    held = scan_cache_dir()
+    held = scan_cache_dir(cache_folder())
     for found in held.repos:
         if found.repo_id == repo and found.repo_type == "model" and found.revisions:
             hashes = [revision.commit_hash for revision in found.revisions]
