@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from klein_cli.errors import ModelError
@@ -81,7 +82,9 @@ def _remove_revisions(repo: str) -> bool:
     for found in held.repos:
         if found.repo_id == repo and found.repo_type == "model" and found.revisions:
             hashes = [revision.commit_hash for revision in found.revisions]
-            held.delete_revisions(*hashes).execute()
+            # Alone: a copy of a repository has its commits, and the client takes either for them.
+            alone = replace(held, repos=frozenset({found}))
+            alone.delete_revisions(*hashes).execute()
             return True
     return False
 

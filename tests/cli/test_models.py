@@ -104,17 +104,19 @@ def test_the_path_of_a_model_that_is_not(home: Path, capfd: pytest.CaptureFixtur
 def test_rm_removes_a_model_and_nothing_else(
     home: Path, files: dict[str, bytes], capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """A copy of a repository has the same commits, and is another repository all the same."""
     fill_cache(home, OFFICIAL, files)
     fill_cache(home, OFFICIAL, files, commit="f" * 40)
     other = files_in(fill_cache(home, OFFICIAL + "-like", files))
+    for number in range(5):
+        fill_cache(home, f"nobody/copy-{number}", {"a.json": b"{}"})
     (home / "token").write_text("hf_secret")
     assert main(["models", "rm", "klein-4b", "-y"]) == 0
     assert capfd.readouterr().err.startswith(f"removed {OFFICIAL}: ")
-    assert [path.name for path in (home / "hub").glob("models--*")] == [
-        "models--black-forest-labs--FLUX.2-klein-4B-like"
-    ]
-    (kept,) = (home / "hub").glob("models--*/snapshots/*")
-    assert files_in(kept) == other
+    kept = {path.name.split("--")[-1]: path for path in (home / "hub").glob("models--*")}
+    assert sorted(kept) == ["FLUX.2-klein-4B-like", *(f"copy-{number}" for number in range(5))]
+    assert files_in(kept["FLUX.2-klein-4B-like"] / "snapshots" / COMMIT) == other
+    assert all((path / "snapshots" / COMMIT).is_dir() for path in kept.values())
     assert (home / "token").read_text() == "hf_secret"
 
 
