@@ -81,6 +81,8 @@ def _refused(error: Exception, page: str) -> tuple[str, str]:
             f"was refused by the hub ({status})",
             f"see {page}, and whether HF_TOKEN is right: `hf auth whoami`",
         )
+    if status == 416:
+        return "has a file that is shorter than the hub says", f"try again later, see {page}"
     if status == 429:
         return "could not be downloaded: too many requests (429)", f"wait a while, see {page}"
     if status is not None and status >= 500:

@@ -114,14 +114,15 @@ class Transfer:
     def _receive(self, file: HubFile) -> None:
         """Append to the part until it has the whole size, through as many connections as needed."""
         self.partial(file).touch()
-        failures = 0
+        failures, begun_again = 0, False
         while (size := self._size(file)) < file.size:
             try:
                 self._append(file, size)
                 problem: Exception = ConnectionError("the hub sent less than it promised")
             except Exception as error:
-                if status_of(error) == _RANGE_NOT_SATISFIABLE and size:
+                if status_of(error) == _RANGE_NOT_SATISFIABLE and size and not begun_again:
                     self._forget(file)
+                    begun_again = True
                 elif not is_worth_another_try(error):
                     raise
                 problem = error

@@ -258,6 +258,15 @@ def test_a_disk_with_too_little_room_is_known_before_anything_comes(
     assert bodies(hub, TRANSFORMER) == []
 
 
+def test_a_file_that_is_shorter_than_promised_is_not_waited_for(
+    hub: FakeHub, env: dict[str, str]
+) -> None:
+    """Each try brings some bytes, and yet there is no end to it."""
+    hub.sizes = {TRANSFORMER: len(hub.files[TRANSFORMER]) + 1000}
+    error, _ = refused(env)
+    assert "shorter than the hub says" in error
+
+
 def test_a_disk_that_fills_up_on_the_way_is_named_and_keeps_what_came(
     hub: FakeHub, env: dict[str, str], tmp_path: Path
 ) -> None:
