@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,7 +82,11 @@ def list_models(as_json: Json = False) -> None:
         return
     head = ("NAME", "ON DISK", "SIZE", "GPU MEMORY", "LICENCE", "WHAT IT IS")
     rows = [head, *(_row(entry) for entry in entries)]
-    typer.echo(table(rows))
+    lines = table(rows).splitlines()
+    if sys.stdout.isatty():
+        # What it is comes last: a narrow window loses the end of that, and keeps its columns.
+        lines = [_cut(line, shutil.get_terminal_size().columns) for line in lines]
+    typer.echo("\n".join(lines))
     typer.echo(
         f"\nGPU memory is that of the weights in bfloat16; pictures take some more.\n"
         f"Models lie in {home_as_tilde(cache_folder())}"
@@ -192,6 +197,10 @@ def _row(entry: Entry) -> tuple[str, ...]:
     return entry.name, here, size, memory, entry.licence, entry.description
 
 
+def _cut(line: str, columns: int) -> str:
+    return line if len(line) <= columns else line[: columns - 1] + "…"
+
+
 def _say_licence(preset: Preset, repo: str, report: Report) -> None:
     page = f"https://huggingface.co/{repo}"
     if preset.name not in presets():
@@ -202,9 +211,12 @@ def _say_licence(preset: Preset, repo: str, report: Report) -> None:
 
 @contextmanager
 def _told(report: Report) -> Iterator[None]:
-    """Under --json an error is an event too."""
+    """Under --json an error is an event too; an interrupt loses nothing, which is worth saying."""
     try:
         yield
     except KleinError as error:
         report.event("error", message=error.message, hint=error.hint)
+        raise
+    except KeyboardInterrupt:
+        report.note("interrupted: what has come is kept, and the next pull goes on with it")
         raise

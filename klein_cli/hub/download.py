@@ -97,6 +97,7 @@ def _bring(wanted: Listing, watch: Watch, check_all: bool) -> None:
 def index_of(repo: str) -> Path:
     """The snapshot folder of `repo` with its model_index.json alone. Raises ModelError."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
 
     # Asked first, because it fails at once where the client would try for half a minute.
     if not listing(repo, [INDEX_FILE]).files:
@@ -104,6 +105,7 @@ def index_of(repo: str) -> Path:
             f"{repo} has no {INDEX_FILE}: it is not in the diffusers layout",
             f"see https://huggingface.co/{repo}",
         )
+    disable_progress_bars()
     with explained(repo):
         return Path(hf_hub_download(repo, INDEX_FILE)).parent
 
