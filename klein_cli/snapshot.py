@@ -43,13 +43,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 class Snapshot:
     """A model on disk: `root` holds model_index.json and the four parts' folders.
 
-    `revision` is the hub commit, or None for a local folder or the embedded model.
+    `repo` is its id on the hub and `revision` the commit, None for a local folder and for the
+    embedded model.
     """
 
     name: str
     root: Path
     preset: Preset
     revision: str | None = None
+    repo: str | None = None
 
 
 def preset_for(model: str) -> Preset:
@@ -95,7 +97,7 @@ def on_disk(model: str) -> Snapshot | None:
     root = cached(repo)
     if root is None or faults(root):
         return None
-    return Snapshot(name=model, root=root, preset=_hub_preset(repo), revision=root.name)
+    return _at(model, root, _hub_preset(repo), repo)
 
 
 def hub_repository(model: str) -> str | None:
@@ -114,7 +116,12 @@ def _pulled(model: str, watch: Watch | None, *, check_all: bool) -> Snapshot:
     preset = preset_for(model)
     root = download(repo, WANTED_FILES, watch=watch, check_all=check_all)
     _preset_of_folder(root, model)
-    return Snapshot(name=model, root=root, preset=preset, revision=root.name)
+    return _at(model, root, preset, repo)
+
+
+def _at(name: str, root: Path, preset: Preset, repo: str) -> Snapshot:
+    """The snapshot in the hub's cache, whose folders are named by their commits."""
+    return Snapshot(name=name, root=root, preset=preset, revision=root.name, repo=repo)
 
 
 def _is_local(model: str) -> bool:

@@ -11,7 +11,7 @@ import typer
 
 from klein_cli.cli import options
 from klein_cli.cli.preview import preview
-from klein_cli.cli.terminal import printable
+from klein_cli.cli.report import printable
 from klein_cli.errors import KleinError
 from klein_cli.output.reading import Record, read_record
 

@@ -28,8 +28,3 @@ def gigabytes(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.1f} GB" if name == "GB" else f"{size // unit} {name}"
     return f"{size} bytes"
-
-
-def printable(value: object) -> str:
-    """Text that cannot move the cursor of a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))

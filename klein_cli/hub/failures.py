@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from klein_cli.errors import ModelError
+from klein_cli.hub.cache import bytes_of
 
 _TINY = "or use --model tiny, which needs no download"
+_UNSET = "unset HF_HUB_OFFLINE"
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -24,15 +26,15 @@ def explained(repo: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         what, todo = _refused(error, page)
     except OfflineModeIsEnabled:
-        what, todo = "is not on this machine, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
+        what, todo = f"is {_part(repo)} on this machine, and HF_HUB_OFFLINE is set", _UNSET
     except LocalEntryNotFoundError:
-        what, todo = _unreachable(page)
+        what, todo = _unreachable(repo, page)
     except OSError as error:
         what, todo = _not_stored(error)
     except Exception as error:
         if not is_network_error(error):
             raise
-        what, todo = _unreachable(page)
+        what, todo = _unreachable(repo, page)
     raise ModelError(f"{repo} {what}", f"{todo}, {_TINY}")
 
 
@@ -90,11 +92,13 @@ def _refused(error: Exception, page: str) -> tuple[str, str]:
     return f"could not be downloaded ({_first_line(error)})", f"try again, see {page}"
 
 
-def _unreachable(page: str) -> tuple[str, str]:
-    return (
-        "is not wholly on this machine and the hub cannot be reached",
-        f"connect (what has come is kept) and see {page}",
-    )
+def _unreachable(repo: str, page: str) -> tuple[str, str]:
+    what = f"is {_part(repo)} on this machine and the hub cannot be reached"
+    return what, f"connect and see {page}"
+
+
+def _part(repo: str) -> str:
+    return "only partly" if bytes_of(repo) else "not"
 
 
 def _not_stored(error: OSError) -> tuple[str, str]:

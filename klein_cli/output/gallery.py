@@ -47,17 +47,24 @@ _ORDERS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exhibit:
-    """A picture of the page. `path` is relative to the page; sides in pixels, time in seconds.
+class View:
+    """What is seen of a picture: sides of the file in pixels, time in seconds, a WebP file."""
 
-    `thumbnail` is a WebP file; `record` is None where the picture says nothing of itself.
-    """
-
-    path: Path
     width: int
     height: int
     modified: float
     thumbnail: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhibit:
+    """A picture of the page. `path` is relative to the page.
+
+    `record` is None where the picture says nothing of itself.
+    """
+
+    path: Path
+    view: View
     record: Record | None
 
 
@@ -98,12 +105,13 @@ def write_gallery(
     paths = pictures_in(folder)
     exhibits, unreadable = [], []
     with ThreadPoolExecutor() as pool:
-        read = pool.map(lambda path: _exhibit(folder, path), paths)
-        for number, (path, exhibit) in enumerate(zip(paths, read, strict=True), start=1):
-            if exhibit is None:
+        views = pool.map(_view, paths)
+        for number, (path, view) in enumerate(zip(paths, views, strict=True), start=1):
+            if view is None:
                 unreadable.append(path)
             else:
-                exhibits.append(exhibit)
+                name = path.relative_to(folder)
+                exhibits.append(Exhibit(path=name, view=view, record=_record(path)))
             if on_picture:
                 on_picture(number, len(paths))
     if not exhibits:
@@ -167,18 +175,18 @@ def page(title: str, exhibits: Sequence[Exhibit]) -> str:
 
 
 def _card(place: int, exhibit: Exhibit) -> str:
-    record, name = exhibit.record, str(exhibit.path)
+    record, name, view = exhibit.record, str(exhibit.path), exhibit.view
     recipe = record.recipe if record else None
     prompt = recipe.prompt if recipe else name
-    facts = f"{exhibit.width} x {exhibit.height}"
+    facts = f"{view.width} x {view.height}"
     if recipe:
         facts = f"seed {recipe.seed}, {facts}, {recipe.model}"
     seed = f"{recipe.seed:0{_SEED_DIGITS}d}" if recipe else ""
-    image = base64.b64encode(exhibit.thumbnail).decode("ascii")
+    image = base64.b64encode(view.thumbnail).decode("ascii")
     return (
-        f'<li data-place="{place}" data-modified="{exhibit.modified:.0f}" data-seed="{seed}" '
-        f'data-pixels="{exhibit.width * exhibit.height}" data-width="{exhibit.width}" '
-        f'data-height="{exhibit.height}"><button type="button" class="open" '
+        f'<li data-place="{place}" data-modified="{view.modified:.0f}" data-seed="{seed}" '
+        f'data-pixels="{view.width * view.height}" data-width="{view.width}" '
+        f'data-height="{view.height}"><button type="button" class="open" '
         f'aria-haspopup="dialog"><img src="data:image/webp;base64,{image}" '
         f'alt="{_text(prompt[:_LONGEST_ALT])}" loading="lazy" decoding="async"></button>'
         f'<p class="prompt" dir="auto">{_text(prompt)}</p><p class="facts">{_text(facts)}</p>'
@@ -192,14 +200,17 @@ def _lines(record: Record | None) -> Iterator[str]:
     if record is None:
         yield "<dt>recipe</dt><dd>the file holds none</dd>"
         return
-    said = {**asdict(record.recipe), "revision": record.revision, "step_down": record.step_down}
-    for name, value in (said | asdict(record.settings) | record.provenance).items():
-        if value is not None:
+    said = asdict(record)
+    tables = {**said.pop("recipe"), **said.pop("settings"), **said.pop("provenance")}
+    for name, value in (tables | said).items():
+        if isinstance(value, list | tuple):
+            value = ", ".join(map(str, value))
+        if value not in (None, ""):
             yield f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text(str(value))}</dd>"
 
 
-def _exhibit(folder: Path, path: Path) -> Exhibit | None:
-    """A picture read, or None for a file that holds none."""
+def _view(path: Path) -> View | None:
+    """A picture made small, or None for a file that holds none."""
     from PIL import ExifTags, Image, ImageOps
 
     try:
@@ -215,14 +226,7 @@ def _exhibit(folder: Path, path: Path) -> Exhibit | None:
         return None
     data = io.BytesIO()
     small.save(data, "WEBP", quality=_QUALITY)
-    return Exhibit(
-        path=path.relative_to(folder),
-        width=width,
-        height=height,
-        modified=modified,
-        thumbnail=data.getvalue(),
-        record=_record(path),
-    )
+    return View(width=width, height=height, modified=modified, thumbnail=data.getvalue())
 
 
 def _record(path: Path) -> Record | None:

@@ -25,7 +25,8 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("pictures") / "red.png"
     recipe = Recipe(prompt="red", seed=1, width=96, height=64, steps=1, guidance=1.0, model="tiny")
     pixels = numpy.full((64, 96, 3), (200, 10, 20), dtype=numpy.uint8)
-    written = record(recipe, Settings(), revision=None, provenance={})
+    settings = Settings(device="cpu", dtype="float32", attention="sdpa")
+    written = record(recipe, settings, revision=None, provenance={})
     path.write_bytes(encode(pixels, ".png", written, ""))
     return str(path)
 

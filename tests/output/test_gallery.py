@@ -102,7 +102,9 @@ def test_a_prompt_stays_text(tmp_path: Path, prompt: str) -> None:
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in harmless.tags]
     assert [sorted(a) for _, a in page.tags] == [sorted(a) for _, a in harmless.tags]
     shown = re.sub("[\0\x1b\ud800]", "\N{REPLACEMENT CHARACTER}", prompt)
-    assert shown in "".join(page.texts)
+    text = "".join(page.texts)
+    # What cannot have been a prompt may also be refused when the record is read.
+    assert shown in text or (shown != prompt and "the file holds none" in text)
 
 
 @pytest.mark.parametrize("name", ["javascript:alert(1).png", "a b#c?d%20&e\"'.png", "a\\..\\x.png"])

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="no chromium and chromedriver here"
 )
 
+SETTINGS = Settings(device="cpu", dtype="float32", attention="sdpa")
 PICTURES = 500
 COLOURS, SHAPES = ("red", "green", "blue", "white"), ("circle", "star", "square")
 HOSTILE = (
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe = Recipe(
             prompt=prompt, seed=seed, width=64, height=48, steps=4, guidance=1.0, model="tiny"
         )
-        written = record(recipe, Settings(), revision=None, provenance={"torch": "2.13"})
+        written = record(recipe, SETTINGS, revision=None, provenance={"torch": "2.13"})
         pixels = numpy.full((48, 64, 3), number % 256, dtype=numpy.uint8)
         data = encode(pixels, ".png", written, parameters(recipe))
         (folder / f"{number + 1:04d}.png").write_bytes(data)
