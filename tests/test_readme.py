@@ -45,7 +45,7 @@ def test_it_starts_with_two_commands_that_do_their_own_set_up() -> None:
 def test_the_picture_is_what_the_first_command_draws_by_name() -> None:
     from PIL import Image
 
-    (shown,) = re.findall(r"\((docs/images/.*?)\)", README)
+    shown, *_ = re.findall(r"\((docs/images/.*?)\)", README)
     with Image.open(REPOSITORY / shown) as image:
         recipe = image.text["parameters"]
     assert recipe.startswith(shlex.split(SET_UP)[shlex.split(SET_UP).index("generate") + 1])

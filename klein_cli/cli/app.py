@@ -14,8 +14,11 @@ import typer
 
 from klein_cli import __version__
 from klein_cli.cli.bench import bench
+from klein_cli.cli.doctor import doctor
+from klein_cli.cli.gallery import gallery
 from klein_cli.cli.generate import generate
 from klein_cli.cli.info import info
+from klein_cli.cli.models import models
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.cli.verify import verify
 from klein_cli.errors import KleinError
@@ -33,6 +36,9 @@ app.command()(generate)
 app.command()(verify)
 app.command()(info)
 app.command()(bench)
+app.command()(gallery)
+app.command()(doctor)
+app.add_typer(models)
 
 
 def _print_version(wanted: bool) -> None:

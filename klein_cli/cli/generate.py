@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from klein_cli import __version__
 from klein_cli.cli import options
+from klein_cli.cli.fetching import fetch
+from klein_cli.cli.gallery import add_page, gallery_folder
+from klein_cli.cli.preview import preview
 from klein_cli.cli.report import Report, grouped
 from klein_cli.cli.request import (
     Request,
@@ -29,13 +31,14 @@ from klein_cli.cli.request import (
 )
 from klein_cli.cli.startup import quick_start
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.output.gallery import check_page
 from klein_cli.output.metadata import record
 from klein_cli.output.naming import STDOUT
-from klein_cli.presets import DEFAULT_MODEL, Preset, presets
+from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.run.plan import Job, Output, Plan, check_folders, plan
 from klein_cli.run.runner import Event, Failed, Run, Saved
-from klein_cli.snapshot import Snapshot, preset_for, resolve
+from klein_cli.snapshot import Snapshot, on_disk, preset_for
 
 if TYPE_CHECKING:
     from klein_cli.pipeline import Pipeline
@@ -62,6 +65,7 @@ def generate(
     guidance_scale: options.GuidanceScale = None,
     output: options.OutputPath = None,
     overwrite: options.Overwrite = False,
+    gallery: options.Gallery = False,
     dry_run: options.DryRun = False,
     model: options.Model = DEFAULT_MODEL,
     device: options.Device = "auto",
@@ -70,6 +74,7 @@ def generate(
     engine: options.Engine = "native",
     attention: options.Attention = "auto",
     rng: options.Rng = "cpu",
+    show: options.Show = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -105,35 +110,38 @@ def _generate(request: Request, report: Report) -> int:
         output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
     )
     check_folders(planned.jobs)
+    page_folder = gallery_folder(request.output) if request.gallery else None
+    if page_folder is not None:
+        check_page(page_folder, overwrite=request.overwrite)
     _warn_of_no_effect(request, preset, planned, report)
     if planned.uses_seed and request.seed is None:
         report.note(f"seed: {seed}")
     if request.dry_run:
         return _dry_run(request, planned, report)
+    report.preview = preview(wanted=request.show and not (request.json or request.quiet))
     pictures = len(planned.jobs)
     report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
     with report.bar:
         with quick_start():
             pipeline = _pipeline(request, settings, planned, report)
         code = _make(planned, pipeline, batch_size, request, report)
+        if page_folder is not None:
+            code = code or add_page(page_folder, report, overwrite=request.overwrite)
     _say_timings(pipeline, time.perf_counter() - started, report)
     return code
 
 
 def _pipeline(request: Request, settings: Settings, planned: Plan, report: Report) -> Pipeline:
     """Prompts are measured before the model loads, and a GPU is found before one is downloaded."""
-    on_disk = _on_disk(request.model)
-    snapshot = None
-    if on_disk:
-        snapshot = resolve(request.model)
+    snapshot = on_disk(request.model)
+    if snapshot is not None:
         _check_lengths(snapshot, planned, request, report)
     report.bar.say("starting torch")
     from klein_cli.pipeline import Pipeline, choose
 
     chosen = choose(settings, preset_for(request.model))
     if snapshot is None:
-        report.bar.say(f"fetching {request.model}")
-        snapshot = resolve(request.model)
+        snapshot = fetch(request.model, report)
         _check_lengths(snapshot, planned, request, report)
     report.detail(
         f"{request.model} on {chosen.device}, {chosen.dtype}, "
@@ -204,8 +212,9 @@ def exit_code(made: int, failures: list[int]) -> int:
 
 def _dry_run(request: Request, planned: Plan, report: Report) -> int:
     lengths: dict[str, int] = {}
-    if _on_disk(request.model):
-        lengths = _check_lengths(resolve(request.model), planned, request, report)
+    snapshot = on_disk(request.model)
+    if snapshot is not None:
+        lengths = _check_lengths(snapshot, planned, request, report)
     for job in planned.jobs:
         report.planned(job, lengths.get(job.recipe.prompt))
     return 0
@@ -245,12 +254,6 @@ def _texts(jobs: Iterable[Job]) -> Iterable[tuple[Job, str]]:
         yield job, job.recipe.prompt
         if job.recipe.negative_prompt:
             yield job, job.recipe.negative_prompt
-
-
-def _on_disk(model: str) -> bool:
-    """Whether reading the model's tokenizer needs no download."""
-    preset = presets().get(model)
-    return not preset.repo if preset else Path(model).expanduser().exists()
 
 
 def _check_stdout(request: Request) -> None:

@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from klein_cli.cli import options
+from klein_cli.cli.preview import preview
+from klein_cli.cli.report import printable
 from klein_cli.errors import KleinError
 from klein_cli.output.reading import Record, read_record
 
@@ -17,12 +20,14 @@ def info(
     pictures: Annotated[
         list[Path], typer.Argument(metavar="IMG...", help="Pictures that klein made.")
     ],
+    show: options.Show = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a picture, each on its own line.")
     ] = False,
 ) -> None:
     """Show the recipe that travels inside a picture."""
     failures: list[KleinError] = []
+    shown = preview(wanted=show and not as_json)
     for number, path in enumerate(pictures):
         try:
             record = read_record(path)
@@ -36,6 +41,8 @@ def info(
             typer.echo(json.dumps({"file": str(path), **asdict(record)}))
         else:
             typer.echo(("\n" if number else "") + described(path, record))
+            if shown is not None:
+                shown.show(path)
     if failures:
         typer.echo(f"hint: {failures[-1].hint}", err=True)
         raise typer.Exit(1 if len(failures) < len(pictures) else failures[0].exit_code)
@@ -58,11 +65,5 @@ def described(path: Path, record: Record) -> str:
         "versions": versions,
         "step down": record.step_down,
     }
-    lines = [
-        f"{name:>10}  {_printable(value)}" for name, value in rows.items() if value is not None
-    ]
-    return "\n".join([_printable(path), *lines])
-
-
-def _printable(value: object) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+    lines = [f"{name:>10}  {printable(value)}" for name, value in rows.items() if value is not None]
+    return "\n".join([printable(path), *lines])

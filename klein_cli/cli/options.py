@@ -175,6 +175,15 @@ Overwrite = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Gallery = Annotated[
+    bool,
+    typer.Option(
+        "--gallery",
+        metavar=_FLAG,
+        help="Also write index.html: a page that shows all pictures of the output folder.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -255,6 +264,16 @@ Json = Annotated[
         "--json",
         metavar=_FLAG,
         help="One JSON event a line on standard output, instead of paths.",
+        rich_help_panel=_REPORT,
+    ),
+]
+Show = Annotated[
+    bool,
+    typer.Option(
+        "--show",
+        metavar=_FLAG,
+        help="Show each picture in the terminal: kitty, iTerm2 and other sixel terminals; "
+        "half-blocks elsewhere.",
         rich_help_panel=_REPORT,
     ),
 ]

@@ -20,6 +20,7 @@ class Bar:
     """
 
     def __init__(self, *, shown: bool) -> None:
+        self.shown = shown
         self._progress = _progress() if shown else None
         self._task = self._progress.add_task("", total=None) if self._progress else None
         self._made = 0

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
+from klein_cli.cli.preview import Preview
 from klein_cli.cli.progress import Bar, watched
 from klein_cli.errors import KleinError
 from klein_cli.run.plan import Job
@@ -22,7 +23,8 @@ _LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 class Report:
     """Speaks for one run. With `as_json`, stdout holds one JSON event a line and nothing else.
 
-    `silent_stdout` is for `-o -`, where stdout holds the picture.
+    `silent_stdout` is for `-o -`, where stdout holds the picture. A `preview`, if it gets one,
+    shows each picture below its path.
     """
 
     def __init__(self, *, as_json: bool, quiet: bool, verbose: bool, silent_stdout: bool) -> None:
@@ -32,6 +34,7 @@ class Report:
         self._silent_stdout = silent_stdout
         self._bug_shown = False
         self.bar = Bar(shown=watched() and not quiet)
+        self.preview: Preview | None = None
 
     def note(self, text: str) -> None:
         """Something worth knowing; --quiet leaves it out."""
@@ -70,6 +73,9 @@ class Report:
         self.event("picture", **facts, seconds=round(saved.seconds, 3))
         if saved.path is not None:
             self._result(str(saved.path))
+            if self.preview is not None:
+                with self.bar.aside():
+                    self.preview.show(saved.path)
 
     def failed(self, failed: Failed) -> None:
         """A picture is lost. A bug shows its traceback, once for a run."""
@@ -104,6 +110,13 @@ class Report:
     def _to_stderr(self, text: str) -> None:
         with self.bar.aside():
             print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def printable(value: object, *, keep: str = "") -> str:
+    """Words from a file or an error as they can be shown: nothing in them moves the cursor."""
+    return "".join(
+        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in str(value)
+    )
 
 
 def grouped(names: Iterable[str]) -> str:

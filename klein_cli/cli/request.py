@@ -44,6 +44,7 @@ class Request:
     guidance_scale: float | None = None
     output: str | None = None
     overwrite: bool = False
+    gallery: bool = False
     dry_run: bool = False
     model: str
     device: str = "auto"
@@ -52,6 +53,7 @@ class Request:
     engine: str = "native"
     attention: str = "auto"
     rng: str = "cpu"
+    show: bool = False
     json: bool = False
     quiet: bool = False
     verbose: bool = False
