@@ -60,11 +60,10 @@ def provenance(settings: Settings) -> dict[str, str]:
     record = {
         "klein": __version__,
         "torch": torch.__version__,
+        "diffusers": version("diffusers"),
         "tokenizers": version("tokenizers"),
         "python": platform.python_version(),
     }
-    if settings.engine == "diffusers":
-        record["diffusers"] = version("diffusers")
     if settings.attention == "flash-attn":
         record["flash-attn"] = version("flash-attn")
     if device.type == "cuda":

@@ -44,13 +44,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 class Snapshot:
     """A model on disk: `root` holds model_index.json and the four parts' folders.
 
-    `revision` is the hub commit, or None for a local folder or the embedded model.
+    `repo` is its id on the hub and `revision` the commit, None for a local folder and for the
+    embedded model.
     """
 
     name: str
     root: Path
     preset: Preset
     revision: str | None = None
+    repo: str | None = None
 
 
 def preset_for(model: str) -> Preset:
@@ -80,6 +82,26 @@ def resolve(model: str) -> Snapshot:
     if preset.repo:
         return _downloaded(model, preset.repo, preset)
     return _embedded(preset)
+
+
+def cached(name: str, revision: str | None) -> Snapshot | None:
+    """A preset's model if it is on this machine already, at this commit or at its newest one.
+
+    Nothing is downloaded and nobody asked. `revision` is a commit, in hexadecimal digits.
+    """
+    preset = presets()[name]
+    if not preset.repo:
+        return _embedded(preset)
+    from huggingface_hub import try_to_load_from_cache
+
+    for commit in [revision, None] if revision else [None]:
+        found = try_to_load_from_cache(preset.repo, INDEX_FILE, revision=commit)
+        if isinstance(found, str):
+            root = Path(found).parent
+            return Snapshot(
+                name=name, root=root, preset=preset, revision=root.name, repo=preset.repo
+            )
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -169,7 +191,7 @@ def _hub_preset(repo: str) -> Preset:
 def _downloaded(name: str, repo: str, preset: Preset) -> Snapshot:
     root = _download(repo, WANTED_FILES)
     _preset_of_folder(root, name)
-    return Snapshot(name=name, root=root, preset=preset, revision=root.name)
+    return Snapshot(name=name, root=root, preset=preset, revision=root.name, repo=repo)
 
 
 def _download(repo: str, patterns: Sequence[str]) -> Path:

@@ -15,6 +15,8 @@ import typer
 from klein_cli import __version__
 from klein_cli.cli.generate import generate
 from klein_cli.cli.info import info
+from klein_cli.cli.report import printable
+from klein_cli.cli.reproduce import reproduce
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.cli.verify import verify
 from klein_cli.errors import KleinError
@@ -31,6 +33,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(verify)
 app.command()(info)
+app.command()(reproduce)
 
 
 def _print_version(wanted: bool) -> None:
@@ -76,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: KleinError) -> int:
-    print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)  # noqa: T201
+    words = printable(f"error: {error.message}\nhint: {error.hint}", keep="\n")
+    print(words, file=sys.stderr)  # noqa: T201
     return error.exit_code
 
 

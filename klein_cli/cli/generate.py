@@ -62,6 +62,7 @@ def generate(
     guidance_scale: options.GuidanceScale = None,
     output: options.OutputPath = None,
     overwrite: options.Overwrite = False,
+    no_metadata: options.NoMetadata = False,
     dry_run: options.DryRun = False,
     model: options.Model = DEFAULT_MODEL,
     device: options.Device = "auto",
@@ -92,7 +93,7 @@ def _generate(request: Request, report: Report) -> int:
     started = time.perf_counter()
     settings = settings_of(request)
     batch_size = batch_size_of(request)
-    _check_stdout(request)
+    check_stdout(request)
     source, rows = prompts_of(request, sys.stdin.buffer)
     preset = preset_for(request.model)
     seed = secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed
@@ -114,27 +115,37 @@ def _generate(request: Request, report: Report) -> int:
     report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
     with report.bar:
         with quick_start():
-            pipeline = _pipeline(request, settings, planned, report)
-        code = _make(planned, pipeline, batch_size, request, report)
-    _say_timings(pipeline, time.perf_counter() - started, report)
+            pipeline = open_pipeline(request, settings, planned, report)
+        report.bar.expect(len(planned.jobs))
+        run = prepared(pipeline, batch_size, request, report)
+        code = follow(run.events(planned.jobs), len(planned.jobs), report)
+    say_timings(pipeline, time.perf_counter() - started, report)
     return code
 
 
-def _pipeline(request: Request, settings: Settings, planned: Plan, report: Report) -> Pipeline:
-    """Prompts are measured before the model loads, and a GPU is found before one is downloaded."""
-    on_disk = _on_disk(request.model)
-    snapshot = None
-    if on_disk:
+def open_pipeline(
+    request: Request,
+    settings: Settings,
+    planned: Plan,
+    report: Report,
+    snapshot: Snapshot | None = None,
+) -> Pipeline:
+    """The model of the request, or the `snapshot` that was found for it, ready to draw.
+
+    Prompts are measured before the model loads, and a GPU is found before one is downloaded.
+    """
+    if snapshot is None and _on_disk(request.model):
         snapshot = resolve(request.model)
-        _check_lengths(snapshot, planned, request, report)
+    if snapshot is not None:
+        check_lengths(snapshot, planned, request, report)
     report.bar.say("starting torch")
     from klein_cli.pipeline import Pipeline, choose
 
-    chosen = choose(settings, preset_for(request.model))
+    chosen = choose(settings, snapshot.preset if snapshot else preset_for(request.model))
     if snapshot is None:
         report.bar.say(f"fetching {request.model}")
         snapshot = resolve(request.model)
-        _check_lengths(snapshot, planned, request, report)
+        check_lengths(snapshot, planned, request, report)
     report.detail(
         f"{request.model} on {chosen.device}, {chosen.dtype}, "
         f"attention {chosen.attention}, engine {chosen.engine}, noise from {chosen.rng}"
@@ -146,22 +157,29 @@ def _pipeline(request: Request, settings: Settings, planned: Plan, report: Repor
     return pipeline
 
 
-def _make(
-    planned: Plan, pipeline: Pipeline, batch_size: int | None, request: Request, report: Report
-) -> int:
-    provenance = pipeline.provenance()
+def prepared(pipeline: Pipeline, batch_size: int | None, request: Request, report: Report) -> Run:
+    """A run of the pipeline, whose pictures say how they were made."""
+    from klein_cli.denoise.schedule import noise_levels
+    from klein_cli.fingerprint import fingerprint
 
-    def describe(recipe: Recipe, step_down: str | None) -> dict[str, object]:
+    provenance, snapshot = pipeline.provenance(), pipeline.snapshot
+    weights = fingerprint(snapshot.root)
+
+    def describe(recipe: Recipe, step_down: str | None) -> dict[str, object] | None:
+        if request.no_metadata:
+            return None
         return record(
             recipe,
             pipeline.settings,
-            revision=pipeline.snapshot.revision,
+            sigmas=noise_levels(recipe.width, recipe.height, recipe.steps),
+            repo=snapshot.repo,
+            revision=snapshot.revision,
+            weights=weights,
             provenance=provenance,
             step_down=step_down,
         )
 
-    report.bar.expect(len(planned.jobs))
-    run = Run(
+    return Run(
         renderer=pipeline,
         describe=describe,
         batch_size=batch_size or pipeline.default_batch_size,
@@ -169,10 +187,9 @@ def _make(
         stdout=sys.stdout.buffer,
         on_progress=report.bar.reach,
     )
-    return _follow(run.events(planned.jobs), len(planned.jobs), report)
 
 
-def _follow(events: Iterable[Event], wanted: int, report: Report) -> int:
+def follow(events: Iterable[Event], wanted: int, report: Report) -> int:
     """Report each event; the exit code of the whole run."""
     made, codes = 0, []
     try:
@@ -205,13 +222,13 @@ def exit_code(made: int, failures: list[int]) -> int:
 def _dry_run(request: Request, planned: Plan, report: Report) -> int:
     lengths: dict[str, int] = {}
     if _on_disk(request.model):
-        lengths = _check_lengths(resolve(request.model), planned, request, report)
+        lengths = check_lengths(resolve(request.model), planned, request, report)
     for job in planned.jobs:
         report.planned(job, lengths.get(job.recipe.prompt))
     return 0
 
 
-def _check_lengths(
+def check_lengths(
     snapshot: Snapshot, planned: Plan, request: Request, report: Report
 ) -> dict[str, int]:
     """Each prompt's length in tokens; warns of those that are cut, or refuses them if strict."""
@@ -253,7 +270,8 @@ def _on_disk(model: str) -> bool:
     return not preset.repo if preset else Path(model).expanduser().exists()
 
 
-def _check_stdout(request: Request) -> None:
+def check_stdout(request: Request) -> None:
+    """Raise UsageError when standard output is asked for more than it can carry."""
     if request.output != STDOUT:
         return
     if request.json:
@@ -271,7 +289,8 @@ def _warn_of_no_effect(request: Request, preset: Preset, planned: Plan, report: 
         report.warn(f"{' and '.join(ignored)} {verb} no effect: {preset.name} is distilled")
 
 
-def _say_timings(pipeline: Pipeline, total: float, report: Report) -> None:
+def say_timings(pipeline: Pipeline, total: float, report: Report) -> None:
+    """Under --verbose, where the time went; `total` in seconds."""
     spent = sum(pipeline.timings.values())
     phases = {**pipeline.timings, "the rest": total - spent, "in all": total}
     for phase, seconds in phases.items():

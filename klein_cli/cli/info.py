@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from klein_cli.cli.report import printable
 from klein_cli.errors import KleinError
 from klein_cli.output.reading import Record, read_record
 
@@ -58,11 +59,5 @@ def described(path: Path, record: Record) -> str:
         "versions": versions,
         "step down": record.step_down,
     }
-    lines = [
-        f"{name:>10}  {_printable(value)}" for name, value in rows.items() if value is not None
-    ]
-    return "\n".join([_printable(path), *lines])
-
-
-def _printable(value: object) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+    lines = [f"{name:>10}  {printable(value)}" for name, value in rows.items() if value is not None]
+    return "\n".join([printable(path), *lines])

@@ -175,6 +175,15 @@ Overwrite = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+NoMetadata = Annotated[
+    bool,
+    typer.Option(
+        "--no-metadata",
+        metavar=_FLAG,
+        help="Leave the recipe out of the file: the same pixels, and nothing about them.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

@@ -106,6 +106,13 @@ class Report:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def printable(value: object, *, keep: str = "") -> str:
+    """Words from a file or an error as they can be shown: nothing in them moves the cursor."""
+    return "".join(
+        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in str(value)
+    )
+
+
 def grouped(names: Iterable[str]) -> str:
     """Tensors in few words, layers and kin together: "layers 27 to 35, vae.encoder.*"."""
     layers: set[int] = set()

@@ -44,6 +44,7 @@ class Request:
     guidance_scale: float | None = None
     output: str | None = None
     overwrite: bool = False
+    no_metadata: bool = False
     dry_run: bool = False
     model: str
     device: str = "auto"
