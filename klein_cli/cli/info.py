@@ -16,7 +16,7 @@ from klein_cli.output.reading import Record, read_record
 
 def info(
     pictures: Annotated[
-        list[Path], typer.Argument(metavar="IMG...", help="Pictures that klein made.")
+        list[Path], typer.Argument(metavar="IMG", help="Pictures that klein made.")
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a picture, each on its own line.")

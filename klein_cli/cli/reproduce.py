@@ -67,7 +67,7 @@ _SAID_BY_THE_PICTURE = (
 Pictures = Annotated[
     list[Path],
     typer.Argument(
-        metavar="IMG...",
+        metavar="IMG",
         help="Pictures that klein made: PNG, JPEG or WebP.",
         show_default=False,
         rich_help_panel="What to draw",
@@ -128,9 +128,10 @@ def reproduce(
 ) -> None:
     """Draw a picture again from the recipe inside it; any option makes a variation of it.
 
-    Warns of whatever is not as it was then: versions, machine, model. A PNG drawn again without
-    changes is compared with the original, pixel by pixel. Only a model of klein's own that is on
-    this machine is used unless -m names one: nothing is downloaded because a picture says so.
+    Warns of whatever is not as it was then: versions, machine, model. A PNG
+    drawn again without changes is compared with the original, pixel by pixel.
+    Only a model of klein's own that is on this machine is used, unless -m
+    names one: nothing is downloaded because a picture says so.
     """
     report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=output == STDOUT)
     try:
@@ -272,6 +273,7 @@ class Drawing:
         self._origin = dict(zip((job.index for job in jobs), origins, strict=True))
         self._jobs = jobs
         self._several = len(sources) > 1
+        self._compared = self._same = 0
         self._given = given
         self._device = None if device == THE_PICTURES else device
         self._report = report
@@ -290,6 +292,10 @@ class Drawing:
         """Draw the pictures; say of each what became of it."""
         for jobs in self._groups():
             yield from self._draw(jobs)
+        if self._compared > 1:
+            self._report.note(
+                f"{self._same} of {self._compared} pictures are the same again, pixel for pixel"
+            )
 
     def _groups(self) -> list[list[Job]]:
         groups: dict[tuple[object, ...], list[Job]] = {}
@@ -364,6 +370,7 @@ class Drawing:
             return
         found = likeness(path, read_pixels(source.path))
         facts = {"index": saved.job.index, "path": str(path), "original": str(source.path)}
+        self._compared += 1
         if found is None:
             self._report.event("compared", **facts, same=False)
             self._report.warn(f"{source.path} has been resized since it was drawn")
@@ -372,7 +379,9 @@ class Drawing:
             "compared", **facts, same=not found.differ, differ=found.differ, most=found.most
         )
         if not found.differ:
-            self._report.note(f"{path} is {source.path} again, pixel for pixel")
+            self._same += 1
+            say = self._report.detail if self._several else self._report.note
+            say(f"{path} is {source.path} again, pixel for pixel")
             return
         self._report.warn(
             f"{path} is not quite {source.path}: {found.differ} of {found.pixels} pixels differ, "

@@ -172,10 +172,10 @@ def _record(table: Mapping[str, Any]) -> Record:
         step_down=_text_or_none("step_down", table.get("step_down")),
         unknown=tuple(unknown[:_MAX_ENTRIES]),
     )
-    for prompt in (record.recipe.prompt, record.recipe.negative_prompt):
-        fault = prompt_fault(prompt) if prompt else None
-        if fault:
-            raise ValueError(fault[0])
+    fault = prompt_fault(record.recipe.prompt)
+    if fault:
+        raise ValueError(fault[0])
+    (record.recipe.negative_prompt or "").encode("utf-8")
     for name, value in (("model", record.recipe.model), *asdict(record.settings).items()):
         if isinstance(value, str):
             _word(name, value)
