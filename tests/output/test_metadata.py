@@ -105,7 +105,7 @@ def values_in(line: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("prompt", "shown"),
     [
-        ("a cat, a dog: \"both\"", "a cat, a dog: \"both\""),
+        ('a cat, a dog: "both"', 'a cat, a dog: "both"'),
         ("one\n\n  two\nthree", "one\n\ntwo\nthree"),
         ("one\r\ntwo\rthree", "one\ntwo\nthree"),
         ("a sign\nNegative prompt: keep out", "a sign\nNegative prompt : keep out"),
@@ -133,9 +133,7 @@ def test_other_tools_find_every_part_in_its_place(prompt: str, shown: str) -> No
     st.text(min_size=1, max_size=30),
     st.floats(0, 100),
 )
-def test_no_text_escapes_its_place(
-    prompt: str, negative: str, model: str, guidance: float
-) -> None:
+def test_no_text_escapes_its_place(prompt: str, negative: str, model: str, guidance: float) -> None:
     recipe = replace(
         RECIPE, prompt=prompt, negative_prompt=negative, model=model, guidance=guidance
     )
