@@ -9,6 +9,8 @@ import pytest
 
 # As `klein` does for itself: spinning threads make a busy machine several times as slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Nobody's settings file changes what the tests see.
+os.environ["XDG_CONFIG_HOME"] = os.devnull
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

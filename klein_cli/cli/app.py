@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from klein_cli import __version__
+from klein_cli.cli.config import configured
 from klein_cli.cli.generate import generate
 from klein_cli.cli.info import info
 from klein_cli.cli.report import printable
@@ -23,9 +25,22 @@ from klein_cli.errors import KleinError
 
 _INTERRUPTED = 130
 
+
+class Klein(TyperGroup):
+    """The root command, whose help shows the options of shell completion apart."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters; those of shell completion in a panel of their own."""
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            if param.name in ("install_completion", "show_completion"):
+                param.rich_help_panel, param.metavar = "Shell completion", " "
+        return params
+
+
 app = typer.Typer(
     name="klein",
-    add_completion=False,
+    cls=Klein,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,6 +49,7 @@ app.command()(generate)
 app.command()(verify)
 app.command()(info)
 app.command()(reproduce)
+configured(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -18,11 +18,13 @@ import typer
 
 from klein_cli import __version__
 from klein_cli.cli import options
+from klein_cli.cli.config import origins
 from klein_cli.cli.report import Report, grouped
 from klein_cli.cli.request import (
     Request,
     batch_size_of,
     defaults_of,
+    guidance_of,
     prompts_of,
     settings_of,
     without_effect,
@@ -46,6 +48,7 @@ _INTERRUPTED = 130
 
 
 def generate(
+    context: typer.Context,
     prompt: options.Prompt = None,
     prompt_option: options.PromptOption = None,
     prompts_file: options.PromptsFile = None,
@@ -76,10 +79,12 @@ def generate(
     verbose: options.Verbose = False,
 ) -> None:
     """Draw pictures from words. Paths go to standard output, all else to standard error."""
-    request = Request(**locals())
+    given = locals()
+    del given["context"]
+    request = Request(**given)
     report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=output == STDOUT)
     try:
-        code = _generate(request, report)
+        code = _generate(request, report, context)
     except KleinError as error:
         report.event("error", message=error.message, hint=error.hint)
         raise
@@ -89,7 +94,7 @@ def generate(
     raise typer.Exit(code)
 
 
-def _generate(request: Request, report: Report) -> int:
+def _generate(request: Request, report: Report, context: typer.Context) -> int:
     started = time.perf_counter()
     settings = settings_of(request)
     batch_size = batch_size_of(request)
@@ -106,6 +111,7 @@ def _generate(request: Request, report: Report) -> int:
         output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
     )
     check_folders(planned.jobs)
+    _say_origins(context, request, preset, report)
     _warn_of_no_effect(request, preset, planned, report)
     if planned.uses_seed and request.seed is None:
         report.note(f"seed: {seed}")
@@ -287,6 +293,22 @@ def _warn_of_no_effect(request: Request, preset: Preset, planned: Plan, report: 
     if ignored:
         verb = "has" if len(ignored) == 1 else "have"
         report.warn(f"{' and '.join(ignored)} {verb} no effect: {preset.name} is distilled")
+
+
+def _say_origins(context: typer.Context, request: Request, preset: Preset, report: Report) -> None:
+    """Under --verbose, where each value came from."""
+    for line in origins(context):
+        report.detail(line)
+    by_side = request.size is None and request.aspect is None
+    facts = {
+        f"width {preset.width}": by_side and request.width is None,
+        f"height {preset.height}": by_side and request.height is None,
+        f"steps {preset.steps}": request.steps is None,
+        f"guidance {preset.guidance:g}": preset.distilled or guidance_of(request) is None,
+    }
+    said = [fact for fact, is_left in facts.items() if is_left]
+    if said:
+        report.detail(f"from the preset {preset.name}: {', '.join(said)}")
 
 
 def say_timings(pipeline: Pipeline, total: float, report: Report) -> None:

@@ -19,6 +19,7 @@ import typer
 
 from klein_cli import __version__
 from klein_cli.cli import options
+from klein_cli.cli.config import origins, was_typed
 from klein_cli.cli.generate import (
     check_lengths,
     check_stdout,
@@ -155,6 +156,9 @@ def _reproduce(context: typer.Context, pictures: Sequence[Path], report: Report)
         prompt = row.prompt if isinstance(row, Row) else None
     sources = _sources(pictures, request, prompt)
     jobs = _named(sources, request)
+    for line in origins(context):
+        report.detail(line)
+    report.detail(f"from {_some(pictures)}: all else that the recipe says")
     drawing = Drawing(sources, jobs, given, context.params["device"], report)
     _warn_of_no_effect(sources, report)
     if request.dry_run:
@@ -173,16 +177,10 @@ def _asked(context: typer.Context) -> tuple[Request, dict[str, str]]:
     typed = {
         name: value
         for name, value in context.params.items()
-        if name in known
-        and (name not in _SAID_BY_THE_PICTURE or _source(context, name) == "COMMANDLINE")
+        if name in known and (name not in _SAID_BY_THE_PICTURE or was_typed(context, name))
     }
     given = {name: typed[name] for name in _SETTINGS if name in typed}
     return Request(**{"model": "", **typed}), given
-
-
-def _source(context: typer.Context, name: str) -> str:
-    source = context.get_parameter_source(name)
-    return source.name if source else ""
 
 
 def _sources(pictures: Sequence[Path], request: Request, prompt: str | None) -> list[Source]:

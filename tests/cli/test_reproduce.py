@@ -1,4 +1,4 @@
-"""`klein reproduce`: the same picture from the picture alone, and nothing a stranger's file asks."""
+"""`klein reproduce`: the same picture from the picture alone, and nothing that a stranger asks."""
 
 from __future__ import annotations
 
