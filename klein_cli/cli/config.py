@@ -64,10 +64,12 @@ class ConfiguredCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line over the settings file. Raises UsageError for a wrong file."""
         if not ctx.resilient_parsing:
-            parsed, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-            given = {name: value for name, value in parsed.items() if value is not None}
-            if "help" not in given:
-                self._configure(ctx, given)
+            values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            # Options are in the order if they were given; arguments always are.
+            options = {param.name for param in order if param.param_type_name == "option"}
+            texts = {name for name, value in values.items() if value and isinstance(value, str)}
+            if not any(param.is_eager for param in order):
+                self._configure(ctx, {name: values[name] for name in options | texts})
         return super().parse_args(ctx, args)
 
     def _configure(self, ctx: Any, given: Mapping[str, Any]) -> None:
