@@ -84,7 +84,7 @@ def resolve(model: str) -> Snapshot:
     return _embedded(preset)
 
 
-def cached(name: str, revision: str | None) -> Snapshot | None:
+def already_here(name: str, revision: str | None) -> Snapshot | None:
     """A preset's model if it is on this machine already, at this commit or at its newest one.
 
     Nothing is downloaded and nobody asked. `revision` is a commit, in hexadecimal digits.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from klein_cli.errors import ModelError, UsageError
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset, presets
 from klein_cli.recipe import Settings
-from klein_cli.snapshot import Snapshot, cached
+from klein_cli.snapshot import Snapshot, already_here
 
 if TYPE_CHECKING:
     import numpy
@@ -46,7 +46,7 @@ def model_of(path: Path, record: Record) -> Snapshot:
         raise ModelError(
             f"{path} was made with a folder called {name!r}", "say where it is: -m FOLDER"
         )
-    snapshot = cached(name, record.revision)
+    snapshot = already_here(name, record.revision)
     if snapshot is None:
         raise ModelError(
             f"{path} was made with {name}, which is not on this machine",
@@ -98,10 +98,17 @@ def settings_here(
     try:
         return choose(wanted, preset), differences
     except UsageError:
-        if "attention" in given or wanted.attention in ("auto", "sdpa"):
-            raise
-    chosen = choose(wanted.with_(attention="auto"), preset)
-    differences.append(f"attention: {wanted.attention} then, {chosen.attention} here")
+        # Where a machine is asked to choose, another choice makes nearly the same picture.
+        free = [
+            field.name
+            for field in fields(Settings)
+            if field.default == "auto" and field.name not in ("device", "dtype", *given)
+        ]
+    chosen = choose(wanted.with_(**dict.fromkeys(free, "auto")), preset)
+    for name in free:
+        before, now = getattr(wanted, name), getattr(chosen, name)
+        if before != now:
+            differences.append(f"{name}: {before} then, {now} here")
     return chosen, differences
 
 
