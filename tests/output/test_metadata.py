@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from klein_cli import __version__
 from klein_cli.output.metadata import FORMAT, parameters, record, to_json
+from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe, Settings
 
 RECIPE = Recipe(
@@ -148,3 +153,28 @@ def test_no_text_escapes_its_place(prompt: str, negative: str, model: str, guida
 def test_a_number_that_json_does_not_know_is_a_bug() -> None:
     with pytest.raises(ValueError, match="JSON"):
         to_json(record(RECIPE, SETTINGS, revision=None, provenance={}, sigmas=[float("nan")]))
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".webp"])
+def test_exiftool_reads_the_same(tmp_path: Path, extension: str) -> None:
+    recipe = replace(RECIPE, prompt='a "café", red: 猫\nat night\u2028', negative_prompt="rain")
+    written = record(recipe, SETTINGS, revision=None, provenance={"torch": "2.13"})
+    pixels = numpy.zeros((16, 16, 3), dtype=numpy.uint8)
+
+    def exiftool(data: bytes) -> dict[str, str]:
+        path = tmp_path / f"a{extension}"
+        path.write_bytes(data)
+        command = ["exiftool", "-json", str(path)]
+        said = subprocess.run(command, capture_output=True, check=True).stdout
+        (tags,) = json.loads(said)
+        return tags  # type: ignore[no-any-return]
+
+    tags = exiftool(encode(pixels, extension, written, parameters(recipe)))
+    if extension == ".png":
+        assert json.loads(tags["Klein"]) == written
+        assert tags["Parameters"] == parameters(recipe)
+    else:
+        assert json.loads(tags["UserComment"]) == written
+    bare = exiftool(encode(pixels, extension, None, parameters(recipe)))
+    assert not {"Klein", "Parameters", "UserComment", "ExifByteOrder"} & bare.keys()
