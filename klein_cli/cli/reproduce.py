@@ -74,6 +74,41 @@ Pictures = Annotated[
         rich_help_panel="What to draw",
     ),
 ]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        "-s",
+        metavar="N",
+        help="Another seed; the next picture of the same original gets N+1, and so on.",
+        rich_help_panel="The picture",
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        "--width", "-W", metavar="PIXELS", help="Another width.", rich_help_panel="The picture"
+    ),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(
+        "--height", "-H", metavar="PIXELS", help="Another height.", rich_help_panel="The picture"
+    ),
+]
+Aspect = Annotated[
+    str | None,
+    typer.Option(
+        "--aspect",
+        metavar="W:H",
+        help="Another shape, as in 16:9, with about as many pixels as the picture.",
+        rich_help_panel="The picture",
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="N", help="Other steps.", rich_help_panel="The picture"),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +138,13 @@ def reproduce(
     prompt_option: options.PromptOption = None,
     negative_prompt: options.NegativePrompt = None,
     strict: options.Strict = False,
-    seed: options.Seed = None,
+    seed: Seed = None,
     num_images: options.NumImages = 1,
-    width: options.Width = None,
-    height: options.Height = None,
+    width: Width = None,
+    height: Height = None,
     size: options.Size = None,
-    aspect: options.Aspect = None,
-    steps: options.Steps = None,
+    aspect: Aspect = None,
+    steps: Steps = None,
     guidance: options.Guidance = None,
     guidance_scale: options.GuidanceScale = None,
     output: options.OutputPath = None,
@@ -129,10 +164,11 @@ def reproduce(
 ) -> None:
     """Draw a picture again from the recipe inside it; any option makes a variation of it.
 
-    Warns of whatever is not as it was then: versions, machine, model. A PNG
-    drawn again without changes is compared with the original, pixel by pixel.
-    Only a model of klein's own that is on this machine is used, unless -m
-    names one: nothing is downloaded because a picture says so.
+    What no option says is the picture's own. Whatever is not as it was then is
+    warned of: versions, machine, model. A PNG drawn again without changes is
+    compared with the original, pixel by pixel. Only a model of klein's own that
+    is on this machine is used, unless -m names one: nothing is downloaded
+    because a picture says so.
     """
     report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=output == STDOUT)
     try:
