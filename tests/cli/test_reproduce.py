@@ -502,6 +502,7 @@ def test_everything_is_refused_before_torch(circle: Path) -> None:
         ("reproduce", str(circle), "-m", "tinny"): 3,
         ("reproduce", str(circle), "-o", str(circle)): 2,
         ("reproduce", str(circle), "--batch-size", "x"): 2,
+        ("reproduce", str(circle), "--dtype", "float"): 2,
         ("reproduce", str(circle), "--dry-run"): 0,
     }.items():
         command = [sys.executable, "-c", script, *arguments]

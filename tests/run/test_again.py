@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from klein_cli.errors import UsageError
+from klein_cli.errors import ModelError, UsageError
 from klein_cli.output.reading import Record
 from klein_cli.presets import presets
 from klein_cli.recipe import Recipe, Settings
@@ -137,6 +137,8 @@ def test_what_cannot_run_here_is_replaced_where_a_machine_may_choose(
         "device: cuda then, and there is no GPU here",
         "attention: flash-attn then, sdpa here",
     ]
+    with pytest.raises(ModelError, match="no GPU was found"):
+        settings_here(gpu, {}, None, presets()["klein-4b"])
     with pytest.raises(UsageError, match="flash-attn"):
         settings_here(CPU, {"attention": "flash-attn"}, None, TINY)
     with pytest.raises(UsageError, match="--rng cuda"):
