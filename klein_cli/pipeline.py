@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from klein_cli.denoise.schedule import sigmas
 from klein_cli.engines.engine import Engine, load_engine
 from klein_cli.errors import ModelError, OutOfMemoryError
 from klein_cli.machine import choose, full_precision, is_out_of_memory, provenance, torch_dtype
+from klein_cli.model_files import weight_files
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import Snapshot
 from klein_cli.text.encoder import PromptTokens, TextEncoder
@@ -26,6 +28,7 @@ from klein_cli.text.tokenizer import POSITIONS, PromptTokenizer
 
 __all__ = ["Pipeline", "Trace", "choose"]
 
+_DOING = {"encode": "reading the prompt", "decode": "decoding"}
 _REMEMBERED_BATCHES = 2
 """Batches of embeddings kept: pictures of one prompt, and of one negative prompt, share them."""
 
@@ -67,6 +70,7 @@ class Pipeline:
         self._encoder = encoder
         self._engine = engine
         self._remembered: dict[tuple[str, ...], Tensor] = {}
+        self._on_event: Callable[[str], None] = _ignore
 
     @classmethod
     def load(
@@ -77,6 +81,8 @@ class Pipeline:
         on_event: Callable[[str], None] | None = None,
     ) -> Pipeline:
         """Read a snapshot's weights; `settings` come from `choose`.
+
+        `on_event` hears what is being done, now and while pictures are made.
 
         Raises ModelError for a snapshot that is damaged or does not fit together, OutOfMemoryError
         when it is too large for the device.
@@ -97,7 +103,7 @@ class Pipeline:
     ) -> Pipeline:
         started = time.perf_counter()
         device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
-        on_event("loading the text encoder")
+        on_event(f"loading the text encoder{_weight(snapshot.root, 'text_encoder')}")
         tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
         encoder = TextEncoder.from_snapshot(
             snapshot.root,
@@ -112,7 +118,9 @@ class Pipeline:
                 f"encoder {encoder.model.config.vocab_size}",
                 "the snapshot's parts are not from one model: download it again",
             )
-        on_event("loading the transformer and the VAE")
+        on_event(
+            f"loading the transformer and the VAE{_weight(snapshot.root, 'transformer', 'vae')}"
+        )
         engine = load_engine(
             settings.engine,
             snapshot.root,
@@ -122,6 +130,7 @@ class Pipeline:
         )
         pipeline = cls(snapshot, settings, tokenizer, encoder, engine)
         pipeline.timings["load"] = time.perf_counter() - started
+        pipeline._on_event = on_event
         return pipeline
 
     def render(
@@ -183,7 +192,7 @@ class Pipeline:
                 position_ids(POSITIONS, latents.grid, self._device),
                 guidance=guidance,
                 negative=negative,
-                on_step=on_step,
+                on_step=self._told(on_step, steps),
                 on_latents=None if trace is None else lambda x: trace.latents.append(_on_host(x)),
             )
         mean, deviation = self._engine.latent_mean, self._engine.latent_deviation
@@ -209,8 +218,22 @@ class Pipeline:
         """What besides recipe and settings can change a bit: versions, device, threads."""
         return provenance(self.settings)
 
+    def _told(self, on_step: OnStep | None, steps: int) -> OnStep:
+        """`on_step`, and what is being done told before each step."""
+
+        def step(done: int, total: int) -> None:
+            if on_step is not None:
+                on_step(done, total)
+            if done < total:
+                self._on_event(f"step {done + 1} of {total}")
+
+        self._on_event(f"step 1 of {steps}")
+        return step
+
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
+        if phase in _DOING:
+            self._on_event(_DOING[phase])
         started = time.perf_counter()
         yield
         if self._device.type == "cuda":
@@ -220,6 +243,12 @@ class Pipeline:
 
 def _on_host(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", torch.float32, copy=True)
+
+
+def _weight(root: Path, *parts: str) -> str:
+    """ ", 7.9 GB": how much there is to read, where it takes a while."""
+    size = sum(path.stat().st_size for part in parts for path in weight_files(root / part))
+    return f", {size / 1e9:.1f} GB" if size >= 1e8 else ""
 
 
 def _ignore(event: str) -> None:

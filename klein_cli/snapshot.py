@@ -100,6 +100,21 @@ def on_disk(model: str) -> Snapshot | None:
     return _at(model, root, _hub_preset(repo), repo)
 
 
+def already_here(name: str, revision: str | None) -> Snapshot | None:
+    """A preset's model if it is whole on this machine, at this commit or else at its newest one.
+
+    Nothing is downloaded and nobody asked. `revision` is a commit, in hexadecimal digits.
+    """
+    preset = presets()[name]
+    if not preset.repo:
+        return _embedded(preset)
+    for commit in [revision, None] if revision else [None]:
+        root = cached(preset.repo, commit)
+        if root is not None and not faults(root):
+            return _at(name, root, preset, preset.repo)
+    return None
+
+
 def hub_repository(model: str) -> str | None:
     """The hub's id of a model; None for a folder and for the embedded one. Raises ModelError."""
     if model in presets():

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-# Before torch starts its threads: idle ones spin by default, which on a shared machine takes the
-# suite several times as long.
+# As `klein` does for itself: spinning threads make a busy machine several times as slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Nobody's settings file changes what the tests see.
+os.environ["XDG_CONFIG_HOME"] = os.devnull
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

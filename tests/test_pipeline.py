@@ -165,6 +165,12 @@ def test_loading_says_what_it_does_and_what_it_skips(small_snapshot: Path) -> No
     loaded = Pipeline.load(resolve(str(small_snapshot)), choose(CPU), on_event=told.append)
     assert told == ["loading the text encoder", "loading the transformer and the VAE"]
     assert "model.norm.weight" in loaded.skipped_tensors
+    told.clear()
+    steps: list[tuple[int, int]] = []
+    recipe = replace(RECIPE, steps=2)
+    loaded.render([recipe], on_step=lambda done, total: steps.append((done, total)))
+    assert told == ["reading the prompt", "step 1 of 2", "step 2 of 2", "decoding"]
+    assert steps == [(1, 2), (2, 2)]
 
 
 def edit(path: Path, **changes: object) -> None:

@@ -17,6 +17,7 @@ import typer
 
 from klein_cli import __version__
 from klein_cli.cli import options
+from klein_cli.cli.config import origins
 from klein_cli.cli.fetching import fetch
 from klein_cli.cli.gallery import add_page, gallery_folder
 from klein_cli.cli.preview import preview
@@ -25,6 +26,7 @@ from klein_cli.cli.request import (
     Request,
     batch_size_of,
     defaults_of,
+    guidance_of,
     prompts_of,
     settings_of,
     without_effect,
@@ -49,6 +51,7 @@ _INTERRUPTED = 130
 
 
 def generate(
+    context: typer.Context,
     prompt: options.Prompt = None,
     prompt_option: options.PromptOption = None,
     prompts_file: options.PromptsFile = None,
@@ -66,6 +69,7 @@ def generate(
     output: options.OutputPath = None,
     overwrite: options.Overwrite = False,
     gallery: options.Gallery = False,
+    no_metadata: options.NoMetadata = False,
     dry_run: options.DryRun = False,
     model: options.Model = DEFAULT_MODEL,
     device: options.Device = "auto",
@@ -80,10 +84,12 @@ def generate(
     verbose: options.Verbose = False,
 ) -> None:
     """Draw pictures from words. Paths go to standard output, all else to standard error."""
-    request = Request(**locals())
+    given = locals()
+    del given["context"]
+    request = Request(**given)
     report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=output == STDOUT)
     try:
-        code = _generate(request, report)
+        code = _generate(request, report, context)
     except KleinError as error:
         report.event("error", message=error.message, hint=error.hint)
         raise
@@ -93,11 +99,11 @@ def generate(
     raise typer.Exit(code)
 
 
-def _generate(request: Request, report: Report) -> int:
+def _generate(request: Request, report: Report, context: typer.Context) -> int:
     started = time.perf_counter()
     settings = settings_of(request)
     batch_size = batch_size_of(request)
-    _check_stdout(request)
+    check_stdout(request)
     source, rows = prompts_of(request, sys.stdin.buffer)
     preset = preset_for(request.model)
     seed = secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed
@@ -113,6 +119,7 @@ def _generate(request: Request, report: Report) -> int:
     page_folder = gallery_folder(request.output) if request.gallery else None
     if page_folder is not None:
         check_page(page_folder, overwrite=request.overwrite)
+    _say_origins(context, request, preset, report)
     _warn_of_no_effect(request, preset, planned, report)
     if planned.uses_seed and request.seed is None:
         report.note(f"seed: {seed}")
@@ -123,26 +130,37 @@ def _generate(request: Request, report: Report) -> int:
     report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
     with report.bar:
         with quick_start():
-            pipeline = _pipeline(request, settings, planned, report)
-        code = _make(planned, pipeline, batch_size, request, report)
+            pipeline = open_pipeline(request, settings, planned, report)
+        report.bar.expect(len(planned.jobs))
+        run = prepared(pipeline, batch_size, request, report)
+        code = follow(run.events(planned.jobs), len(planned.jobs), report)
         if page_folder is not None:
             code = code or add_page(page_folder, report, overwrite=request.overwrite)
-    _say_timings(pipeline, time.perf_counter() - started, report)
+    say_timings(pipeline, time.perf_counter() - started, report)
     return code
 
 
-def _pipeline(request: Request, settings: Settings, planned: Plan, report: Report) -> Pipeline:
-    """Prompts are measured before the model loads, and a GPU is found before one is downloaded."""
-    snapshot = on_disk(request.model)
+def open_pipeline(
+    request: Request,
+    settings: Settings,
+    planned: Plan,
+    report: Report,
+    snapshot: Snapshot | None = None,
+) -> Pipeline:
+    """The model of the request, or the `snapshot` that was found for it, ready to draw.
+
+    Prompts are measured before the model loads, and a GPU is found before one is downloaded.
+    """
+    snapshot = snapshot or on_disk(request.model)
     if snapshot is not None:
-        _check_lengths(snapshot, planned, request, report)
+        check_lengths(snapshot, planned, request, report)
     report.bar.say("starting torch")
     from klein_cli.pipeline import Pipeline, choose
 
-    chosen = choose(settings, preset_for(request.model))
+    chosen = choose(settings, snapshot.preset if snapshot else preset_for(request.model))
     if snapshot is None:
         snapshot = fetch(request.model, report)
-        _check_lengths(snapshot, planned, request, report)
+        check_lengths(snapshot, planned, request, report)
     report.detail(
         f"{request.model} on {chosen.device}, {chosen.dtype}, "
         f"attention {chosen.attention}, engine {chosen.engine}, noise from {chosen.rng}"
@@ -154,22 +172,29 @@ def _pipeline(request: Request, settings: Settings, planned: Plan, report: Repor
     return pipeline
 
 
-def _make(
-    planned: Plan, pipeline: Pipeline, batch_size: int | None, request: Request, report: Report
-) -> int:
-    provenance = pipeline.provenance()
+def prepared(pipeline: Pipeline, batch_size: int | None, request: Request, report: Report) -> Run:
+    """A run of the pipeline, whose pictures say how they were made."""
+    from klein_cli.denoise.schedule import noise_levels
+    from klein_cli.fingerprint import fingerprint
 
-    def describe(recipe: Recipe, step_down: str | None) -> dict[str, object]:
+    provenance, snapshot = pipeline.provenance(), pipeline.snapshot
+    weights = fingerprint(snapshot.root)
+
+    def describe(recipe: Recipe, step_down: str | None) -> dict[str, object] | None:
+        if request.no_metadata:
+            return None
         return record(
             recipe,
             pipeline.settings,
-            revision=pipeline.snapshot.revision,
+            sigmas=noise_levels(recipe.width, recipe.height, recipe.steps),
+            repo=snapshot.repo,
+            revision=snapshot.revision,
+            weights=weights,
             provenance=provenance,
             step_down=step_down,
         )
 
-    report.bar.expect(len(planned.jobs))
-    run = Run(
+    return Run(
         renderer=pipeline,
         describe=describe,
         batch_size=batch_size or pipeline.default_batch_size,
@@ -177,10 +202,9 @@ def _make(
         stdout=sys.stdout.buffer,
         on_progress=report.bar.reach,
     )
-    return _follow(run.events(planned.jobs), len(planned.jobs), report)
 
 
-def _follow(events: Iterable[Event], wanted: int, report: Report) -> int:
+def follow(events: Iterable[Event], wanted: int, report: Report) -> int:
     """Report each event; the exit code of the whole run."""
     made, codes = 0, []
     try:
@@ -214,13 +238,13 @@ def _dry_run(request: Request, planned: Plan, report: Report) -> int:
     lengths: dict[str, int] = {}
     snapshot = on_disk(request.model)
     if snapshot is not None:
-        lengths = _check_lengths(snapshot, planned, request, report)
+        lengths = check_lengths(snapshot, planned, request, report)
     for job in planned.jobs:
         report.planned(job, lengths.get(job.recipe.prompt))
     return 0
 
 
-def _check_lengths(
+def check_lengths(
     snapshot: Snapshot, planned: Plan, request: Request, report: Report
 ) -> dict[str, int]:
     """Each prompt's length in tokens; warns of those that are cut, or refuses them if strict."""
@@ -256,7 +280,8 @@ def _texts(jobs: Iterable[Job]) -> Iterable[tuple[Job, str]]:
             yield job, job.recipe.negative_prompt
 
 
-def _check_stdout(request: Request) -> None:
+def check_stdout(request: Request) -> None:
+    """Raise UsageError when standard output is asked for more than it can carry."""
     if request.output != STDOUT:
         return
     if request.json:
@@ -274,7 +299,24 @@ def _warn_of_no_effect(request: Request, preset: Preset, planned: Plan, report: 
         report.warn(f"{' and '.join(ignored)} {verb} no effect: {preset.name} is distilled")
 
 
-def _say_timings(pipeline: Pipeline, total: float, report: Report) -> None:
+def _say_origins(context: typer.Context, request: Request, preset: Preset, report: Report) -> None:
+    """Under --verbose, where each value came from."""
+    for line in origins(context):
+        report.detail(line)
+    by_side = request.size is None and request.aspect is None
+    facts = {
+        f"width {preset.width}": by_side and request.width is None,
+        f"height {preset.height}": by_side and request.height is None,
+        f"steps {preset.steps}": request.steps is None,
+        f"guidance {preset.guidance:g}": preset.distilled or guidance_of(request) is None,
+    }
+    said = [fact for fact, is_left in facts.items() if is_left]
+    if said:
+        report.detail(f"from the preset {preset.name}: {', '.join(said)}")
+
+
+def say_timings(pipeline: Pipeline, total: float, report: Report) -> None:
+    """Under --verbose, where the time went; `total` in seconds."""
     spent = sum(pipeline.timings.values())
     phases = {**pipeline.timings, "the rest": total - spent, "in all": total}
     for phase, seconds in phases.items():

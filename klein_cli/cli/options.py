@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from klein_cli.recipe import ATTENTIONS, DTYPES, ENGINES, RNGS
+from klein_cli.presets import presets
+from klein_cli.recipe import ATTENTIONS, DEVICES, DTYPES, ENGINES, RNGS
 
 _PROMPT = "Prompts"
 _PICTURE = "The picture"
@@ -14,6 +16,22 @@ _OUTPUT = "Where it goes"
 _MACHINE = "Model and machine"
 _REPORT = "What is said"
 _FLAG = " "
+
+
+def complete_model(incomplete: str) -> list[tuple[str, str]]:
+    """For the shell: presets and what they are. Where none fits, it completes files itself."""
+    return [
+        (name, preset.description)
+        for name, preset in presets().items()
+        if name.startswith(incomplete)
+    ]
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
 
 
 Prompt = Annotated[
@@ -184,6 +202,15 @@ Gallery = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+NoMetadata = Annotated[
+    bool,
+    typer.Option(
+        "--no-metadata",
+        metavar=_FLAG,
+        help="Leave the recipe out of the file: the same pixels, and nothing about them.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -202,13 +229,18 @@ Model = Annotated[
         metavar="NAME|DIR|REPO",
         help="klein-4b, klein-base-4b, klein-9b, klein-base-9b; tiny, which comes with klein and "
         "needs no GPU; a folder in the diffusers layout; or a hub id.",
+        autocompletion=complete_model,
         rich_help_panel=_MACHINE,
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(
-        "--device", metavar="auto|cuda|cuda:N|cpu", help="Where to run.", rich_help_panel=_MACHINE
+        "--device",
+        metavar="auto|cuda|cuda:N|cpu",
+        help="Where to run.",
+        autocompletion=_one_of(DEVICES),
+        rich_help_panel=_MACHINE,
     ),
 ]
 Dtype = Annotated[
@@ -217,6 +249,7 @@ Dtype = Annotated[
         "--dtype",
         metavar="|".join(DTYPES),
         help="Precision. auto is bfloat16 on a GPU and float32 on a CPU.",
+        autocompletion=_one_of(DTYPES),
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -235,6 +268,7 @@ Engine = Annotated[
         "--engine",
         metavar="|".join(ENGINES),
         help="Whose modules compute the picture.",
+        autocompletion=_one_of(ENGINES),
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -244,6 +278,7 @@ Attention = Annotated[
         "--attention",
         metavar="|".join(ATTENTIONS),
         help="How the text encoder computes attention.",
+        autocompletion=_one_of(ATTENTIONS),
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -254,6 +289,7 @@ Rng = Annotated[
         metavar="|".join(RNGS),
         help="Where noise is drawn: cpu means the same noise on every machine; cuda, the noise of "
         "the official code on a GPU.",
+        autocompletion=_one_of(RNGS),
         rich_help_panel=_MACHINE,
     ),
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -23,9 +25,11 @@ class Bar:
         self.shown = shown
         self._progress = _progress() if shown else None
         self._task = self._progress.add_task("", total=None) if self._progress else None
+        self._doing = ""
         self._made = 0
         self._wanted = 0
         self._reached = 0.0
+        self._began = 0.0
 
     def __enter__(self) -> Bar:
         if self._progress:
@@ -42,16 +46,16 @@ class Bar:
             self._progress.stop()
 
     def say(self, what: str) -> None:
-        """Name the present phase, of unknown length."""
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, description=what)
+        """Name what is being done now."""
+        self._doing = what
+        self._describe()
 
     def expect(self, pictures: int) -> None:
         """From here on, count pictures."""
+        self._wanted, self._began = pictures, time.monotonic()
         if self._progress and self._task is not None:
-            self._wanted = pictures
             self._progress.update(self._task, total=pictures, completed=0)
-            self._describe()
+        self._describe()
 
     def reach(self, part: float) -> None:
         """`part` of a picture, or of several, is done beyond those that were counted."""
@@ -79,7 +83,17 @@ class Bar:
             yield
 
     def _describe(self) -> None:
-        self.say("drawing" if self._wanted == 1 else f"{self._made} of {self._wanted} pictures")
+        if not self._progress or self._task is None:
+            return
+        said = [self._doing]
+        if self._wanted > 1:
+            said.insert(0, f"{self._made} of {self._wanted} pictures")
+        elif 0 < self._reached < 1:
+            spent = time.monotonic() - self._began
+            left = round(spent * (1 - self._reached) / self._reached)
+            if left:
+                said.append(f"about {f'{left} s' if left < 60 else timedelta(seconds=left)} left")
+        self._progress.update(self._task, description=", ".join(said))
 
 
 def watched() -> bool:
@@ -94,9 +108,10 @@ def _progress() -> Progress:
     # Rich would send stdout to the bar's stream: paths printed to a file or a pipe would be lost.
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
+        # Last, since its length changes.
+        TextColumn("{task.description}", markup=False),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=False,

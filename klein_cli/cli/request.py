@@ -45,6 +45,7 @@ class Request:
     output: str | None = None
     overwrite: bool = False
     gallery: bool = False
+    no_metadata: bool = False
     dry_run: bool = False
     model: str
     device: str = "auto"
@@ -114,7 +115,7 @@ def defaults_of(request: Request, preset: Preset) -> Defaults:
         size=request.size,
         aspect=request.aspect,
     )
-    guided = None if preset.distilled else _guidance(request)
+    guided = None if preset.distilled else guidance_of(request)
     if not 1 <= request.num_images <= MAX_PICTURES:
         raise UsageError(
             f"--num-images {request.num_images} is out of range", f"use 1 to {MAX_PICTURES}"
@@ -132,13 +133,14 @@ def defaults_of(request: Request, preset: Preset) -> Defaults:
 
 def without_effect(request: Request, preset: Preset) -> Iterator[str]:
     """The options that were given and that a distilled model ignores."""
-    if preset.distilled and _guidance(request) is not None:
+    if preset.distilled and guidance_of(request) is not None:
         yield "--guidance"
     if preset.distilled and request.negative_prompt is not None:
         yield "--negative-prompt"
 
 
-def _guidance(request: Request) -> float | None:
+def guidance_of(request: Request) -> float | None:
+    """The guidance that was asked for, by whichever of its names."""
     return request.guidance_scale if request.guidance is None else request.guidance
 
 

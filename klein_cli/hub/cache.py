@@ -31,11 +31,14 @@ def lock_folder(repo: str) -> Path:
     return cache_folder() / ".locks" / repository_folder(repo).name
 
 
-def cached(repo: str) -> Path | None:
-    """The snapshot of `repo`'s main branch if its model_index.json is here, whole or not."""
+def cached(repo: str, revision: str | None = None) -> Path | None:
+    """The snapshot of `repo` if its model_index.json is here, whole or not.
+
+    `revision` is a commit; without one, the main branch's is meant.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, INDEX_FILE, cache_dir=cache_folder())
+    found = try_to_load_from_cache(repo, INDEX_FILE, cache_dir=cache_folder(), revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -31,17 +31,19 @@ USER_COMMENT = 0x9286
 ASCII_COMMENT = b"ASCII\0\0\0"
 # A JPEG segment holds 65,533 bytes; the rest is for EXIF's own structure.
 _JPEG_COMMENT_BYTES = 65_000
-# What the record holds besides its prompts, generously.
+# What the record holds besides its prompts, generously, and what each step adds to it.
 _RECORD_BYTES = 5_000
+_SIGMA_BYTES = 15
 
 
 def encode(
-    pixels: NDArray[numpy.uint8], extension: str, written: Mapping[str, Any], parameters: str
+    pixels: NDArray[numpy.uint8], extension: str, written: Mapping[str, Any] | None, parameters: str
 ) -> bytes:
     """A picture file in memory: (H, W, 3) uint8 RGB pixels with their record.
 
     PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
-    the record as EXIF's UserComment.
+    the record as EXIF's UserComment. Where `written` is None, the file holds the same pixels and
+    not a word.
     """
     from PIL import Image, PngImagePlugin
 
@@ -52,17 +54,19 @@ def encode(
     buffer = io.BytesIO()
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
-        chunks.add_text("klein", to_json(written))
-        chunks.add_text("parameters", parameters)
+        if written is not None:
+            chunks.add_text("klein", to_json(written))
+            chunks.add_text("parameters", parameters)
         image.save(buffer, kind, pnginfo=chunks)
         return buffer.getvalue()
-    comment = ASCII_COMMENT + to_json(written).encode("ascii")
-    if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
-        raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
-    exif = Image.Exif()
-    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
-    subsampling = {"subsampling": 0} if kind == "JPEG" else {}
-    image.save(buffer, kind, quality=_QUALITY, exif=exif, **subsampling)
+    options: dict[str, Any] = {"subsampling": 0} if kind == "JPEG" else {}
+    if written is not None:
+        comment = ASCII_COMMENT + to_json(written).encode("ascii")
+        if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
+            raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
+        options["exif"] = Image.Exif()
+        options["exif"].get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    image.save(buffer, kind, quality=_QUALITY, **options)
     return buffer.getvalue()
 
 
@@ -70,8 +74,8 @@ def check_room(recipe: Recipe, extension: str) -> None:
     """Raise UsageError when the words of `recipe` are more than the file format can carry."""
     if _FORMATS[extension.lower()] != "JPEG":
         return
-    words = json.dumps([recipe.prompt, recipe.negative_prompt])
-    if len(words) > _JPEG_COMMENT_BYTES - _RECORD_BYTES:
+    words = len(json.dumps([recipe.prompt, recipe.negative_prompt]))
+    if words + _SIGMA_BYTES * recipe.steps > _JPEG_COMMENT_BYTES - _RECORD_BYTES:
         raise UsageError(
             f"a prompt of {len(recipe.prompt)} characters does not fit in a JPEG file's metadata",
             "write .png or .webp, or shorten the prompt",

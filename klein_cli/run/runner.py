@@ -39,9 +39,9 @@ class Renderer(Protocol):
 
 
 class Describe(Protocol):
-    """The record that goes into a picture's file."""
+    """The record that goes into a picture's file, or None for a file without a word in it."""
 
-    def __call__(self, recipe: Recipe, step_down: str | None) -> dict[str, Any]: ...
+    def __call__(self, recipe: Recipe, step_down: str | None) -> dict[str, Any] | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from klein_cli.cli.app import main
-from klein_cli.cli.generate import _follow, exit_code
+from klein_cli.cli.generate import exit_code, follow
 from klein_cli.cli.report import Report
 from klein_cli.errors import OutOfMemoryError
 from klein_cli.recipe import Recipe
@@ -279,7 +279,7 @@ def test_the_exit_code_of_a_run(
     kinds: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = Report(as_json=False, quiet=False, verbose=False, silent_stdout=False)
-    assert _follow(events(*kinds), len(kinds), report) == code
+    assert follow(events(*kinds), len(kinds), report) == code
     said = capsys.readouterr()
     assert said.out.count("\n") == kinds.count("saved")
     if len(kinds) > 1 and code not in (0, 130):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -29,25 +31,33 @@ with report.bar:
 """
 
 
-def on_a_terminal(*arguments: str, **environment: str) -> tuple[str, str]:
-    """What SCRIPT says to its stdout, a pipe, and to its stderr, a terminal."""
+def on_a_terminal(*arguments: str, script: str = SCRIPT, **environment: str) -> tuple[str, str]:
+    """What the script says to its stdout, a pipe, and to its stderr, a terminal."""
     ours, theirs = pty.openpty()
     clean = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
+    running = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
         stdout=subprocess.PIPE,
         stderr=theirs,
         stdin=subprocess.DEVNULL,
         env=clean | {"TERM": "xterm-256color", "COLUMNS": "80"} | environment,
-        check=True,
     )
+    said = bytearray()
+
+    def read() -> None:
+        # A terminal that nobody reads fills up, and whoever writes to it waits.
+        while b"\nend" not in said:
+            said.extend(os.read(ours, 65536))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    out, _ = running.communicate()
     os.write(theirs, b"\nend\n")
-    said = b""
-    while b"end" not in said:
-        said += os.read(ours, 65536)
+    reading.join()
     os.close(ours)
     os.close(theirs)
-    return done.stdout.decode(), said.decode()
+    assert running.returncode == 0
+    return out.decode(), said.decode()
 
 
 def test_paths_reach_a_pipe_while_the_bar_is_on_the_terminal() -> None:
@@ -74,3 +84,44 @@ def test_a_pipe_has_no_bar() -> None:
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("cat.png\n", "")
+
+
+ONE = """
+import sys, time
+from klein_cli.cli.progress import Bar
+bar = Bar(shown=True)
+with bar:
+    for said in ("loading tiny", "reading the prompt"):
+        bar.say(said)
+        time.sleep(0.15)
+    bar.expect(1)
+    bar._began -= float(sys.argv[1])
+    bar.reach(0.25)
+    bar.say("step 2 of 4")
+    time.sleep(0.15)
+    bar.reach(1)
+    bar.say("decoding")
+    time.sleep(0.15)
+"""
+
+
+@pytest.mark.parametrize(("spent", "left"), [("10", "about 30 s left"), ("40", "about 0:02:0")])
+def test_of_one_picture_every_phase_is_told_and_how_long_it_takes(spent: str, left: str) -> None:
+    _, terminal = on_a_terminal(spent, script=ONE)
+    for said in ("loading tiny", "reading the prompt", f"step 2 of 4, {left}", "decoding"):
+        assert said in terminal
+    assert "decoding, about" not in terminal
+
+
+def test_a_whole_run_tells_its_phases_on_a_terminal_and_nothing_in_a_pipe(tmp_path: Path) -> None:
+    script = "import sys; from klein_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    options = ["-m", "tiny", "-s", "1", "--steps", "6", "--size", "128x128", "-y"]
+    line = ["generate", "a red circle", *options, "-o", str(tmp_path / "a.png")]
+    out, terminal = on_a_terminal(*line, script=script)
+    assert out == f"{tmp_path / 'a.png'}\n"
+    for said in ("starting torch", "loading", " of 6"):
+        assert said in terminal
+    done = subprocess.run(
+        [sys.executable, "-c", script, *line], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (out, "")

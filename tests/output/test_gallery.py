@@ -25,7 +25,7 @@ HOSTILE = [
     "' autofocus onfocus='document.title=1",
     "<!-- --><style>*{display:none}</style>",
     "&lt;b&gt; &amp; &#60;script&#62;",
-    "a\0b\x1b[2Jc\u2028d\ud800e\u202egnp.evil",
+    "a\0b\x1b[2Jc\u2028de\u202egnp.evil",
     "]]><svg onload=alert(1)>",
 ]
 
@@ -101,7 +101,7 @@ def test_a_prompt_stays_text(tmp_path: Path, prompt: str) -> None:
     page = page_of(tmp_path)
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in harmless.tags]
     assert [sorted(a) for _, a in page.tags] == [sorted(a) for _, a in harmless.tags]
-    shown = re.sub("[\0\x1b\ud800]", "\N{REPLACEMENT CHARACTER}", prompt)
+    shown = re.sub("[\0\x1b]", "\N{REPLACEMENT CHARACTER}", prompt)
     text = "".join(page.texts)
     # What cannot have been a prompt may also be refused when the record is read.
     assert shown in text or (shown != prompt and "the file holds none" in text)
