@@ -6,6 +6,7 @@ timing or the memory that happens to be free.
 
 from __future__ import annotations
 
+import gc
 import platform
 import re
 from collections.abc import Iterator
@@ -96,6 +97,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nothing uses any more, so that a smaller try finds it in one piece."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _device(name: str, preset: Preset | None) -> torch.device:

@@ -1,7 +1,6 @@
 """`klein generate`: options -> plan -> run.
 
-Everything that can be refused is refused before torch is imported; torch comes with the first
-line of `_pipeline`.
+Everything that can be refused is refused before torch is imported, in `klein_cli.cli.crew`.
 """
 
 from __future__ import annotations
@@ -9,16 +8,18 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from klein_cli import __version__
 from klein_cli.cli import options
-from klein_cli.cli.report import Report, grouped
+from klein_cli.cli.crew import check_workers, hired, on_disk
+from klein_cli.cli.follow import INTERRUPTED, Followed
+from klein_cli.cli.lengths import check_lengths, tokenizer_of
+from klein_cli.cli.report import Report
 from klein_cli.cli.request import (
     Request,
     batch_size_of,
@@ -26,23 +27,20 @@ from klein_cli.cli.request import (
     prompts_of,
     settings_of,
     without_effect,
+    workers_of,
 )
-from klein_cli.cli.startup import quick_start
+from klein_cli.cli.taking_up import output_folder, write_plan, write_settings
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.output.metadata import record
+from klein_cli.output.history import History
 from klein_cli.output.naming import STDOUT
-from klein_cli.presets import DEFAULT_MODEL, Preset, presets
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.plan import Job, Output, Plan, check_folders, plan
-from klein_cli.run.runner import Event, Failed, Run, Saved
-from klein_cli.snapshot import Snapshot, preset_for, resolve
-
-if TYPE_CHECKING:
-    from klein_cli.pipeline import Pipeline
+from klein_cli.presets import DEFAULT_MODEL, Preset
+from klein_cli.recipe import Settings
+from klein_cli.run.books import Books
+from klein_cli.run.plan import Output, Plan, check_folders, plan
+from klein_cli.run.runner import Run
+from klein_cli.snapshot import preset_for, resolve
 
 _DRAWN_SEEDS = 2**32
-_WARNINGS = 5
-_INTERRUPTED = 130
 
 
 def generate(
@@ -50,8 +48,10 @@ def generate(
     prompt_option: options.PromptOption = None,
     prompts_file: options.PromptsFile = None,
     negative_prompt: options.NegativePrompt = None,
+    wildcards: options.Wildcards = False,
     strict: options.Strict = False,
     seed: options.Seed = None,
+    seeds: options.Seeds = None,
     num_images: options.NumImages = 1,
     width: options.Width = None,
     height: options.Height = None,
@@ -62,11 +62,14 @@ def generate(
     guidance_scale: options.GuidanceScale = None,
     output: options.OutputPath = None,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
     dry_run: options.DryRun = False,
     model: options.Model = DEFAULT_MODEL,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
+    workers: options.Workers = None,
+    ray: options.Ray = None,
     engine: options.Engine = "native",
     attention: options.Attention = "auto",
     rng: options.Rng = "cpu",
@@ -84,173 +87,96 @@ def generate(
         raise
     except KeyboardInterrupt:
         report.note("interrupted")
-        code = _INTERRUPTED
+        code = INTERRUPTED
     raise typer.Exit(code)
 
 
 def _generate(request: Request, report: Report) -> int:
-    started = time.perf_counter()
     settings = settings_of(request)
     batch_size = batch_size_of(request)
     _check_stdout(request)
+    check_workers(request)
     source, rows = prompts_of(request, sys.stdin.buffer)
     preset = preset_for(request.model)
-    seed = secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed
-    planned = plan(
-        rows,
-        source=source,
-        preset=preset,
-        defaults=defaults_of(request, preset),
-        seed=seed,
-        output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
-    )
-    check_folders(planned.jobs)
-    _warn_of_no_effect(request, preset, planned, report)
-    if planned.uses_seed and request.seed is None:
-        report.note(f"seed: {seed}")
-    if request.dry_run:
-        return _dry_run(request, planned, report)
-    pictures = len(planned.jobs)
-    report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
-    with report.bar:
-        with quick_start():
-            pipeline = _pipeline(request, settings, planned, report)
-        code = _make(planned, pipeline, batch_size, request, report)
-    _say_timings(pipeline, time.perf_counter() - started, report)
-    return code
-
-
-def _pipeline(request: Request, settings: Settings, planned: Plan, report: Report) -> Pipeline:
-    """Prompts are measured before the model loads, and a GPU is found before one is downloaded."""
-    on_disk = _on_disk(request.model)
-    snapshot = None
-    if on_disk:
-        snapshot = resolve(request.model)
-        _check_lengths(snapshot, planned, request, report)
-    report.bar.say("starting torch")
-    from klein_cli.pipeline import Pipeline, choose
-
-    chosen = choose(settings, preset_for(request.model))
-    if snapshot is None:
-        report.bar.say(f"fetching {request.model}")
-        snapshot = resolve(request.model)
-        _check_lengths(snapshot, planned, request, report)
-    report.detail(
-        f"{request.model} on {chosen.device}, {chosen.dtype}, "
-        f"attention {chosen.attention}, engine {chosen.engine}, noise from {chosen.rng}"
-    )
-    report.bar.say(f"loading {request.model}")
-    pipeline = Pipeline.load(snapshot, chosen, on_event=report.bar.say)
-    if pipeline.skipped_tensors:
-        report.detail(f"not read, since nothing needs them: {grouped(pipeline.skipped_tensors)}")
-    return pipeline
+    defaults = defaults_of(request, preset)
+    with output_folder(request, defaults, report) as folder:
+        seed = folder.seed(request.seed, secrets.randbelow(_DRAWN_SEEDS))
+        planned = plan(
+            rows,
+            source=source,
+            preset=preset,
+            defaults=defaults,
+            seed=seed,
+            output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
+            history=folder.history if folder.resumed else None,
+        )
+        check_folders(planned.folders)
+        _warn_of_no_effect(request, preset, planned, report)
+        if planned.uses_seed and request.seed is None and not folder.resumed:
+            report.note(f"seed: {seed}")
+        if request.dry_run:
+            return _dry_run(request, planned, folder.history, report)
+        books = folder.books(guided=not preset.distilled)
+        if planned.done:
+            report.note(f"{planned.done} of {planned.done + len(planned.jobs)} pictures are there")
+        facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
+        report.event("started", klein=__version__, model=preset.name, **facts)
+        return _make(request, settings, batch_size, planned, books, seed, report)
 
 
 def _make(
-    planned: Plan, pipeline: Pipeline, batch_size: int | None, request: Request, report: Report
+    request: Request,
+    settings: Settings,
+    batch_size: int | None,
+    planned: Plan,
+    books: Books | None,
+    seed: int,
+    report: Report,
 ) -> int:
-    provenance = pipeline.provenance()
-
-    def describe(recipe: Recipe, step_down: str | None) -> dict[str, object]:
-        return record(
-            recipe,
-            pipeline.settings,
-            revision=pipeline.snapshot.revision,
-            provenance=provenance,
-            step_down=step_down,
-        )
-
-    report.bar.expect(len(planned.jobs))
-    run = Run(
-        renderer=pipeline,
-        describe=describe,
-        batch_size=batch_size or pipeline.default_batch_size,
-        overwrite=request.overwrite,
-        stdout=sys.stdout.buffer,
-        on_progress=report.bar.reach,
-    )
-    return _follow(run.events(planned.jobs), len(planned.jobs), report)
-
-
-def _follow(events: Iterable[Event], wanted: int, report: Report) -> int:
-    """Report each event; the exit code of the whole run."""
-    made, codes = 0, []
-    try:
-        for event in events:
-            if isinstance(event, Saved):
-                made += 1
-                report.saved(event)
-            elif isinstance(event, Failed):
-                codes.append(getattr(event.error, "exit_code", 1))
-                report.failed(event)
-            else:
-                report.stepped_down(event)
-    except KeyboardInterrupt:
-        report.event("interrupted", made=made, wanted=wanted)
-        report.note(f"interrupted: {made} of {wanted} pictures made")
-        return _INTERRUPTED
-    report.event("finished", made=made, failed=len(codes))
-    if codes and wanted > 1:
-        report.note(f"{made} of {wanted} pictures made, {len(codes)} failed")
-    return exit_code(made, codes)
-
-
-def exit_code(made: int, failures: list[int]) -> int:
-    """0 all made, 1 some failed; when none was made, what they failed of if it was all the same."""
-    if not failures:
+    started, wanted = time.perf_counter(), len(planned.jobs)
+    if not wanted:
+        if books is not None:
+            write_plan(books, planned, model=request.model, seed=seed)
+            books.close()
+        report.event("finished", made=0, failed=0)
         return 0
-    return failures[0] if not made and len(set(failures)) == 1 else 1
+    with report.bar, hired(request, settings, planned.jobs, report) as hands:
+        if books is not None:
+            write_plan(books, planned, model=request.model, seed=seed)
+            write_settings(books, hands.settings, report)
+        run = Run(
+            crew=hands.crew,
+            batch_size=batch_size or hands.batch_size,
+            overwrite=request.overwrite,
+            stdout=sys.stdout.buffer,
+            books=books,
+            threads=hands.writers,
+        )
+        report.bar.expect(wanted)
+        followed = Followed(report, wanted, None if books is None else books.failures)
+        code = followed.follow(run, planned.jobs)
+        if books is not None:
+            with suppress(OSError):  # a full disk was told of already
+                books.close()
+    _say_timings(hands.timings, time.perf_counter() - started, report)
+    return code
 
 
-def _dry_run(request: Request, planned: Plan, report: Report) -> int:
-    lengths: dict[str, int] = {}
-    if _on_disk(request.model):
-        lengths = _check_lengths(resolve(request.model), planned, request, report)
-    for job in planned.jobs:
-        report.planned(job, lengths.get(job.recipe.prompt))
+def _dry_run(request: Request, planned: Plan, history: History, report: Report) -> int:
+    from klein_cli.cli.dry_run import dry_run
+
+    tokenize = None
+    if on_disk(request.model):
+        tokenize = tokenizer_of(resolve(request.model))
+        check_lengths(
+            tokenize,
+            planned.jobs,
+            several=len(planned.jobs) > 1,
+            strict=request.strict,
+            report=report,
+        )
+    dry_run(planned, tokenize, history, workers=workers_of(request) or 1, report=report)
     return 0
-
-
-def _check_lengths(
-    snapshot: Snapshot, planned: Plan, request: Request, report: Report
-) -> dict[str, int]:
-    """Each prompt's length in tokens; warns of those that are cut, or refuses them if strict."""
-    from klein_cli.text.tokenizer import PromptTokenizer
-
-    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
-    lengths: dict[str, int] = {}
-    cut = 0
-    for job, text in _texts(planned.jobs):
-        if text in lengths:
-            continue
-        tokens = tokenizer.tokenize(text)
-        lengths[text] = tokens.tokens
-        warning = tokens.warning()
-        if warning is None:
-            continue
-        if len(planned.jobs) > 1:
-            warning = f"picture {job.index}: {warning}"
-        if request.strict:
-            raise UsageError(warning, "shorten the prompt, or leave out --strict")
-        cut += 1
-        if cut <= _WARNINGS:
-            report.warn(warning)
-    if cut > _WARNINGS:
-        report.warn(f"{cut - _WARNINGS} more prompts are too long")
-    return lengths
-
-
-def _texts(jobs: Iterable[Job]) -> Iterable[tuple[Job, str]]:
-    for job in jobs:
-        yield job, job.recipe.prompt
-        if job.recipe.negative_prompt:
-            yield job, job.recipe.negative_prompt
-
-
-def _on_disk(model: str) -> bool:
-    """Whether reading the model's tokenizer needs no download."""
-    preset = presets().get(model)
-    return not preset.repo if preset else Path(model).expanduser().exists()
 
 
 def _check_stdout(request: Request) -> None:
@@ -271,8 +197,7 @@ def _warn_of_no_effect(request: Request, preset: Preset, planned: Plan, report: 
         report.warn(f"{' and '.join(ignored)} {verb} no effect: {preset.name} is distilled")
 
 
-def _say_timings(pipeline: Pipeline, total: float, report: Report) -> None:
-    spent = sum(pipeline.timings.values())
-    phases = {**pipeline.timings, "the rest": total - spent, "in all": total}
+def _say_timings(timings: Mapping[str, float], total: float, report: Report) -> None:
+    phases = {**timings, "the rest": total - sum(timings.values()), "in all": total}
     for phase, seconds in phases.items():
         report.detail(f"{phase:>10} {seconds:8.2f} s")

@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+_REMEMBERED = 64
+"""The pictures that the rate is taken over: it follows a change of sizes, and not every hiccup."""
 
 
 class Bar:
@@ -23,7 +29,9 @@ class Bar:
         self._progress = _progress() if shown else None
         self._task = self._progress.add_task("", total=None) if self._progress else None
         self._made = 0
+        self._failed = 0
         self._wanted = 0
+        self._times: deque[float] = deque(maxlen=_REMEMBERED)
         self._reached = 0.0
 
     def __enter__(self) -> Bar:
@@ -49,6 +57,7 @@ class Bar:
         """From here on, count pictures."""
         if self._progress and self._task is not None:
             self._wanted = pictures
+            self._times.append(time.monotonic())
             self._progress.update(self._task, total=pictures, completed=0)
             self._describe()
 
@@ -59,9 +68,11 @@ class Bar:
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._reached)
 
-    def count(self) -> None:
-        """One more picture is finished."""
+    def count(self, *, failed: bool = False) -> None:
+        """One more picture is finished, or given up."""
         self._made += 1
+        self._failed += failed
+        self._times.append(time.monotonic())
         self.reach(0.0)
         self._describe()
 
@@ -78,7 +89,18 @@ class Bar:
             yield
 
     def _describe(self) -> None:
-        self.say("drawing" if self._wanted == 1 else f"{self._made} of {self._wanted} pictures")
+        if self._wanted == 1:
+            self.say("drawing")
+            return
+        said = [f"{self._made} of {self._wanted} pictures"]
+        spent = self._times[-1] - self._times[0]
+        if self._made and spent > 0:
+            rate = (len(self._times) - 1) / spent
+            said.append(f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each")
+            said.append(f"{timedelta(seconds=round((self._wanted - self._made) / rate))} left")
+        if self._failed:
+            said.append(f"{self._failed} failed")
+        self.say(", ".join(said))
 
 
 def watched() -> bool:

@@ -6,6 +6,7 @@ evaluated.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ from klein_cli.output.png import ASCII_COMMENT, EXIF_IFD, USER_COMMENT
 from klein_cli.recipe import Recipe, Settings
 
 MAX_RECORD_BYTES = 1_000_000
+_PNG_END = b"IEND\xaeB`\x82"
 _NOT_OURS = "klein reads the pictures that it made, unless with their metadata taken out"
 
 Fields = TypeVar("Fields", Recipe, Settings)
@@ -61,6 +63,21 @@ def read_record(path: Path) -> Record:
             f"the recipe in {path} was written by a newer klein", "update klein to read it"
         )
     return _record(path, table)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `path` is a picture from its first byte to its last. Raises OSError if unreadable."""
+    from PIL import Image
+
+    data = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = image.format
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    # Pillow forgives a PNG that stops after its pixels.
+    return kind != "PNG" or data.endswith(_PNG_END)
 
 
 def _text(path: Path) -> str | None:

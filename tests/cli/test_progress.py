@@ -14,7 +14,7 @@ SCRIPT = """
 from pathlib import Path
 from klein_cli.cli.report import Report
 from klein_cli.recipe import Recipe
-from klein_cli.run.plan import Job
+from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Saved
 import sys
 recipe = Recipe(prompt="a", seed=5, width=16, height=16, steps=4, guidance=1.0, model="tiny")

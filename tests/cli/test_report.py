@@ -13,8 +13,9 @@ import pytest
 from klein_cli.cli.report import Report, grouped
 from klein_cli.errors import KleinError
 from klein_cli.recipe import Recipe
-from klein_cli.run.plan import Job
-from klein_cli.run.runner import Failed, Saved, SteppedDown
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Failed, Saved, Stopped
+from klein_cli.text.tokenizer import TokenizedPrompt
 
 JOB = Job(
     index=3,
@@ -25,6 +26,7 @@ JOB = Job(
     exact=False,
 )
 SAVED = Saved(job=JOB, path=Path("d/cat-2.png"), seconds=1.23456)
+TOKENS = TokenizedPrompt(ids=(), length=19, cut="tail", cut_tokens=1, tokens=7, room=500)
 FAILED = Failed(job=JOB, error=KleinError("the disk is full", "make room"))
 
 
@@ -100,15 +102,17 @@ def test_json_puts_one_event_a_line_on_stdout_and_nothing_else(
     machine = report(as_json=True)
     machine.note("seed: 5")
     machine.warn("careful")
-    machine.planned(JOB, 7)
+    machine.planned(JOB, TOKENS)
     machine.saved(SAVED)
     machine.failed(FAILED)
-    machine.stepped_down(SteppedDown(jobs=(JOB,), reason="too large"))
+    machine.stopped(Stopped(error=KleinError("the disk is full", "make room")))
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    kinds = ["warning", "planned", "picture", "failed", "warning"]
+    kinds = ["warning", "planned", "picture", "failed", "error"]
     assert [event["event"] for event in events] == kinds
     facts = {"index": 3, "seed": 5, "width": 256, "height": 128, "prompt": "a café"}
-    assert events[1] == {"event": "planned", "path": "d/cat.png", "steps": 4, "tokens": 7} | facts
+    assert events[1] == (
+        {"event": "planned", "path": "d/cat.png", "steps": 4, "tokens": 7, "cut": "tail"} | facts
+    )
     assert events[2] == {"event": "picture", "path": "d/cat-2.png", "seconds": 1.235} | facts
     assert events[3]["error"] == "the disk is full"
 
@@ -122,10 +126,10 @@ def test_a_picture_on_stdout_is_alone_there(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_planned_picture_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     plain = report()
-    plain.planned(JOB, 7)
+    plain.planned(JOB, TOKENS)
     plain.planned(JOB, None)
     first, second = capsys.readouterr().out.splitlines()
-    assert first == 'd/cat.png  seed 5  256x128  4 steps  7 tokens  "a café"'
+    assert first == 'd/cat.png  seed 5  256x128  4 steps  7 tokens, cut from "tail"  "a café"'
     assert "length unknown" in second
 
 
