@@ -110,7 +110,7 @@ def _generate(request: Request, report: Report) -> int:
             output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
             history=folder.history if folder.resumed else None,
         )
-        check_folders(planned.folders)
+        check_folders(planned.folders, swept=folder.manifest is not None)
         _warn_of_no_effect(request, preset, planned, report)
         if planned.uses_seed and request.seed is None and not folder.resumed:
             report.note(f"seed: {seed}")

@@ -110,14 +110,15 @@ def sweep(folders: Iterable[Path]) -> None:
                 path.unlink()
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, *, swept: bool = False) -> None:
     """Raise UsageError unless files can be made in `folder`, or in the folder it would be made in.
 
-    Tried with a real file, because permissions do not tell the whole truth; nothing stays behind.
+    Tried with a real file, because permissions do not tell the whole truth; nothing stays behind
+    but after a kill, as by `save`.
     """
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
-        _write_temporary(b"", existing).unlink()
+        _write_temporary(b"", existing, _SWEPT if swept else _TEMPORARY).unlink()
     except OSError as error:
         raise UsageError(
             f"cannot write in the folder {existing}: {error.strerror or error}",

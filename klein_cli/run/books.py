@@ -43,8 +43,7 @@ class Books:
 
     def open(self, planned: Plan, *, model: str, seed: int) -> None:
         """Write down what is planned, after clearing away what a killed run left half written."""
-        found = {(self._manifest.folder / known.item.file).parent for known in planned.adopted}
-        sweep({self._manifest.folder, *planned.folders, *found})
+        sweep(self._folders(planned))
         if not self._goes_on:
             self._manifest.begin(self._run, model=model, seed=seed)
         self._manifest.plan((job.row, self._item(job)) for job in planned.jobs if not job.recorded)
@@ -94,6 +93,18 @@ class Books:
             save(b"".join(missing), self.failures, overwrite=True, swept=True)
         else:
             self.failures.unlink()
+
+    def _folders(self, planned: Plan) -> set[Path]:
+        """Every folder that a run like this one may have left something in."""
+        top = self._manifest.folder
+        lowest = {(top / known.item.file).parent for known in planned.adopted} | planned.folders
+        inside = {
+            place
+            for folder in lowest
+            for place in (folder, *folder.parents)
+            if place.is_relative_to(top)
+        }
+        return inside | {top}
 
     def _item(self, job: Job, path: Path | None = None) -> Item:
         file = os.path.relpath(path or job.path or "", self._manifest.folder)

@@ -103,10 +103,13 @@ def plan(
     return planner.plan()
 
 
-def check_folders(folders: Iterable[Path]) -> None:
-    """Raise UsageError unless every folder of the run can be written in."""
+def check_folders(folders: Iterable[Path], *, swept: bool = False) -> None:
+    """Raise UsageError unless every folder of the run can be written in.
+
+    `swept` if the run keeps a manifest, and with it the right to clear up after killed ones.
+    """
     for folder in folders:
-        check_writable(folder)
+        check_writable(folder, swept=swept)
 
 
 def check_sides(recipe: Recipe, preset: Preset) -> None:

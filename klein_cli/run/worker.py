@@ -56,8 +56,9 @@ class Worker:
     def load(self, order: Order) -> Hello | Exception:
         """Get the model ready."""
         try:
-            # Ray gives its processes one thread. OpenMP reads this when torch is first imported.
+            # Ray gives its processes one thread, and idle ones would spin: see cli/startup.py.
             os.environ["OMP_NUM_THREADS"] = str(order.threads)
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             import torch
 
             from klein_cli.pipeline import Pipeline, choose

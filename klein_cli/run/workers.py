@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from klein_cli.errors import KleinError, UsageError
@@ -34,6 +35,7 @@ _IN_LINE = 2
 _RESTARTS = 2
 """How often one worker is started again before it is given up."""
 
+_FOLDER = "klein-ray-"
 _SHORT = 40
 
 _STORE_BYTES = 1 << 30
@@ -229,8 +231,7 @@ def _connected(count: int | None, address: str | None) -> Iterator[Any]:
         if address:
             options |= {"address": address}
         else:
-            folder = tempfile.mkdtemp(prefix="klein-", dir=_short_folder())
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder = stack.enter_context(_own_folder())
             options |= {"num_cpus": count, "include_dashboard": False, "_temp_dir": folder}
             options |= {"object_store_memory": _STORE_BYTES}
         stack.callback(ray.shutdown)
@@ -245,10 +246,34 @@ def _connected(count: int | None, address: str | None) -> Iterator[Any]:
         yield ray
 
 
-def _short_folder() -> str:
-    """Where Ray's own files go while it runs: it puts sockets there, whose paths must be short."""
-    folder = tempfile.gettempdir()
-    return folder if len(folder) < _SHORT or sys.platform == "win32" else "/tmp"
+@contextmanager
+def _own_folder() -> Iterator[str]:
+    """Where Ray's own files go while it runs; those of runs that were killed are taken away.
+
+    Ray puts sockets there, whose paths must be short.
+    """
+    place = tempfile.gettempdir()
+    if len(place) > _SHORT and sys.platform != "win32":
+        place = "/tmp"
+    for left in Path(place).glob(f"{_FOLDER}*-*"):
+        owner = left.name.removeprefix(_FOLDER).partition("-")[0]
+        if owner.isdecimal() and not _is_running(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=place)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _places(ray: Any, settings: Settings, count: int | None) -> tuple[bool, int]:

@@ -97,10 +97,11 @@ def test_at_the_end_only_what_is_still_missing_stays_each_once(books: Books) -> 
 
 def test_what_a_killed_run_left_half_written_is_swept(books: Books) -> None:
     """And nothing of a klein that is writing a single picture there, without a manifest."""
-    Path("d/e").mkdir()
-    for name in ("d/.klein-run-0123.tmp", "d/e/.klein-run-4567.tmp", "d/.klein-89ab.tmp"):
+    Path("d/e/f").mkdir(parents=True)
+    for name in ("d/.klein-run-01.tmp", "d/e/.klein-run-23.tmp", "d/e/f/.klein-run-45.tmp"):
         Path(name).touch()
-    books.open(planned(Row(prompt="b", output="e/x.png")), model="tiny", seed=10)
+    Path("d/.klein-89ab.tmp").touch()
+    books.open(planned(Row(prompt="b", output="e/f/x.png")), model="tiny", seed=10)
     assert sorted(path.name for path in Path("d").rglob("*.tmp")) == [".klein-89ab.tmp"]
 
 
