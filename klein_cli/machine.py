@@ -23,7 +23,11 @@ from klein_cli.presets import Preset
 from klein_cli.recipe import ATTENTIONS, DTYPES, ENGINES, RNGS, Settings
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    # The last is what oneDNN says on a CPU that has no memory for a convolution.
+    r"can't allocate memory|not enough memory|out of memory|could not create a primitive$",
+    re.IGNORECASE,
+)
 
 
 def choose(settings: Settings, preset: Preset | None = None) -> Settings:

@@ -154,12 +154,13 @@ class Pipeline:
                 raise
         # Raised outside the handler, so that it does not hold on to the frames' tensors.
         release_memory(self._device)
-        width, height = recipes[0].width, recipes[0].height
-        many = len(recipes) > 1
+        size = f"{recipes[0].width}x{recipes[0].height}"
+        what, option = f"a picture of {size}", "--size"
+        if len(recipes) > 1:
+            what, option = f"{len(recipes)} pictures of {size} at once", "--batch-size"
         raise OutOfMemoryError(
-            f"{len(recipes)} picture{'s' * many} of {width}x{height} at once did not fit into "
-            f"the memory of {self.settings.device}",
-            f"use a smaller {'--batch-size' if many else '--size'}",
+            f"{what} did not fit into the memory of {self.settings.device}",
+            f"use a smaller {option}",
         )
 
     def _render(

@@ -112,7 +112,10 @@ def _folder(
     report: Report,
 ) -> Folder:
     if history.damaged:
-        report.warn(f"{where.folder / FILE} has {history.damaged} lines that make no sense")
+        lines = (
+            "1 line that makes" if history.damaged == 1 else f"{history.damaged} lines that make"
+        )
+        report.warn(f"{where.folder / FILE} has {lines} no sense")
     made, wanted = history.progress()
     if made < wanted and not request.resume:
         report.note(

@@ -151,7 +151,8 @@ def draw(
         failure = error
     if isinstance(failure, OutOfMemoryError) and attempt.tiled and len(attempt.jobs) == 1:
         fits = what_fits(renderer, attempt.recipes[0])
+        hint = failure.hint
         if fits is not None:
             hint = f"--size {fits} fits here; or close what else uses the memory"
-            failure = OutOfMemoryError(failure.message, hint)
+        failure = OutOfMemoryError(f"{failure.message}, not even decoded in tiles", hint)
     return [], failure

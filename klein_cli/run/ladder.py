@@ -128,7 +128,8 @@ def what_fits(renderer: Renderer, recipe: Recipe) -> str | None:
         smaller = replace(recipe, width=width, height=height, steps=1)
         try:
             renderer.render([smaller], tiled=True)
-        except OutOfMemoryError:
+        except Exception:
+            # Out of memory; and whatever else happens where there is hardly any left.
             too_large = eighths
         else:
             fits, found = eighths, _size(smaller)

@@ -38,7 +38,8 @@ _DEATHS = 3
 """Workers that may die over the same jobs before these are given up."""
 
 _DISK_STOPS = {
-    getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENODEV", "ESTALE")
+    getattr(errno, name, None)
+    for name in ["ENOSPC", "EDQUOT", "EROFS", "EIO", "ENODEV", "ESTALE", "EACCES", "EPERM"]
 }
 """What is wrong with the disk and not with one file on it."""
 

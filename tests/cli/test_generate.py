@@ -9,20 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from klein_cli.cli.app import main
-from klein_cli.cli.follow import Followed, exit_code
-from klein_cli.cli.report import Report
-from klein_cli.errors import OutOfMemoryError
-from klein_cli.recipe import Recipe
-from klein_cli.run.jobs import Job, Jobs
-from klein_cli.run.runner import Event, Failed, Run, Saved
 
 QUICK = ("--size", "64x64", "--steps", "1", "--device", "cpu")
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
@@ -246,61 +239,3 @@ def test_without_a_gpu_the_default_model_offers_tiny(capfd: pytest.CaptureFixtur
     assert len(said.err.splitlines()) == 2
     assert "--model tiny" in said.err
     assert os.listdir() == []
-
-
-def events(*kinds: str) -> Iterator[Event]:
-    recipe = Recipe(prompt="a", seed=5, width=16, height=16, steps=4, guidance=1.0, model="tiny")
-    for index, kind in enumerate(kinds, start=1):
-        job = Job(index=index, recipe=recipe, path=Path(f"{index}.png"), exact=False)
-        if kind == "interrupt":
-            raise KeyboardInterrupt
-        if kind == "saved":
-            yield Saved(job=job, path=job.path, seconds=1.0)
-        elif kind == "memory":
-            yield Failed(job=job, error=OutOfMemoryError("no memory", "use less"))
-        else:
-            yield Failed(job=job, error=RuntimeError("a bug"))
-
-
-class Told:
-    """A run whose events are known beforehand."""
-
-    def __init__(self, kinds: tuple[str, ...]) -> None:
-        self.kinds = kinds
-
-    def events(self, jobs: Jobs) -> Iterator[Event]:
-        return events(*self.kinds)
-
-    def rest(self) -> Iterator[Event]:
-        return iter(())
-
-
-@pytest.mark.parametrize(
-    ("kinds", "code"),
-    [
-        (("saved", "saved"), 0),
-        (("saved", "memory"), 1),
-        (("bug", "saved"), 1),
-        (("memory",), 4),
-        (("memory", "memory"), 4),
-        (("memory", "bug"), 1),
-        (("bug",), 1),
-        (("saved", "interrupt"), 130),
-    ],
-)
-def test_the_exit_code_of_a_run(
-    kinds: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report = Report(as_json=False, quiet=False, verbose=False, silent_stdout=False)
-    run = cast(Run, Told(kinds))
-    assert Followed(report, len(kinds)).follow(run, Jobs()) == code
-    said = capsys.readouterr()
-    assert said.out.count("\n") == kinds.count("saved")
-    if len(kinds) > 1 and code not in (0, 130):
-        assert f"{kinds.count('saved')} of {len(kinds)} pictures made" in said.err
-
-
-def test_exit_code_of_nothing_made() -> None:
-    assert exit_code(0, []) == 0
-    assert exit_code(0, [3, 3]) == 3
-    assert exit_code(1, [3, 3]) == 1

@@ -121,6 +121,17 @@ def test_what_fits_is_found_by_trying(side: int, fits: str) -> None:
     assert {recipe.steps for recipe in memory.tried} == {1}
 
 
+def test_looking_for_what_fits_raises_nothing_of_its_own() -> None:
+    # Where memory is short, a library may fail in words that nobody knows.
+    class Strange(Memory):
+        def render(self, recipes: Sequence[Recipe], **options: Any) -> list[Any]:
+            if recipes[0].width > 300:
+                raise RuntimeError("could not execute a primitive")
+            return super().render(recipes, **options)
+
+    assert what_fits(Strange(10**9), jobs(1, 1024)[0].recipe) == "256x256"
+
+
 def test_nothing_fits() -> None:
     assert what_fits(Memory(0), jobs(1, 1024)[0].recipe) is None
 
