@@ -46,7 +46,9 @@ def hired(request: Request, settings: Settings, jobs: Jobs, report: Report) -> I
     with quick_start():
         snapshot, chosen = _prepared(request, settings, jobs, report)
         workers = _workers(request, len(jobs))
-        alone = _alone(request.model, snapshot, chosen, report) if workers == 1 else None
+        alone = None
+        if workers == 1 and request.ray is None:
+            alone = _alone(request.model, snapshot, chosen, report)
     if alone is not None:
         # One picture waits for nobody: it is written where it stands.
         yield replace(alone, writers=_WRITERS if len(jobs) > 1 else 0)
@@ -122,10 +124,10 @@ def _fetched(request: Request, jobs: Jobs, report: Report) -> Snapshot:
 
 
 def _workers(request: Request, pictures: int) -> int | None:
-    """How many processes draw, 1 being this one; None is for the Ray that runs already to say."""
+    """How many processes are to draw; None is for the Ray that runs already to say."""
     count = workers_of(request)
-    if request.ray is not None:
-        return None if count is None else max(count, 1)
+    if count is None and request.ray is not None:
+        return None
     if count is None:
         import torch
 

@@ -198,6 +198,7 @@ def _warn_of_no_effect(request: Request, preset: Preset, planned: Plan, report: 
 
 
 def _say_timings(timings: Mapping[str, float], total: float, report: Report) -> None:
-    phases = {**timings, "the rest": total - sum(timings.values()), "in all": total}
+    rest = {"the rest": total - sum(timings.values())} if timings else {}
+    phases = {**timings, **rest, "in all": total}
     for phase, seconds in phases.items():
         report.detail(f"{phase:>10} {seconds:8.2f} s")

@@ -141,8 +141,10 @@ class _Planner:
     _uses_seed: bool = False
     _ignored: set[str] = field(default_factory=set)
     _next_index: int = 1
+    _as_written: Defaults = field(init=False)
 
     def __post_init__(self) -> None:
+        self._as_written = replace(self.defaults, wildcards=False)
         if self.history:
             self._next_index = self.history.next_index
             for file in self.history.files():
@@ -182,7 +184,7 @@ class _Planner:
 
     def _add_picture(self, row: Row, own: int | None, number: int | None) -> None:
         with _row_faults():
-            asked = recipe_of(row, replace(self.defaults, wildcards=False), own or 0)
+            asked = recipe_of(row, self._as_written, own or 0)
             check_sides(asked, self.preset)
         key = _row_key(row, own, asked, self.defaults)
         item = self.history.take(key) if self.history else None
