@@ -146,7 +146,7 @@ def opened(folder: Path) -> Iterator[Manifest]:
         try:
             yield manifest
         finally:
-            if manifest.empty and not is_foreign(os.pread(handle, len(BEGINNING), 0)):
+            if manifest.empty and not is_foreign(_beginning(handle)):
                 path.unlink(missing_ok=True)
                 _remove_empty(made)
     finally:
@@ -191,6 +191,11 @@ def _write(handle: int, data: bytes, at: int) -> int:
     while written < len(data):
         written += os.write(handle, data[written:])
     return written
+
+
+def _beginning(handle: int) -> bytes:
+    os.lseek(handle, 0, os.SEEK_SET)
+    return os.read(handle, len(BEGINNING))
 
 
 def _end_of_lines(handle: int) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections import deque
@@ -34,6 +35,9 @@ _IN_LINE = 2
 
 _RESTARTS = 2
 """How often one worker is started again before it is given up."""
+
+_PATIENCE = 20.0
+"""Seconds for a cluster's machine to answer at all."""
 
 _FOLDER = "klein-ray-"
 _SHORT = 40
@@ -73,6 +77,7 @@ class Pool:
         self._notices: deque[str] = deque()
         self._first: Hello | None = None
         self._alike = True
+        self._last_words = ""
 
     @property
     def size(self) -> int:
@@ -116,14 +121,18 @@ class Pool:
         """Wait for the next worker to answer, or to die."""
         waiting = {hand.next_answer: hand for hand in self._hands if hand.next_answer is not None}
         if not waiting:
-            raise KleinError("all workers died", "look at the memory of the machine")
+            raise KleinError(
+                f"all workers died, the last one so: {self._last_words}",
+                "see that there is memory enough, and klein on every machine",
+            )
         ready, _ = self._ray.wait(list(waiting), num_returns=1)
         return waiting[ready[0]]
 
     def _settle(self, hand: _Hand) -> None:
         try:
             answer = self._ray.get(hand.next_answer)
-        except self._ray.exceptions.RayError:
+        except self._ray.exceptions.RayError as error:
+            self._last_words = _first_line(error)
             self._lost(hand)
             return
         if hand.loading is not None:
@@ -192,9 +201,17 @@ def hire(order: Order, count: int | None, *, most: int, address: str | None) -> 
     no worker can load the model.
     """
     check_ray(f"--workers {count}")
-    with _connected(count, address) as ray:
-        on_gpus, count = _places(ray, order.settings, count)
-        actor = ray.remote(Worker).options(num_cpus=1, num_gpus=int(on_gpus))
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        gpus = _gpus_here(order.settings)
+        _check_gpus(count, gpus)
+        options = {"num_cpus": count, "num_gpus": gpus}
+    with _connected(options) as ray:
+        gpus = 0 if order.settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        _check_gpus(count, gpus)
+        if count is None:
+            count = gpus or sum(node["Alive"] for node in ray.nodes())
+        actor = ray.remote(Worker).options(num_cpus=1, num_gpus=1 if gpus else 0)
 
         def start() -> tuple[Any, Any]:
             worker = actor.remote()
@@ -216,9 +233,26 @@ def check_ray(option: str) -> None:
         )
 
 
+def _gpus_here(settings: Settings) -> int:
+    import torch
+
+    return 0 if settings.device == "cpu" else torch.cuda.device_count()
+
+
+def _check_gpus(count: int | None, gpus: int) -> None:
+    if count is not None and count > gpus > 0:
+        raise UsageError(
+            f"--workers {count} want a GPU each, and there {'is' if gpus == 1 else 'are'} {gpus}",
+            f"use --workers {gpus}, or auto",
+        )
+
+
 @contextmanager
-def _connected(count: int | None, address: str | None) -> Iterator[Any]:
-    """Ray, without a word of its own on our streams, and nothing left of it afterwards."""
+def _connected(options: dict[str, Any]) -> Iterator[Any]:
+    """Ray, without a word of its own on our streams, and nothing left of it afterwards.
+
+    `options` are for `ray.init`; without an address a Ray is started for this run.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it, Ray warns on stderr that workers without a GPU will see all of them one day.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -226,24 +260,28 @@ def _connected(count: int | None, address: str | None) -> Iterator[Any]:
 
     # Ray prints what befalls its processes to stdout, which belongs to our results.
     sys.modules["ray._private.worker"]._worker_logs_enabled = False  # type: ignore[attr-defined]
-    options: dict[str, Any] = {"logging_level": "CRITICAL", "log_to_driver": False}
     with ExitStack() as stack:
-        if address:
-            options |= {"address": address}
-        else:
-            folder = stack.enter_context(_own_folder())
-            options |= {"num_cpus": count, "include_dashboard": False, "_temp_dir": folder}
+        if "address" not in options:
+            options |= {"address": "local", "include_dashboard": False}
+            options |= {"_temp_dir": stack.enter_context(_own_folder())}
             options |= {"object_store_memory": _STORE_BYTES}
         stack.callback(ray.shutdown)
         try:
-            ray.init(**options)
+            _knock(options["address"])
+            ray.init(logging_level="CRITICAL", log_to_driver=False, **options)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise KleinError(
-                f"Ray does not start{f' at {address}' if address else ''}: {reason}",
+                f"Ray does not start: {_first_line(error)}",
                 "see that the address is right, and klein and Ray the same on all machines",
             ) from None
         yield ray
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody answers at HOST:PORT: Ray would try again for many minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
 
 
 @contextmanager
@@ -276,14 +314,5 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _places(ray: Any, settings: Settings, count: int | None) -> tuple[bool, int]:
-    """Whether each worker gets a GPU, and how many there are to be."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if settings.device == "cpu" or not gpus:
-        return False, count or sum(node["Alive"] for node in ray.nodes())
-    if count is not None and count > gpus:
-        raise UsageError(
-            f"--workers {count} want a GPU each, and there {'is' if gpus == 1 else 'are'} {gpus}",
-            f"use --workers {gpus}, or auto",
-        )
-    return True, count or gpus
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,13 +23,13 @@ import pytest
 
 import klein_cli.run.workers
 from klein_cli.cli.app import main
-from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
+from klein_cli.errors import KleinError, ModelError, OutOfMemoryError, UsageError
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.run.crew import WorkerDied
 from klein_cli.run.jobs import Job
 from klein_cli.run.ladder import Attempt
 from klein_cli.run.worker import Drawn, Hello, Order, Worker
-from klein_cli.run.workers import Pool
+from klein_cli.run.workers import Pool, hire
 
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
 HELLO = Hello(settings=Settings(), revision=None, provenance={"threads": "2"}, batch_size=1)
@@ -442,3 +442,45 @@ def test_a_ray_that_runs_already_is_used_and_left_running(tmp_path: Path) -> Non
         subprocess.run([ray, "stop", "--force"], check=True, capture_output=True)
     assert main(command(alone, 4, "-q")) == 0
     assert pictures(together) == pictures(alone)
+
+
+@pytest.mark.gpu
+@with_ray
+def test_two_gpus_make_the_files_of_one(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"a red circle, number {n}" for n in range(24)))
+    for name, workers in (("alone", "1"), ("together", "auto")):
+        options = ["-m", "tiny", "-s", "5", "-q", "--device", "cuda", "--workers", workers]
+        launch = [sys.executable, "-c", LAUNCH, "generate", "--prompts-file", str(prompts)]
+        done = subprocess.run(
+            [*launch, "-o", f"{tmp_path / name}/", *options], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    assert pictures(tmp_path / "together") == pictures(tmp_path / "alone")
+    assert len(pictures(tmp_path / "alone")) == 24
+
+
+@with_ray
+def test_more_workers_than_gpus_are_refused_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    order = Order(model="tiny", settings=Settings(), threads=2)
+    wanted = "--workers 2 want a GPU each, and there is 1"
+    with pytest.raises(UsageError, match=wanted), hire(order, 2, most=2, address=None):
+        pass
+
+
+@with_ray
+def test_a_ray_that_is_not_there_is_a_users_error(tmp_path: Path) -> None:
+    launch = [sys.executable, "-c", LAUNCH, *command(tmp_path / "d", 2), "--ray", "127.0.0.1:9"]
+    done = subprocess.run(launch, capture_output=True, text=True)
+    assert done.returncode == 1
+    what, todo = done.stderr.splitlines()
+    assert what.startswith("error: Ray does not start")
+    assert todo.startswith("hint: ")
+    assert not (tmp_path / "d").exists()
