@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import date
 
 import typer
@@ -101,15 +101,18 @@ def _generate(request: Request, report: Report) -> int:
     defaults = defaults_of(request, preset)
     with output_folder(request, defaults, report) as folder:
         seed = folder.seed(request.seed, secrets.randbelow(_DRAWN_SEEDS))
-        planned = plan(
-            rows,
-            source=source,
-            preset=preset,
-            defaults=defaults,
-            seed=seed,
-            output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
-            history=folder.history if folder.resumed else None,
-        )
+        # Every picture that is there is read through: that may take a while.
+        with report.bar if folder.resumed else nullcontext():
+            report.bar.say("looking at what is there")
+            planned = plan(
+                rows,
+                source=source,
+                preset=preset,
+                defaults=defaults,
+                seed=seed,
+                output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
+                history=folder.history if folder.resumed else None,
+            )
         check_folders(planned.folders, swept=folder.manifest is not None)
         _warn_of_no_effect(request, preset, planned, report)
         if planned.uses_seed and request.seed is None and not folder.resumed:

@@ -127,7 +127,10 @@ class Books:
 
 
 def _json_line(row: dict[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8
+        return (json.dumps(row) + "\n").encode()
 
 
 def _rows(path: Path) -> Iterator[tuple[str, bytes]]:

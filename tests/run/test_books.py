@@ -73,11 +73,11 @@ def test_guidance_is_kept_where_it_counts() -> None:
     assert (row.guidance, row.negative_prompt) == (1.0, "rain")
 
 
-def test_a_prompt_that_no_file_can_hold_does_not_end_the_run(books: Books) -> None:
-    # Not valid Unicode never gets this far; a lone surrogate in a name may.
-    (job,) = jobs(Row(prompt="a"))
-    books.failed(job, "cannot read \udce9.png")
-    assert Path("d/failed.jsonl").read_bytes().endswith(b"\n")
+def test_a_name_that_is_not_utf8_reads_back_too(books: Books) -> None:
+    (lost,) = jobs(Row(prompt="a", output="caf\udce9.png"))
+    books.failed(lost, "cannot write caf\udce9.png")
+    (again,) = planned(*read_back()).jobs
+    assert again.path == lost.path
 
 
 def test_at_the_end_only_what_is_still_missing_stays_each_once(books: Books) -> None:

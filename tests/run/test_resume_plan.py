@@ -147,6 +147,13 @@ def test_a_row_with_its_own_seed_keeps_it_and_finds_its_picture() -> None:
     assert told(resumed(Row(prompt="a cat", seed=79)))[0][0] == 4
 
 
+def test_a_row_that_asks_for_seed_0_is_not_one_that_asks_for_none() -> None:
+    for job in begin(Row(prompt="a cat")):
+        make(job)
+    (job,) = resumed(Row(prompt="a cat", seed=0)).jobs
+    assert (job.index, job.recipe.seed) == (2, 0)
+
+
 def test_wildcards_are_found_by_the_row_and_not_by_what_was_chosen() -> None:
     row = Row(prompt="a {red|blue|green|black} cat")
     jobs = begin(row, CATS[0], row, wildcards=True)

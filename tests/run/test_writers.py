@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from functools import partial
 
 import pytest
@@ -72,3 +73,29 @@ def test_closing_keeps_what_was_not_taken(threads: int) -> None:
     writers.put(lambda: 1)
     writers.close()
     assert list(writers.rest()) == [1]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_an_error_reaches_who_takes_the_result(threads: int) -> None:
+    writers: Writers[int] = Writers(threads)
+    writers.put(lambda: 1 // 0)
+    writers.put(lambda: 1)
+    with pytest.raises(ZeroDivisionError):
+        list(writers.rest())
+    assert list(writers.rest()) == [1]
+    writers.close()
+
+
+def test_pixels_are_let_go_once_they_are_written() -> None:
+    class Pixels:
+        pass
+
+    writers: Writers[int] = Writers(1)
+    pixels = Pixels()
+    held = weakref.ref(pixels)
+    writers.put(partial(lambda _: 1, pixels))
+    del pixels
+    time.sleep(0.1)
+    assert held() is None
+    assert list(writers.rest()) == [1]
+    writers.close()
