@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,19 @@ def test_a_stdout_that_is_full_is_an_error_and_not_a_bug() -> None:
             [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.stderr.startswith("cannot write to standard output: No space left on device\n")
+
+
+def test_every_event_is_documented_and_every_documented_one_exists() -> None:
+    repository = Path(__file__).parents[2]
+    sources = [
+        repository / "klein_cli" / "cli" / f"{name}.py"
+        for name in ("generate", "follow", "report", "dry_run")
+    ]
+    told = {
+        kind
+        for source in sources
+        for kind in re.findall(r"\bevent\(\s*\"(\w+)\"", source.read_text(encoding="utf-8"))
+    }
+    page = (repository / "docs" / "runs.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Events for programs\n")[2].partition("\n## ")[0]
+    assert told == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
