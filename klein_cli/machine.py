@@ -6,6 +6,7 @@ timing or the memory that happens to be free.
 
 from __future__ import annotations
 
+import gc
 import platform
 import re
 import warnings
@@ -24,7 +25,11 @@ from klein_cli.recipe import ATTENTIONS, DTYPES, ENGINES, RNGS, Settings
 
 _TORCH = "https://pytorch.org/get-started/locally/"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    # The last is what oneDNN says on a CPU that has no memory for a convolution.
+    r"can't allocate memory|not enough memory|out of memory|could not create a primitive$",
+    re.IGNORECASE,
+)
 
 
 def choose(settings: Settings, preset: Preset | None = None) -> Settings:
@@ -119,6 +124,13 @@ def built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool
         if fits:
             return True
     return False
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nothing uses any more, so that a smaller try finds it in one piece."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _device(name: str, preset: Preset | None) -> torch.device:

@@ -13,13 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klein_cli.decode import to_pixels
+from klein_cli.decode import in_tiles, to_pixels
 from klein_cli.denoise.latents import noise, position_ids
 from klein_cli.denoise.loop import OnStep, denoise
 from klein_cli.denoise.schedule import sigmas
 from klein_cli.engines.engine import Engine, load_engine
 from klein_cli.errors import ModelError, OutOfMemoryError
-from klein_cli.machine import choose, full_precision, is_out_of_memory, provenance, torch_dtype
+from klein_cli.machine import (
+    choose,
+    full_precision,
+    is_out_of_memory,
+    provenance,
+    release_memory,
+    torch_dtype,
+)
 from klein_cli.model_files import weight_files
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import Snapshot
@@ -139,31 +146,34 @@ class Pipeline:
         *,
         on_step: OnStep | None = None,
         trace: Trace | None = None,
+        tiled: bool = False,
     ) -> list[NDArray[np.uint8]]:
         """One (height, width, 3) uint8 picture a recipe, in their order.
 
-        The recipes share `Recipe.shape`; a `trace` is filled. Raises OutOfMemoryError when the
-        batch does not fit.
+        The recipes share `Recipe.shape`; a `trace` is filled; `tiled` saves memory at the price of
+        small differences (`klein_cli.decode`). Raises OutOfMemoryError when the batch does not fit.
         """
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
         try:
             with torch.inference_mode(), full_precision():
-                return self._render(recipes, on_step, trace)
+                return self._render(recipes, on_step, trace, tiled)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Raised outside the handler, so that it does not hold on to the frames' tensors.
-        width, height = recipes[0].width, recipes[0].height
-        many = len(recipes) > 1
+        release_memory(self._device)
+        size = f"{recipes[0].width}x{recipes[0].height}"
+        what, option = f"a picture of {size}", "--size"
+        if len(recipes) > 1:
+            what, option = f"{len(recipes)} pictures of {size} at once", "--batch-size"
         raise OutOfMemoryError(
-            f"{len(recipes)} picture{'s' * many} of {width}x{height} at once did not fit into "
-            f"the memory of {self.settings.device}",
-            f"use a smaller {'--batch-size' if many else '--size'}",
+            f"{what} did not fit into the memory of {self.settings.device}",
+            f"use a smaller {option}",
         )
 
     def _render(
-        self, recipes: Sequence[Recipe], on_step: OnStep | None, trace: Trace | None
+        self, recipes: Sequence[Recipe], on_step: OnStep | None, trace: Trace | None, tiled: bool
     ) -> list[NDArray[np.uint8]]:
         width, height, steps, guidance = recipes[0].shape
         guided = guidance > 1.0 and not self.snapshot.preset.distilled
@@ -196,11 +206,9 @@ class Pipeline:
                 on_latents=None if trace is None else lambda x: trace.latents.append(_on_host(x)),
             )
         mean, deviation = self._engine.latent_mean, self._engine.latent_deviation
+        decode = in_tiles(self._engine.decode) if tiled else self._engine.decode
         with self._timed("decode"):
-            return [
-                to_pixels(picture, latents.grid, mean, deviation, self._engine.decode)
-                for picture in packed
-            ]
+            return [to_pixels(picture, latents.grid, mean, deviation, decode) for picture in packed]
 
     def _embeddings(self, prompts: Sequence[str]) -> Tensor:
         """(B, 512, channels): equal prompts are encoded once, and the last batches remembered."""

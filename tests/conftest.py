@@ -1,4 +1,4 @@
-"""What the whole suite shares: a small random snapshot, and the skipping of GPU tests."""
+"""What the whole suite shares: a small random snapshot, and the skipping of slow and GPU tests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-size", metavar="FOLDER", type=Path)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is no CUDA device, and `slow` ones unless asked for."""
+    if "slow" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow") and not item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="slow: pytest -m slow"))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return

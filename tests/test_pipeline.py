@@ -144,7 +144,7 @@ def test_running_out_of_memory_has_a_hint(
         pipeline.render([RECIPE, replace(RECIPE, seed=2)])
     assert "--batch-size" in caught.value.hint
     assert caught.value.__context__ is None  # whose frames would keep the memory
-    with pytest.raises(OutOfMemoryError, match="1 picture of 64x48") as caught:
+    with pytest.raises(OutOfMemoryError, match="a picture of 64x48") as caught:
         pipeline.render([RECIPE])
     assert "--size" in caught.value.hint
 

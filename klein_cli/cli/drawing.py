@@ -6,13 +6,15 @@ Where `klein reproduce` meets the run: what a source is, and what becomes of it.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from klein_cli.cli.generate import check_lengths, open_pipeline, prepared, say_timings
+from klein_cli.cli.crew import Hired, alone
+from klein_cli.cli.generate import say_timings
+from klein_cli.cli.lengths import tokenizer_of
 from klein_cli.cli.report import Report, printable
 from klein_cli.cli.request import Request, batch_size_of
 from klein_cli.cli.startup import quick_start
@@ -21,7 +23,6 @@ from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset
 from klein_cli.recipe import Recipe
 from klein_cli.run.again import (
-    Here,
     as_many_threads,
     differences,
     group_key,
@@ -29,12 +30,10 @@ from klein_cli.run.again import (
     schedule_differs,
     settings_here,
 )
-from klein_cli.run.plan import Job, Plan
-from klein_cli.run.runner import Event, Saved
+from klein_cli.run.crew import Origin
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Event, Run, Saved
 from klein_cli.snapshot import Snapshot
-
-if TYPE_CHECKING:
-    from klein_cli.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,29 +79,34 @@ class Drawing:
         self._given = given
         self._device = device
         self._report = report
+        self._run: Run | None = None
 
     def dry_run(self) -> int:
         """Print what would be drawn; the exit code."""
-        for jobs in self._groups():
-            source, lengths = self._origin[jobs[0].index], dict[str, int]()
-            if source.snapshot is not None:
-                lengths = check_lengths(source.snapshot, _plan(jobs), source.request, self._report)
+        for jobs in self._groups(self._jobs):
+            source = self._origin[jobs[0].index]
+            tokenize = None if source.snapshot is None else tokenizer_of(source.snapshot)
             for job in jobs:
-                self._report.planned(job, lengths.get(job.recipe.prompt))
+                self._report.planned(job, None if tokenize is None else tokenize(job.recipe.prompt))
         return 0
 
-    def events(self) -> Iterator[Event]:
-        """Draw the pictures; say of each what became of it."""
-        for jobs in self._groups():
-            yield from self._draw(jobs)
+    def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
+        """Draw the pictures of `jobs`, which are its own; say of each what became of it."""
+        for group in self._groups(jobs):
+            yield from self._draw(group)
         if self._compared > 1:
             self._report.note(
                 f"{self._same} of {self._compared} pictures are the same again, pixel for pixel"
             )
 
-    def _groups(self) -> list[list[Job]]:
+    def rest(self) -> Iterator[Event]:
+        """What became of pictures that were drawn when the user interrupted."""
+        if self._run is not None:
+            yield from self._run.rest()
+
+    def _groups(self, jobs: Iterable[Job]) -> list[list[Job]]:
         groups: dict[tuple[object, ...], list[Job]] = {}
-        for job in self._jobs:
+        for job in jobs:
             groups.setdefault(self._origin[job.index].key, []).append(job)
         return list(groups.values())
 
@@ -114,45 +118,42 @@ class Drawing:
             import torch  # noqa: F401 (here, before its threads are counted)
         with as_many_threads(source.record):
             with quick_start():
-                pipeline = self._open(jobs, source)
+                hands = self._hire(jobs, source)
             report.bar.expect(len(self._jobs))
-            run = prepared(pipeline, batch_size_of(source.request), source.request, report)
-            for event in run.events(jobs):
+            self._run = Run(
+                crew=hands.crew,
+                batch_size=batch_size_of(source.request) or hands.batch_size,
+                overwrite=source.request.overwrite,
+                stdout=sys.stdout.buffer,
+                bare=source.request.no_metadata,
+                threads=hands.writers,
+            )
+            for event in self._run.events(jobs):
                 yield event
                 if isinstance(event, Saved):
                     with contextlib.suppress(KleinError):  # the original may be gone by now
                         self._compare(event)
-        say_timings(pipeline, time.perf_counter() - started, report)
+        say_timings(hands.timings, time.perf_counter() - started, report)
 
-    def _open(self, jobs: Sequence[Job], source: Source) -> Pipeline:
+    def _hire(self, jobs: Sequence[Job], source: Source) -> Hired:
         settings, lines = settings_here(
             source.record.settings, self._given, self._device, source.preset
         )
-        pipeline = open_pipeline(
-            source.request, settings, _plan(jobs), self._report, source.snapshot
-        )
-        self._say_differences(jobs, lines, pipeline)
-        return pipeline
+        hands = alone(source.request, settings, jobs, source.snapshot, self._report)
+        self._say_differences(jobs, lines, source.preset.name, hands.origin)
+        return hands
 
     def _say_differences(
-        self, jobs: Sequence[Job], lines: Sequence[str], pipeline: Pipeline
+        self, jobs: Sequence[Job], lines: Sequence[str], model: str, origin: Origin
     ) -> None:
         """A warning a difference; of variations, where they say little, a detail."""
         from klein_cli.denoise.schedule import noise_levels
-        from klein_cli.fingerprint import fingerprint
 
-        here = Here(
-            model=pipeline.snapshot.preset.name,
-            revision=pipeline.snapshot.revision,
-            weights=fingerprint(pipeline.snapshot.root),
-            settings=pipeline.settings,
-            provenance=pipeline.provenance(),
-        )
         said: dict[tuple[str, bool], list[Path]] = {}
         for job in jobs:
             source = self._origin[job.index]
             then, same = source.record.recipe, source.is_drawn_by(job)
-            found = [*lines, *differences(source.record, here)]
+            found = [*lines, *differences(source.record, model, origin)]
             if same and schedule_differs(
                 source.record, noise_levels(then.width, then.height, then.steps)
             ):
@@ -190,10 +191,6 @@ class Drawing:
             f"{path} is not quite {source.path}: {found.differ} of {found.pixels} pixels differ, "
             f"by at most {found.most} of 255"
         )
-
-
-def _plan(jobs: Sequence[Job]) -> Plan:
-    return Plan(jobs=tuple(jobs), uses_seed=False, without_effect=())
 
 
 def names_of(paths: Sequence[Path]) -> str:

@@ -1,7 +1,6 @@
 """`klein generate`: options -> plan -> run.
 
-Everything that can be refused is refused before torch is imported; torch comes with the first
-line of `_pipeline`.
+Everything that can be refused is refused before torch is imported, in `klein_cli.cli.crew`.
 """
 
 from __future__ import annotations
@@ -9,19 +8,21 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from datetime import date
-from typing import TYPE_CHECKING
 
 import typer
 
 from klein_cli import __version__
 from klein_cli.cli import options
 from klein_cli.cli.config import origins
-from klein_cli.cli.fetching import fetch
+from klein_cli.cli.crew import check_workers, hired
+from klein_cli.cli.follow import INTERRUPTED, Followed
 from klein_cli.cli.gallery import add_page, gallery_folder
+from klein_cli.cli.lengths import check_lengths, tokenizer_of
 from klein_cli.cli.preview import preview
-from klein_cli.cli.report import Report, grouped
+from klein_cli.cli.report import Report
 from klein_cli.cli.request import (
     Request,
     batch_size_of,
@@ -30,24 +31,21 @@ from klein_cli.cli.request import (
     prompts_of,
     settings_of,
     without_effect,
+    workers_of,
 )
-from klein_cli.cli.startup import quick_start
+from klein_cli.cli.taking_up import output_folder, write_plan, write_settings
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.gallery import check_page
-from klein_cli.output.metadata import record
+from klein_cli.output.history import History
 from klein_cli.output.naming import STDOUT
 from klein_cli.presets import DEFAULT_MODEL, Preset
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.plan import Job, Output, Plan, check_folders, plan
-from klein_cli.run.runner import Event, Failed, Run, Saved
-from klein_cli.snapshot import Snapshot, on_disk, preset_for
-
-if TYPE_CHECKING:
-    from klein_cli.pipeline import Pipeline
+from klein_cli.recipe import Settings
+from klein_cli.run.books import Books
+from klein_cli.run.plan import Output, Plan, check_folders, plan
+from klein_cli.run.runner import Run
+from klein_cli.snapshot import on_disk, preset_for
 
 _DRAWN_SEEDS = 2**32
-_WARNINGS = 5
-_INTERRUPTED = 130
 
 
 def generate(
@@ -56,8 +54,10 @@ def generate(
     prompt_option: options.PromptOption = None,
     prompts_file: options.PromptsFile = None,
     negative_prompt: options.NegativePrompt = None,
+    wildcards: options.Wildcards = False,
     strict: options.Strict = False,
     seed: options.Seed = None,
+    seeds: options.Seeds = None,
     num_images: options.NumImages = 1,
     width: options.Width = None,
     height: options.Height = None,
@@ -68,6 +68,7 @@ def generate(
     guidance_scale: options.GuidanceScale = None,
     output: options.OutputPath = None,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
     gallery: options.Gallery = False,
     no_metadata: options.NoMetadata = False,
     dry_run: options.DryRun = False,
@@ -75,6 +76,8 @@ def generate(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
+    workers: options.Workers = None,
+    ray: options.Ray = None,
     engine: options.Engine = "native",
     attention: options.Attention = "auto",
     rng: options.Rng = "cpu",
@@ -95,189 +98,110 @@ def generate(
         raise
     except KeyboardInterrupt:
         report.note("interrupted")
-        code = _INTERRUPTED
+        code = INTERRUPTED
     raise typer.Exit(code)
 
 
 def _generate(request: Request, report: Report, context: typer.Context) -> int:
-    started = time.perf_counter()
     settings = settings_of(request)
     batch_size = batch_size_of(request)
     check_stdout(request)
+    check_workers(request)
     source, rows = prompts_of(request, sys.stdin.buffer)
     preset = preset_for(request.model)
-    seed = secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed
-    planned = plan(
-        rows,
-        source=source,
-        preset=preset,
-        defaults=defaults_of(request, preset),
-        seed=seed,
-        output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
-    )
-    check_folders(planned.jobs)
-    page_folder = gallery_folder(request.output) if request.gallery else None
-    if page_folder is not None:
-        check_page(page_folder, overwrite=request.overwrite)
-    _say_origins(context, request, preset, report)
-    _warn_of_no_effect(request, preset, planned, report)
-    if planned.uses_seed and request.seed is None:
-        report.note(f"seed: {seed}")
-    if request.dry_run:
-        return _dry_run(request, planned, report)
-    report.preview = preview(wanted=request.show and not (request.json or request.quiet))
-    pictures = len(planned.jobs)
-    report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
-    with report.bar:
-        with quick_start():
-            pipeline = open_pipeline(request, settings, planned, report)
-        report.bar.expect(len(planned.jobs))
-        run = prepared(pipeline, batch_size, request, report)
-        code = follow(run.events(planned.jobs), len(planned.jobs), report)
+    defaults = defaults_of(request, preset)
+    with output_folder(request, defaults, report) as folder:
+        seed = folder.seed(request.seed, secrets.randbelow(_DRAWN_SEEDS))
+        # Every picture that is there is read through: that may take a while.
+        with report.bar if folder.resumed else nullcontext():
+            report.bar.say("looking at what is there")
+            planned = plan(
+                rows,
+                source=source,
+                preset=preset,
+                defaults=defaults,
+                seed=seed,
+                output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
+                history=folder.history if folder.resumed else None,
+            )
+        check_folders(planned.folders, swept=folder.manifest is not None)
+        page_folder = gallery_folder(request.output) if request.gallery else None
         if page_folder is not None:
-            code = code or add_page(page_folder, report, overwrite=request.overwrite)
-    say_timings(pipeline, time.perf_counter() - started, report)
+            check_page(page_folder, overwrite=request.overwrite)
+        _say_origins(context, request, preset, report)
+        _warn_of_no_effect(request, preset, planned, report)
+        if planned.uses_seed and request.seed is None and not folder.resumed:
+            report.note(f"seed: {seed}")
+        if request.dry_run:
+            return _dry_run(request, planned, folder.history, report)
+        report.preview = preview(wanted=request.show and not (request.json or request.quiet))
+        books = folder.books(guided=not preset.distilled)
+        if planned.done:
+            report.note(f"{planned.done} of {planned.done + len(planned.jobs)} pictures are there")
+        facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
+        report.event("started", klein=__version__, model=preset.name, **facts)
+        code = _make(request, settings, batch_size, planned, books, seed, report)
+        if page_folder is not None and code != INTERRUPTED:
+            with report.bar:
+                code = add_page(page_folder, report, overwrite=request.overwrite) or code
+        return code
+
+
+def _make(
+    request: Request,
+    settings: Settings,
+    batch_size: int | None,
+    planned: Plan,
+    books: Books | None,
+    seed: int,
+    report: Report,
+) -> int:
+    started, wanted = time.perf_counter(), len(planned.jobs)
+    if not wanted:
+        if books is not None:
+            write_plan(books, planned, model=request.model, seed=seed)
+            books.close()
+        report.event("finished", made=0, failed=0)
+        return 0
+    with report.bar, hired(request, settings, planned.jobs, report) as hands:
+        if books is not None:
+            write_plan(books, planned, model=request.model, seed=seed)
+            write_settings(books, hands.origin.settings, report)
+        run = Run(
+            crew=hands.crew,
+            batch_size=batch_size or hands.batch_size,
+            overwrite=request.overwrite,
+            stdout=sys.stdout.buffer,
+            books=books,
+            bare=request.no_metadata,
+            threads=hands.writers,
+        )
+        report.bar.expect(wanted)
+        followed = Followed(report, wanted, None if books is None else books.failures)
+        code = followed.follow(run, planned.jobs)
+        if books is not None:
+            with suppress(OSError):  # a full disk was told of already
+                books.close()
+    say_timings(hands.timings, time.perf_counter() - started, report)
     return code
 
 
-def open_pipeline(
-    request: Request,
-    settings: Settings,
-    planned: Plan,
-    report: Report,
-    snapshot: Snapshot | None = None,
-) -> Pipeline:
-    """The model of the request, or the `snapshot` that was found for it, ready to draw.
+def _dry_run(request: Request, planned: Plan, history: History, report: Report) -> int:
+    from klein_cli.cli.dry_run import dry_run
 
-    Prompts are measured before the model loads, and a GPU is found before one is downloaded.
-    """
-    snapshot = snapshot or on_disk(request.model)
-    if snapshot is not None:
-        check_lengths(snapshot, planned, request, report)
-    report.bar.say("starting torch")
-    from klein_cli.pipeline import Pipeline, choose
-
-    chosen = choose(settings, snapshot.preset if snapshot else preset_for(request.model))
-    if snapshot is None:
-        snapshot = fetch(request.model, report)
-        check_lengths(snapshot, planned, request, report)
-    report.detail(
-        f"{request.model} on {chosen.device}, {chosen.dtype}, "
-        f"attention {chosen.attention}, engine {chosen.engine}, noise from {chosen.rng}"
-    )
-    report.bar.say(f"loading {request.model}")
-    pipeline = Pipeline.load(snapshot, chosen, on_event=report.bar.say)
-    if pipeline.skipped_tensors:
-        report.detail(f"not read, since nothing needs them: {grouped(pipeline.skipped_tensors)}")
-    return pipeline
-
-
-def prepared(pipeline: Pipeline, batch_size: int | None, request: Request, report: Report) -> Run:
-    """A run of the pipeline, whose pictures say how they were made."""
-    from klein_cli.denoise.schedule import noise_levels
-    from klein_cli.fingerprint import fingerprint
-
-    provenance, snapshot = pipeline.provenance(), pipeline.snapshot
-    weights = fingerprint(snapshot.root)
-
-    def describe(recipe: Recipe, step_down: str | None) -> dict[str, object] | None:
-        if request.no_metadata:
-            return None
-        return record(
-            recipe,
-            pipeline.settings,
-            sigmas=noise_levels(recipe.width, recipe.height, recipe.steps),
-            repo=snapshot.repo,
-            revision=snapshot.revision,
-            weights=weights,
-            provenance=provenance,
-            step_down=step_down,
-        )
-
-    return Run(
-        renderer=pipeline,
-        describe=describe,
-        batch_size=batch_size or pipeline.default_batch_size,
-        overwrite=request.overwrite,
-        stdout=sys.stdout.buffer,
-        on_progress=report.bar.reach,
-    )
-
-
-def follow(events: Iterable[Event], wanted: int, report: Report) -> int:
-    """Report each event; the exit code of the whole run."""
-    made, codes = 0, []
-    try:
-        for event in events:
-            if isinstance(event, Saved):
-                made += 1
-                report.saved(event)
-            elif isinstance(event, Failed):
-                codes.append(getattr(event.error, "exit_code", 1))
-                report.failed(event)
-            else:
-                report.stepped_down(event)
-    except KeyboardInterrupt:
-        report.event("interrupted", made=made, wanted=wanted)
-        report.note(f"interrupted: {made} of {wanted} pictures made")
-        return _INTERRUPTED
-    report.event("finished", made=made, failed=len(codes))
-    if codes and wanted > 1:
-        report.note(f"{made} of {wanted} pictures made, {len(codes)} failed")
-    return exit_code(made, codes)
-
-
-def exit_code(made: int, failures: list[int]) -> int:
-    """0 all made, 1 some failed; when none was made, what they failed of if it was all the same."""
-    if not failures:
-        return 0
-    return failures[0] if not made and len(set(failures)) == 1 else 1
-
-
-def _dry_run(request: Request, planned: Plan, report: Report) -> int:
-    lengths: dict[str, int] = {}
+    tokenize = None
     snapshot = on_disk(request.model)
     if snapshot is not None:
-        lengths = check_lengths(snapshot, planned, request, report)
-    for job in planned.jobs:
-        report.planned(job, lengths.get(job.recipe.prompt))
+        tokenize = tokenizer_of(snapshot)
+        check_lengths(
+            tokenize,
+            planned.jobs,
+            several=len(planned.jobs) > 1,
+            strict=request.strict,
+            report=report,
+        )
+    dry_run(planned, tokenize, history, workers=workers_of(request) or 1, report=report)
     return 0
-
-
-def check_lengths(
-    snapshot: Snapshot, planned: Plan, request: Request, report: Report
-) -> dict[str, int]:
-    """Each prompt's length in tokens; warns of those that are cut, or refuses them if strict."""
-    from klein_cli.text.tokenizer import PromptTokenizer
-
-    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
-    lengths: dict[str, int] = {}
-    cut = 0
-    for job, text in _texts(planned.jobs):
-        if text in lengths:
-            continue
-        tokens = tokenizer.tokenize(text)
-        lengths[text] = tokens.tokens
-        warning = tokens.warning()
-        if warning is None:
-            continue
-        if len(planned.jobs) > 1:
-            warning = f"picture {job.index}: {warning}"
-        if request.strict:
-            raise UsageError(warning, "shorten the prompt, or leave out --strict")
-        cut += 1
-        if cut <= _WARNINGS:
-            report.warn(warning)
-    if cut > _WARNINGS:
-        report.warn(f"{cut - _WARNINGS} more prompts are too long")
-    return lengths
-
-
-def _texts(jobs: Iterable[Job]) -> Iterable[tuple[Job, str]]:
-    for job in jobs:
-        yield job, job.recipe.prompt
-        if job.recipe.negative_prompt:
-            yield job, job.recipe.negative_prompt
 
 
 def check_stdout(request: Request) -> None:
@@ -315,9 +239,9 @@ def _say_origins(context: typer.Context, request: Request, preset: Preset, repor
         report.detail(f"from the preset {preset.name}: {', '.join(said)}")
 
 
-def say_timings(pipeline: Pipeline, total: float, report: Report) -> None:
-    """Under --verbose, where the time went; `total` in seconds."""
-    spent = sum(pipeline.timings.values())
-    phases = {**pipeline.timings, "the rest": total - spent, "in all": total}
+def say_timings(timings: Mapping[str, float], total: float, report: Report) -> None:
+    """Under --verbose, where the time went, by phase and in all; seconds."""
+    rest = {"the rest": total - sum(timings.values())} if timings else {}
+    phases = {**timings, **rest, "in all": total}
     for phase, seconds in phases.items():
         report.detail(f"{phase:>10} {seconds:8.2f} s")

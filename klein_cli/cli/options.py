@@ -75,6 +75,15 @@ NegativePrompt = Annotated[
         rich_help_panel=_PROMPT,
     ),
 ]
+Wildcards = Annotated[
+    bool,
+    typer.Option(
+        "--wildcards",
+        metavar=_FLAG,
+        help="Of {red|green|blue} in a prompt, take one, chosen by the picture's seed.",
+        rich_help_panel=_PROMPT,
+    ),
+]
 Strict = Annotated[
     bool,
     typer.Option(
@@ -104,6 +113,16 @@ Seed = Annotated[
         metavar="N",
         help="The first picture's seed; the next gets N+1, and so on. The same seed draws the same "
         "picture again. Random, and printed, if left out.",
+        rich_help_panel=_PICTURE,
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds",
+        metavar="LIST",
+        help="A sweep: every prompt once with each of these seeds, as in 1-20 or 3,7,100-110. Rows "
+        "that say a seed keep it.",
         rich_help_panel=_PICTURE,
     ),
 ]
@@ -211,12 +230,24 @@ NoMetadata = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        metavar=_FLAG,
+        help="Go on with the run that was begun in the output folder: make only what is missing "
+        "there or is no longer whole. The prompts file may have grown or been put in another "
+        "order.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
         metavar=_FLAG,
-        help="Print what would be made (names, seeds, sizes, prompt lengths) and stop.",
+        help="Print what would be made (names, seeds, sizes, prompt lengths, and how long it takes "
+        "where that is known) and stop.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -259,6 +290,25 @@ BatchSize = Annotated[
         "--batch-size",
         metavar="auto|N",
         help="Pictures made at the same time. It changes the speed, and on a GPU perhaps a bit.",
+        rich_help_panel=_MACHINE,
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N|auto",
+        help="Processes that draw, each on a GPU of its own, or sharing the CPU; auto is one for "
+        "each GPU. More than one need the extra: pip install 'klein-cli\\[ray]'.",
+        rich_help_panel=_MACHINE,
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Draw on a Ray cluster that is running already, as in auto or head:6379.",
         rich_help_panel=_MACHINE,
     ),
 ]

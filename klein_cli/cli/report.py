@@ -9,13 +9,16 @@ import sys
 import traceback
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.cli.preview import Preview
 from klein_cli.cli.progress import Bar, watched
 from klein_cli.errors import KleinError
-from klein_cli.run.plan import Job
-from klein_cli.run.runner import Failed, Saved, SteppedDown, words
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Failed, Saved, Stopped, words
+
+if TYPE_CHECKING:
+    from klein_cli.text.tokenizer import TokenizedPrompt
 
 _LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 
@@ -56,11 +59,13 @@ class Report:
         if self._as_json:
             self._to_stdout(json.dumps({"event": kind, **fields}))
 
-    def planned(self, job: Job, tokens: int | None) -> None:
-        """A picture of a dry run; `tokens` is its prompt's length, or None when unknown."""
+    def planned(self, job: Job, tokens: TokenizedPrompt | None) -> None:
+        """A picture of a dry run, and its prompt in tokens, or None where that is unknown."""
         recipe = job.recipe
-        self.event("planned", **_facts(job), steps=recipe.steps, tokens=tokens)
-        length = "length unknown" if tokens is None else f"{tokens} tokens"
+        count, cut = (tokens.tokens, tokens.cut) if tokens else (None, None)
+        self.event("planned", **_facts(job), steps=recipe.steps, tokens=count, cut=cut or None)
+        length = "length unknown" if count is None else f"{count} tokens"
+        length += f", cut from {json.dumps(cut, ensure_ascii=False)}" if cut else ""
         self._result(
             f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}  "
             f"{recipe.steps} steps  {length}  {json.dumps(recipe.prompt, ensure_ascii=False)}"
@@ -79,7 +84,7 @@ class Report:
 
     def failed(self, failed: Failed) -> None:
         """A picture is lost. A bug shows its traceback, once for a run."""
-        self.bar.count()
+        self.bar.count(failed=True)
         error = failed.error
         hint = error.hint if isinstance(error, KleinError) else "this is a bug in klein"
         self.event("failed", **_facts(failed.job), error=words(error), hint=hint)
@@ -88,9 +93,11 @@ class Report:
             self._to_stderr("".join(traceback.format_exception(error)).rstrip())
         self._to_stderr(f"error: picture {failed.job.index}: {words(error)}\nhint: {hint}")
 
-    def stepped_down(self, event: SteppedDown) -> None:
-        """A batch failed; its pictures are being made alone."""
-        self.warn(f"{event.reason}; making its pictures one by one")
+    def stopped(self, stopped: Stopped) -> None:
+        """The run ends before its end."""
+        error = stopped.error
+        self.event("error", message=error.message, hint=error.hint)
+        self._to_stderr(f"error: {error.message}\nhint: {error.hint}")
 
     def _result(self, text: str) -> None:
         if not self._as_json and not self._silent_stdout:

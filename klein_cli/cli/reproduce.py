@@ -19,7 +19,8 @@ from klein_cli import __version__
 from klein_cli.cli import options
 from klein_cli.cli.config import origins, was_typed
 from klein_cli.cli.drawing import Drawing, Source, names_of
-from klein_cli.cli.generate import check_stdout, follow
+from klein_cli.cli.follow import INTERRUPTED, Followed
+from klein_cli.cli.generate import check_stdout
 from klein_cli.cli.report import Report
 from klein_cli.cli.request import (
     Request,
@@ -33,14 +34,14 @@ from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.naming import STDOUT, Names, destination
 from klein_cli.output.png import check_room
 from klein_cli.output.reading import read_record
-from klein_cli.prompts import Row, recipes
+from klein_cli.prompts import Row, recipe_of
 from klein_cli.recipe import Settings
 from klein_cli.run.again import as_then, model_of
-from klein_cli.run.plan import Job, check_folders, check_sides
+from klein_cli.run.jobs import Job
+from klein_cli.run.plan import check_folders, check_sides
 from klein_cli.snapshot import preset_for
 
 THE_PICTURES = "the picture's"
-_INTERRUPTED = 130
 _SETTINGS = tuple(field.name for field in fields(Settings))
 _SAID_BY_THE_PICTURE = (
     *("prompt_option", "negative_prompt", "seed", "width", "height", "size", "aspect"),
@@ -140,7 +141,7 @@ def reproduce(
         raise
     except KeyboardInterrupt:
         report.note("interrupted")
-        code = _INTERRUPTED
+        code = INTERRUPTED
     raise typer.Exit(code)
 
 
@@ -166,7 +167,7 @@ def _reproduce(context: typer.Context, pictures: Sequence[Path], report: Report)
         return drawing.dry_run()
     report.event("started", klein=__version__, pictures=len(jobs))
     with report.bar:
-        return follow(drawing.events(), len(jobs), report)
+        return Followed(report, len(jobs)).follow(drawing, jobs)
 
 
 def _asked(context: typer.Context) -> tuple[Request, dict[str, str]]:
@@ -214,7 +215,8 @@ def _read(path: Path, request: Request, prompt: str | None) -> Source:
         negative_prompt=None if preset.distilled else negative,
     )
     seed = then.seed if request.seed is None else request.seed
-    drawn = recipes(row, defaults_of(request, preset), seed)
+    defaults = defaults_of(request, preset)
+    drawn = [recipe_of(row, defaults, seed + k) for k in range(defaults.n)]
     check_sides(drawn[0], preset)
     return Source(
         path=path,
@@ -240,7 +242,7 @@ def _named(sources: Sequence[Source], request: Request) -> list[Job]:
         path = names.of(index, recipe)
         check_room(recipe, path.suffix)
         jobs.append(Job(index=index, recipe=recipe, path=path, exact=where.exact))
-    check_folders(jobs)
+    check_folders({job.path.parent for job in jobs if job.path is not None})
     return jobs
 
 

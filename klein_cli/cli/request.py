@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from klein_cli.cli.seeds import parse_seeds
 from klein_cli.cli.sizes import picture_size
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
@@ -32,9 +33,11 @@ class Request:
     prompt_option: str | None = None
     prompts_file: str | None = None
     negative_prompt: str | None = None
+    wildcards: bool = False
     strict: bool = False
     num_images: int = 1
     seed: int | None = None
+    seeds: str | None = None
     width: int | None = None
     height: int | None = None
     size: str | None = None
@@ -46,11 +49,14 @@ class Request:
     overwrite: bool = False
     gallery: bool = False
     no_metadata: bool = False
+    resume: bool = False
     dry_run: bool = False
     model: str
     device: str = "auto"
     dtype: str = "auto"
     batch_size: str = "auto"
+    workers: str | None = None
+    ray: str | None = None
     engine: str = "native"
     attention: str = "auto"
     rng: str = "cpu"
@@ -88,7 +94,20 @@ def batch_size_of(request: Request) -> int | None:
     return int(request.batch_size)
 
 
-def prompts_of(request: Request, stdin: BinaryIO) -> tuple[str, list[Row | BadRow]]:
+def workers_of(request: Request) -> int | None:
+    """Processes that draw, or None for one a GPU. Raises UsageError.
+
+    Unsaid it is one, or what there is of a Ray that runs already.
+    """
+    if request.workers == "auto" or (request.workers is None and request.ray is not None):
+        return None
+    workers = "1" if request.workers is None else request.workers
+    if not re.fullmatch(r"0*[1-9]\d{0,3}", workers, re.ASCII):
+        raise UsageError(f"--workers {workers} is no number", "use 1 or more, or auto")
+    return int(workers)
+
+
+def prompts_of(request: Request, stdin: BinaryIO) -> tuple[str, Iterator[Row | BadRow]]:
     """The prompts file's name ("" for a typed prompt) and its rows. Raises UsageError."""
     given = [
         text
@@ -102,8 +121,8 @@ def prompts_of(request: Request, stdin: BinaryIO) -> tuple[str, list[Row | BadRo
             "the prompt is given in more than one way", "use PROMPT, or --prompt, or --prompts-file"
         )
     if request.prompts_file is not None:
-        return request.prompts_file, list(read_rows(request.prompts_file, stdin))
-    return "", [_typed(given[0], stdin)]
+        return request.prompts_file, read_rows(request.prompts_file, stdin)
+    return "", iter([_typed(given[0], stdin)])
 
 
 def defaults_of(request: Request, preset: Preset) -> Defaults:
@@ -120,6 +139,9 @@ def defaults_of(request: Request, preset: Preset) -> Defaults:
         raise UsageError(
             f"--num-images {request.num_images} is out of range", f"use 1 to {MAX_PICTURES}"
         )
+    sweep = parse_seeds(request.seeds) if request.seeds is not None else ()
+    if sweep and (request.seed is not None or request.num_images != 1):
+        raise UsageError("--seeds goes with neither --seed nor --num-images", "use one of them")
     return Defaults(
         model=preset.name,
         width=width,
@@ -128,6 +150,8 @@ def defaults_of(request: Request, preset: Preset) -> Defaults:
         guidance=preset.guidance if guided is None else guided,
         negative_prompt=None if preset.distilled else request.negative_prompt,
         n=request.num_images,
+        seeds=sweep,
+        wildcards=request.wildcards,
     )
 
 

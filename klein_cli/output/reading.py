@@ -7,6 +7,7 @@ for the one who uses it to decide.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -40,6 +41,7 @@ _MAX_ENTRIES = 100
 """Characters of a name or a version, and entries of a table of them."""
 
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_PNG_END = b"IEND\xaeB`\x82"
 _NOT_OURS = "klein reads the pictures that it made, unless with their metadata taken out"
 
 Fields = TypeVar("Fields", Recipe, Settings)
@@ -103,6 +105,21 @@ def read_pixels(path: Path) -> NDArray[numpy.uint8]:
 
     with _opened(path) as image:
         return numpy.asarray(image.convert("RGB"))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `path` is a picture from its first byte to its last. Raises OSError if unreadable."""
+    from PIL import Image
+
+    data = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = image.format
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    # Pillow forgives a PNG that stops after its pixels.
+    return kind != "PNG" or data.endswith(_PNG_END)
 
 
 def _text(path: Path) -> str | None:

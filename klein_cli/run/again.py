@@ -18,6 +18,7 @@ from klein_cli.errors import ModelError, UsageError
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset, presets
 from klein_cli.recipe import Settings
+from klein_cli.run.crew import Origin
 from klein_cli.snapshot import Snapshot, already_here
 
 if TYPE_CHECKING:
@@ -112,24 +113,13 @@ def settings_here(
     return chosen, differences
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
-    """What draws the pictures now, in the words of their records."""
-
-    model: str
-    revision: str | None
-    weights: str
-    settings: Settings
-    provenance: Mapping[str, str]
-
-
-def differences(record: Record, here: Here) -> Iterator[str]:
-    """Line by line, what differs between then and here and may change the picture."""
+def differences(record: Record, model: str, here: Origin) -> Iterator[str]:
+    """Line by line, what differs between then and here, where `model` is the name of what draws."""
     for name in record.unknown:
         yield f"it says {name}, which this klein does not know"
     if record.step_down:
         yield f"it was made with less memory than it needed: {record.step_down}"
-    yield from _model_differences(record, here)
+    yield from _model_differences(record, model, here)
     same_kind = _kind(record.settings) == _kind(here.settings)
     for name, then in record.provenance.items():
         now = here.provenance.get(name)
@@ -147,13 +137,13 @@ def schedule_differs(record: Record, levels: list[float]) -> bool:
     return any(abs(then - now) > _SAME_LEVEL for then, now in pairs)
 
 
-def _model_differences(record: Record, here: Here) -> Iterator[str]:
+def _model_differences(record: Record, model: str, here: Origin) -> Iterator[str]:
     if record.weights is not None:
         if record.weights != here.weights:
-            yield f"model: other weights than those of {here.model} here"
+            yield f"model: other weights than those of {model} here"
         return
-    if record.recipe.model != here.model:
-        yield f"model: {record.recipe.model} then, {here.model} here"
+    if record.recipe.model != model:
+        yield f"model: {record.recipe.model} then, {model} here"
     elif record.revision != here.revision:
         yield f"model: revision {record.revision} then, {here.revision} here"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,18 +17,23 @@ SCRIPT = """
 from pathlib import Path
 from klein_cli.cli.report import Report
 from klein_cli.recipe import Recipe
-from klein_cli.run.plan import Job
-from klein_cli.run.runner import Saved
-import sys
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Failed, Saved
+from klein_cli.errors import KleinError
+import sys, time
 recipe = Recipe(prompt="a", seed=5, width=16, height=16, steps=4, guidance=1.0, model="tiny")
 job = Job(index=1, recipe=recipe, path=Path("cat.png"), exact=False)
 report = Report(as_json=False, quiet="quiet" in sys.argv, verbose=False, silent_stdout=False)
 with report.bar:
     report.bar.say("loading [bold]tiny")
-    report.bar.expect(2)
+    report.bar.expect(1 if "one" in sys.argv else 4)
     report.bar.reach(0.5)
+    if "one" in sys.argv:
+        sys.exit()
     report.saved(Saved(job=job, path=job.path, seconds=1.0))
     report.bar.reach(0.5)
+    time.sleep(0.2)
+    report.failed(Failed(job=job, error=KleinError("oops", "try again")))
 """
 
 
@@ -64,8 +70,20 @@ def test_paths_reach_a_pipe_while_the_bar_is_on_the_terminal() -> None:
     # Rich redirects stdout to the bar's own stream unless it is told not to.
     out, terminal = on_a_terminal()
     assert out == "cat.png\n"
-    assert "1 of 2 pictures" in terminal
+    assert "1 of 4 pictures" in terminal
     assert "cat.png" not in terminal
+
+
+def test_the_bar_tells_pictures_rate_time_left_and_failures() -> None:
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", on_a_terminal(COLUMNS="160")[1])
+    said = re.findall(r"2 of 4 pictures, [\d.]+ a second, 0:00:0\d left, 1 failed", plain)
+    assert said
+
+
+def test_one_picture_is_not_counted() -> None:
+    terminal = on_a_terminal("one")[1]
+    assert "drawing" in terminal
+    assert "of 1" not in terminal
 
 
 def test_no_color_is_respected() -> None:
@@ -75,15 +93,19 @@ def test_no_color_is_respected() -> None:
 
 
 def test_quiet_and_dumb_terminals_have_no_bar() -> None:
-    assert on_a_terminal("quiet") == ("cat.png\n", "\r\nend\r\n")
-    assert on_a_terminal(TERM="dumb") == ("cat.png\n", "\r\nend\r\n")
+    told = "error: picture 1: oops\r\nhint: try again\r\n\r\nend\r\n"
+    assert on_a_terminal("quiet") == ("cat.png\n", told)
+    assert on_a_terminal(TERM="dumb") == ("cat.png\n", told)
 
 
 def test_a_pipe_has_no_bar() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("cat.png\n", "")
+    assert (done.stdout, done.stderr) == (
+        "cat.png\n",
+        "error: picture 1: oops\nhint: try again\n",
+    )
 
 
 ONE = """

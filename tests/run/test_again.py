@@ -13,7 +13,8 @@ from klein_cli.errors import ModelError, UsageError
 from klein_cli.output.reading import Record
 from klein_cli.presets import presets
 from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.again import Here, as_many_threads, as_then, differences, settings_here
+from klein_cli.run.again import as_many_threads, as_then, differences, settings_here
+from klein_cli.run.crew import Origin
 
 TINY, BASE = presets()["tiny"], presets()["klein-base-4b"]
 CPU = Settings(device="cpu", dtype="float32", attention="sdpa")
@@ -39,10 +40,10 @@ def record(**changes: Any) -> Record:
     )
 
 
-def here(**changes: Any) -> Here:
+def here(**changes: Any) -> Origin:
     return replace(
-        Here(
-            model=RECIPE.model,
+        Origin(
+            repo=None,
             revision=None,
             weights="00",
             settings=CPU,
@@ -96,7 +97,9 @@ def test_a_folder_that_nobody_knows_gets_the_pictures_steps() -> None:
     ],
 )
 def test_what_differs(then: dict[str, Any], now: dict[str, Any], lines: list[str]) -> None:
-    assert list(differences(record(**then), here(**now))) == lines
+    model = now.get("model", RECIPE.model)
+    origin = here(**{name: value for name, value in now.items() if name != "model"})
+    assert list(differences(record(**then), model, origin)) == lines
 
 
 @pytest.fixture
