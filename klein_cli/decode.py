@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,10 @@ from torch import Tensor
 
 Decoder = Callable[[Tensor], Tensor]
 """A VAE's decoder: latents (1, c, 2h, 2w) -> pictures (1, 3, 16h, 16w), from -1 to 1."""
+
+_SCALE = 8
+_TILE = 64
+"""Latents along the side of a tile, at most: 512 pixels."""
 
 
 def to_pixels(
@@ -32,3 +37,49 @@ def unpatchify(packed: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, columns = grid
     patches = packed.view(rows, columns, -1, 2, 2)
     return patches.permute(2, 0, 3, 1, 4).reshape(1, -1, 2 * rows, 2 * columns)
+
+
+def in_tiles(decode: Decoder) -> Decoder:
+    """`decode` a tile at a time, for pictures too large for the memory: not quite the same picture.
+
+    Tiles overlap and fade into each other, so that no edge shows. But a VAE's norms and its
+    attention look at all of what they are given, so a tile comes out a little different alone:
+    docs/runs.md says how much. How a picture is cut depends on its size alone.
+    """
+
+    def tiled(latents: Tensor) -> Tensor:
+        height, width = latents.shape[2:]
+        picture = latents.new_zeros(1, 3, _SCALE * height, _SCALE * width, dtype=torch.float32)
+        for rows, down in _tiles(height):
+            for columns, across in _tiles(width):
+                part = decode(latents[:, :, rows, columns]).float()
+                fade = down.to(part)[:, None] * across.to(part)
+                picture[:, :, _scaled(rows), _scaled(columns)] += part * fade
+        return picture
+
+    return tiled
+
+
+def _tiles(length: int) -> list[tuple[slice, Tensor]]:
+    """Places of tiles along a side of `length` latents, and the weights of their pixels.
+
+    At every pixel the weights of all tiles add up to 1.
+    """
+    side = min(_TILE, math.ceil(length * 4 / 7))
+    count = math.ceil((length - side // 4) / (side - side // 4))
+    steps = max(count - 1, 1)
+    places = [
+        slice(start, start + side)
+        for start in (round(n * (length - side) / steps) for n in range(count))
+    ]
+    weights = torch.zeros(count, _SCALE * length)
+    for weight, place in zip(weights, places, strict=True):
+        # From 1 at the edge to the tile's middle and back: what two tiles share fades evenly.
+        ramp = torch.arange(1.0, _SCALE * side + 1)
+        weight[_scaled(place)] = torch.minimum(ramp, ramp.flip(0))
+    weights /= weights.sum(0)
+    return [(place, weight[_scaled(place)]) for place, weight in zip(places, weights, strict=True)]
+
+
+def _scaled(place: slice) -> slice:
+    return slice(_SCALE * place.start, _SCALE * place.stop)

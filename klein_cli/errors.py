@@ -21,6 +21,10 @@ class KleinError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[KleinError], tuple[str, str]]:
+        """So that an error can come from another process."""
+        return type(self), (self.message, self.hint)
+
 
 class UsageError(KleinError):
     """The command line, a prompts file or an output path cannot be used as given."""

@@ -21,11 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from klein_cli.errors import ModelError
-from klein_cli.snapshot import read_json
+from klein_cli.model_files import read_json, weight_files
 from klein_cli.stream import Arrival, Reader, Stored
-
-_STEMS = ("model", "diffusion_pytorch_model")
-"""What transformers and diffusers call a part's weights."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _TYPES = {
@@ -219,46 +216,6 @@ def _tensors(
         stored.append(Stored(found[name], offset, tensor))
         yield name, tensor
     loading.arrive_by(reader.read(stored))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a part: one, or the shards that an index names.
-
-    Raises ModelError when there are none, or when one is absent or lies outside the folder.
-    """
-    for stem in _STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _shards(index)
-        if (folder / f"{stem}.safetensors").is_file():
-            return [folder / f"{stem}.safetensors"]
-    pickled = [p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".pt", ".pth")]
-    if pickled:
-        raise ModelError(
-            f"{folder} holds {pickled[0]} but no safetensors",
-            "klein never opens pickled weights: get the model as safetensors",
-        )
-    names = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
-    raise ModelError(f"{folder} holds no weights: there is no {names}", _AGAIN)
-
-
-def _shards(index: Path) -> list[Path]:
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-        raise ModelError(f"{index} has no weight_map of file names", _AGAIN)
-    names = sorted(set(where.values()))
-    for name in names:
-        if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
-            raise ModelError(
-                f"{index} names a file outside its folder: {name}",
-                "do not trust this model; get it from its own page",
-            )
-    for name in names:
-        if not (index.parent / name).is_file():
-            raise ModelError(
-                f"{index.parent / name} is missing, though {index.name} names it", _AGAIN
-            )
-    return [index.parent / name for name in names]
 
 
 @contextmanager

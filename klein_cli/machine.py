@@ -6,12 +6,14 @@ timing or the memory that happens to be free.
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import re
 import shutil
 import sysconfig
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -36,8 +38,13 @@ from klein_cli.recipe import (
 
 _OLDEST_FOR_TRITON = (8, 0)
 _OLDEST_FOR_FP8 = (8, 9)
+_TORCH = "https://pytorch.org/get-started/locally/"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    # The last is what oneDNN says on a CPU that has no memory for a convolution.
+    r"can't allocate memory|not enough memory|out of memory|could not create a primitive$",
+    re.IGNORECASE,
+)
 
 
 def choose(settings: Settings, preset: Preset | None = None) -> Settings:
@@ -125,11 +132,10 @@ def provenance(settings: Settings) -> dict[str, str]:
     record = {
         "klein": __version__,
         "torch": torch.__version__,
+        "diffusers": version("diffusers"),
         "tokenizers": version("tokenizers"),
         "python": platform.python_version(),
     }
-    if settings.engine == "diffusers":
-        record["diffusers"] = version("diffusers")
     if settings.attention == "flash-attn":
         record["flash-attn"] = version("flash-attn")
     if settings.kernels == "triton":
@@ -173,10 +179,10 @@ def _kernels(wanted: str, device: torch.device) -> str:
 
 
 def _check_fp8(device: torch.device, dtype: str, engine: str) -> None:
-    without = "leave out --quantize fp8"
+    without = "use --quantize none"
     if engine != "native":
         raise UsageError(
-            "--quantize fp8 is for the native engine", f"use --engine native, or {without}"
+            "--quantize fp8 is for the native engine", "use --engine native, or --quantize none"
         )
     if device.type != "cuda":
         raise UsageError("--quantize fp8 needs a GPU", without)
@@ -189,31 +195,94 @@ def _check_fp8(device: torch.device, dtype: str, engine: str) -> None:
     if dtype != "bfloat16":
         raise UsageError(
             f"--quantize fp8 goes with --dtype bfloat16, not {dtype}",
-            f"leave out --dtype, or {without}",
+            "leave out --dtype, or use --quantize none",
         )
+
+
+def built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
+    """Whether a torch built for these architectures ("sm_90", "compute_90") runs on a GPU.
+
+    Machine code runs on later GPUs of its major version, code that the driver compiles on all
+    later ones; a letter behind the number binds it to that very GPU ("a") or family ("f").
+    """
+    for architecture in architectures:
+        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
+        if not found:
+            continue
+        target = int(found[2]), int(found[3])
+        if found[4] == "a":
+            fits = target == capability
+        elif found[1] == "sm" or found[4]:
+            fits = target[0] == capability[0] and target <= capability
+        else:
+            fits = target <= capability
+        if fits:
+            return True
+    return False
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nothing uses any more, so that a smaller try finds it in one piece."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _device(name: str, preset: Preset | None) -> torch.device:
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name != "auto" and not _DEVICE.fullmatch(name):
+        raise UsageError(f"there is no device called {name!r}", "use auto, cuda, cuda:N or cpu")
+    if name == "cpu":
+        return torch.device(name)
+    gpus = _gpus()
     if name == "auto":
         if not gpus and preset is not None and preset.repo:
             raise ModelError(
-                f"no GPU was found, and {preset.name} takes minutes a picture without one",
+                f"no GPU was found ({_why_no_gpu()[0]}), and {preset.name} takes minutes a picture "
+                "without one",
                 "use --model tiny, or --device cpu if you have the patience and the memory",
             )
-        return torch.device("cuda" if gpus else "cpu")
-    if not _DEVICE.fullmatch(name):
-        raise UsageError(f"there is no device called {name!r}", "use auto, cuda, cuda:N or cpu")
+        name = "cuda" if gpus else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not gpus:
-        raise UsageError(
-            "no CUDA device was found",
-            "use --device cpu, or look at the GPU's driver and at torch's CUDA build",
-        )
+        why, todo = _why_no_gpu()
+        raise UsageError(f"--device {name} cannot be had: {why}", f"{todo}, or use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= gpus:
         known = ", ".join(f"cuda:{number}" for number in range(gpus))
         raise UsageError(f"there is no {name} here", f"use {known}")
+    if device.type == "cuda":
+        _check_built_for(device)
     return device
+
+
+def _gpus() -> int:
+    with warnings.catch_warnings():
+        # torch warns of a driver that is too old; what it says is told where it matters.
+        warnings.simplefilter("ignore")
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _why_no_gpu() -> tuple[str, str]:
+    """What stands between torch and a GPU, in torch's own words, and what to do about it."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA", f"install another: {_TORCH}"
+    try:
+        init: Any = torch.cuda.init
+        init()
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        return reason, f"see what nvidia-smi says, or get a torch for your driver: {_TORCH}"
+    return "torch finds none", "see what nvidia-smi says"
+
+
+def _check_built_for(device: torch.device) -> None:
+    capability = torch.cuda.get_device_capability(device)
+    if not built_for(capability, torch.cuda.get_arch_list()):
+        major, minor = capability
+        raise UsageError(
+            f"torch {torch.__version__} is not built for {torch.cuda.get_device_name(device)} "
+            f"(compute capability {major}.{minor})",
+            f"install one that is: {_TORCH}, or use --device cpu",
+        )
 
 
 def _check_known(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -6,20 +6,29 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klein_cli.decode import to_pixels
+from klein_cli.decode import in_tiles, to_pixels
 from klein_cli.denoise.latents import noise, position_ids
 from klein_cli.denoise.loop import OnStep, denoise
 from klein_cli.denoise.schedule import sigmas
 from klein_cli.engines.engine import Engine, load_engine
 from klein_cli.errors import ModelError, OutOfMemoryError
 from klein_cli.load import Loading
-from klein_cli.machine import choose, full_precision, is_out_of_memory, provenance, torch_dtype
+from klein_cli.machine import (
+    choose,
+    full_precision,
+    is_out_of_memory,
+    provenance,
+    release_memory,
+    torch_dtype,
+)
+from klein_cli.model_files import weight_files
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import Snapshot
 from klein_cli.speed.tools import Tools, at_work, tools
@@ -29,6 +38,7 @@ from klein_cli.text.tokenizer import POSITIONS, PromptTokenizer
 
 __all__ = ["Pipeline", "Trace", "choose"]
 
+_DOING = {"encode": "reading the prompt", "decode": "decoding"}
 _REMEMBERED_BATCHES = 2
 """Batches of embeddings kept: pictures of one prompt, and of one negative prompt, share them."""
 
@@ -74,6 +84,7 @@ class Pipeline:
         self._engine = engine
         self._kit = kit
         self._remembered: dict[tuple[str, ...], Tensor] = {}
+        self._on_event: Callable[[str], None] = _ignore
 
     @classmethod
     def load(
@@ -85,9 +96,11 @@ class Pipeline:
     ) -> Pipeline:
         """Read a snapshot's weights; `settings` come from `choose`.
 
-        On a GPU this returns while they come: the first prompt is encoded meanwhile. Raises
-        ModelError for a snapshot that is damaged or does not fit together, OutOfMemoryError when
-        it is too large for the device.
+        `on_event` hears what is being done, now and while pictures are made. On a GPU this returns
+        while the weights come: the first prompt is encoded meanwhile.
+
+        Raises ModelError for a snapshot that is damaged or does not fit together, OutOfMemoryError
+        when it is too large for the device.
         """
         try:
             with at_work(torch.device(settings.device)):
@@ -107,7 +120,7 @@ class Pipeline:
         started = time.perf_counter()
         device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
         kit = tools(settings)
-        on_event("loading the text encoder")
+        on_event(f"loading the text encoder{_weight(snapshot.root, 'text_encoder')}")
         tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
         with Reader(device) if device.type == "cuda" else nullcontext() as reader:
             encoder = TextEncoder.from_snapshot(
@@ -125,7 +138,9 @@ class Pipeline:
                     f"text encoder {encoder.model.config.vocab_size}",
                     "the snapshot's parts are not from one model: download it again",
                 )
-            on_event("loading the transformer and the VAE")
+            on_event(
+                f"loading the transformer and the VAE{_weight(snapshot.root, 'transformer', 'vae')}"
+            )
             engine = load_engine(
                 settings.engine,
                 snapshot.root,
@@ -138,6 +153,7 @@ class Pipeline:
         kit.get_ready()
         pipeline = cls(snapshot, settings, tokenizer, encoder, engine, kit)
         pipeline.timings["load"] = time.perf_counter() - started
+        pipeline._on_event = on_event
         return pipeline
 
     def render(
@@ -146,32 +162,35 @@ class Pipeline:
         *,
         on_step: OnStep | None = None,
         trace: Trace | None = None,
+        tiled: bool = False,
     ) -> list[NDArray[np.uint8]]:
         """One (height, width, 3) uint8 picture a recipe, in their order.
 
-        The recipes share `Recipe.shape`; a `trace` is filled. Raises OutOfMemoryError when the
-        batch does not fit.
+        The recipes share `Recipe.shape`; a `trace` is filled; `tiled` saves memory at the price of
+        small differences (`klein_cli.decode`). Raises OutOfMemoryError when the batch does not fit.
         """
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
         try:
             with torch.inference_mode(), full_precision(), at_work(self._device):
-                return self._render(recipes, on_step, trace)
+                return self._render(recipes, on_step, trace, tiled)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Raised outside the handler, so that it does not hold on to the frames' tensors.
         self._kit.give_back_memory()
-        width, height = recipes[0].width, recipes[0].height
-        many = len(recipes) > 1
+        release_memory(self._device)
+        size = f"{recipes[0].width}x{recipes[0].height}"
+        what, option = f"a picture of {size}", "--size"
+        if len(recipes) > 1:
+            what, option = f"{len(recipes)} pictures of {size} at once", "--batch-size"
         raise OutOfMemoryError(
-            f"{len(recipes)} picture{'s' * many} of {width}x{height} at once did not fit into "
-            f"the memory of {self.settings.device}",
-            f"use a smaller {'--batch-size' if many else '--size'}",
+            f"{what} did not fit into the memory of {self.settings.device}",
+            f"use a smaller {option}",
         )
 
     def _render(
-        self, recipes: Sequence[Recipe], on_step: OnStep | None, trace: Trace | None
+        self, recipes: Sequence[Recipe], on_step: OnStep | None, trace: Trace | None, tiled: bool
     ) -> list[NDArray[np.uint8]]:
         width, height, steps, guidance = recipes[0].shape
         guided = guidance > 1.0 and not self.snapshot.preset.distilled
@@ -200,15 +219,13 @@ class Pipeline:
                 position_ids(POSITIONS, latents.grid, self._device),
                 guidance=guidance,
                 negative=negative,
-                on_step=on_step,
+                on_step=self._told(on_step, steps),
                 on_latents=None if trace is None else lambda x: trace.latents.append(_on_host(x)),
             )
+        decode = in_tiles(self._engine.decode) if tiled else self._engine.decode
         with self._timed("decode"):
             mean, deviation = self._engine.latent_mean, self._engine.latent_deviation
-            return [
-                to_pixels(picture, latents.grid, mean, deviation, self._engine.decode)
-                for picture in packed
-            ]
+            return [to_pixels(picture, latents.grid, mean, deviation, decode) for picture in packed]
 
     def _embeddings(self, prompts: Sequence[str]) -> Tensor:
         """(B, 512, channels): equal prompts are encoded once, and the last batches remembered."""
@@ -226,8 +243,22 @@ class Pipeline:
         """What besides recipe and settings can change a bit: versions, device, threads."""
         return provenance(self.settings)
 
+    def _told(self, on_step: OnStep | None, steps: int) -> OnStep:
+        """`on_step`, and what is being done told before each step."""
+
+        def step(done: int, total: int) -> None:
+            if on_step is not None:
+                on_step(done, total)
+            if done < total:
+                self._on_event(f"step {done + 1} of {total}")
+
+        self._on_event(f"step 1 of {steps}")
+        return step
+
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
+        if phase in _DOING:
+            self._on_event(_DOING[phase])
         started, waited = time.perf_counter(), self._waited()
         yield
         if self._device.type == "cuda":
@@ -242,6 +273,12 @@ class Pipeline:
 
 def _on_host(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", torch.float32, copy=True)
+
+
+def _weight(root: Path, *parts: str) -> str:
+    """ ", 7.9 GB": how much there is to read, where it takes a while."""
+    size = sum(path.stat().st_size for part in parts for path in weight_files(root / part))
+    return f", {size / 1e9:.1f} GB" if size >= 1e8 else ""
 
 
 def _ignore(event: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,10 @@ class Preset:
     """One model's facts. Sides in pixels.
 
     `repo` is a hub id, or "" for weights that ship inside the package; `tapped_layers` are the
-    hidden states that make the text embeddings (0 is the token embedding).
+    hidden states that make the text embeddings (0 is the token embedding). `free` says that the
+    licence is known to allow any use. `download_gb` is what klein fetches of the repository,
+    `memory_gb` what the weights alone take on a GPU in bfloat16, both in 10**9 bytes; None where
+    nobody has looked.
     """
 
     name: str
@@ -33,6 +36,9 @@ class Preset:
     min_side: int
     max_side: int
     tapped_layers: tuple[int, ...]
+    free: bool = False
+    download_gb: float | None = None
+    memory_gb: float | None = None
 
 
 def configs_dir() -> Path:
@@ -74,9 +80,11 @@ def unnamed_preset(name: str, *, distilled: bool) -> Preset:
 def _read(path: Path) -> Preset:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     table["name"] = path.stem
-    expected = {field.name for field in fields(Preset)}
-    if table.keys() != expected:
-        wrong = ", ".join(sorted(table.keys() ^ expected))
-        raise ModelError(f"preset {path} has missing or unknown keys: {wrong}", "mend the file")
+    known = {field.name for field in fields(Preset)}
+    needed = {field.name for field in fields(Preset) if field.default is MISSING}
+    if wrong := sorted((table.keys() - known) | (needed - table.keys())):
+        raise ModelError(
+            f"preset {path} has missing or unknown keys: {', '.join(wrong)}", "mend the file"
+        )
     table["tapped_layers"] = tuple(table["tapped_layers"])
     return Preset(**table)

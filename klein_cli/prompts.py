@@ -1,8 +1,9 @@
 """Prompts files and prompts typed at a shell -> Rows -> Recipes.
 
 Three formats, chosen by the file's ending: `.txt` (one prompt a line), `.jsonl` and `.csv` (rows
-with the keys of `KEYS`). A line that cannot be used becomes a BadRow and reading goes on, so that
-all of them are reported together; nothing here opens a file but `read_rows`.
+with the keys of `KEYS`). A file is read as a stream, once. A line that cannot be used becomes a
+BadRow and reading goes on, so that all of them are reported together; nothing here opens a file
+but `read_rows`.
 
 A prompt is never stripped, because the model's own pipeline does not strip it and a blank at its
 end is a token: a `.txt` line loses its line ending and nothing else. Lines of blanks are skipped,
@@ -16,12 +17,15 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from klein_cli.errors import UsageError
 from klein_cli.recipe import Recipe
+from klein_cli.wildcards import chosen
 
 T = TypeVar("T")
 
@@ -38,6 +42,9 @@ KEYS = (
     "output",
     "n",
 )
+IGNORED_KEYS = ("error",)
+"""What klein itself writes into failed.jsonl and does not need to read again."""
+
 _WHOLE = ("seed", "width", "height", "steps", "n")
 _LISTED = 20
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -73,7 +80,11 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What a recipe gets where its row is silent: from the options, else from the preset."""
+    """What a recipe gets where its row is silent: from the options, else from the preset.
+
+    `seeds` sweeps: every prompt that says neither seed nor n is drawn once with each of them.
+    With `wildcards`, groups such as {a|b} in a prompt are chosen by each picture's seed.
+    """
 
     model: str
     width: int
@@ -82,37 +93,52 @@ class Defaults:
     guidance: float
     negative_prompt: str | None = None
     n: int = 1
+    seeds: tuple[range, ...] = ()
+    wildcards: bool = False
 
 
-def recipes(row: Row, defaults: Defaults, first_seed: int) -> list[Recipe]:
-    """The row's pictures, in order: seeds s, s+1, ... from the row's own seed or `first_seed`.
+def own_seeds(row: Row, defaults: Defaults) -> Iterator[int | None]:
+    """One entry a picture of the row, in order: its seed, or None where it takes the run's.
 
-    Raises UsageError when a value cannot make a picture.
+    A row with seed s and n pictures makes s, s + 1, ... Raises UsageError when the row and a
+    sweep both say how many pictures there are.
     """
-    seed = _first(row.seed, first_seed)
-    return [
-        Recipe(
-            prompt=row.prompt,
-            seed=seed + k,
-            width=_first(row.width, defaults.width),
-            height=_first(row.height, defaults.height),
-            steps=_first(row.steps, defaults.steps),
-            guidance=_first(row.guidance, defaults.guidance),
-            model=defaults.model,
-            negative_prompt=_first(row.negative_prompt, defaults.negative_prompt),
-        )
-        for k in range(_first(row.n, defaults.n))
-    ]
+    if defaults.seeds and row.seed is None:
+        if row.n is not None:
+            raise UsageError("n and --seeds both say how many pictures", "leave one of them out")
+        return chain.from_iterable(defaults.seeds)
+    count = _first(row.n, 1 if defaults.seeds else defaults.n)
+    return repeat(None, count) if row.seed is None else iter(range(row.seed, row.seed + count))
+
+
+def recipe_of(row: Row, defaults: Defaults, seed: int) -> Recipe:
+    """One picture of the row. Raises UsageError when a value cannot make a picture."""
+    prompt = row.prompt
+    if defaults.wildcards:
+        prompt = chosen(prompt, seed)
+        fault = prompt_fault(prompt)
+        if fault:
+            raise UsageError(*fault)
+    return Recipe(
+        prompt=prompt,
+        seed=seed,
+        width=_first(row.width, defaults.width),
+        height=_first(row.height, defaults.height),
+        steps=_first(row.steps, defaults.steps),
+        guidance=_first(row.guidance, defaults.guidance),
+        model=defaults.model,
+        negative_prompt=_first(row.negative_prompt, defaults.negative_prompt),
+    )
 
 
 def read_rows(source: str, stdin: BinaryIO) -> Iterator[Row | BadRow]:
-    """The rows of the prompts file `source`; `-` reads `stdin` as a `.txt` file.
+    """The rows of the prompts file `source`, read as they are asked for; `-` reads `stdin` as .txt.
 
     Raises UsageError when the file cannot be read as text or its ending is unknown.
     """
     parse = _parser(source)
-    text = decode(_read_bytes(source, stdin), name_of(source))
-    return parse(text)
+    with _opened(source, stdin) as file:
+        yield from parse(lines_of(file, name_of(source)))
 
 
 def read_prompt(stdin: BinaryIO) -> str:
@@ -140,37 +166,53 @@ def prompt_fault(prompt: str) -> tuple[str, str] | None:
 
 def decode(data: bytes, name: str) -> str:
     """UTF-8 with or without a byte order mark -> text. Raises UsageError with the byte's offset."""
-    if data.startswith(_UTF16_MARKS):
-        raise UsageError(f"{name} is UTF-16, not UTF-8", "save it as UTF-8")
-    skipped = 3 if data.startswith(b"\xef\xbb\xbf") else 0
-    try:
-        return data[skipped:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        offset = skipped + error.start
-        line = data.count(b"\n", 0, offset) + 1
-        raise UsageError(
-            f"{name} is not UTF-8: byte {data[offset]:#04x} at offset {offset} (line {line})",
-            "save it as UTF-8",
-        ) from None
+    return "".join(lines_of(io.BytesIO(data), name))
 
 
-def parse_txt(text: str) -> Iterator[Row | BadRow]:
+def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of a UTF-8 file with their endings, less a byte order mark.
+
+    A line ends with \\n, \\r\\n or \\r. Raises UsageError that names the byte that is not UTF-8.
+    """
+    offset = 0
+    # Bytes are cut at line feeds, which are part of no other character: an error knows its place.
+    for number, line in enumerate(file, start=1):
+        skipped = 0
+        if number == 1:
+            if line.startswith(_UTF16_MARKS):
+                raise UsageError(f"{name} is UTF-16, not UTF-8", "save it as UTF-8")
+            skipped = 3 if line.startswith(b"\xef\xbb\xbf") else 0
+        try:
+            text = line[skipped:].decode("utf-8")
+        except UnicodeDecodeError as error:
+            at = skipped + error.start
+            raise UsageError(
+                f"{name} is not UTF-8: byte {line[at]:#04x} at offset {offset + at} "
+                f"(line {number})",
+                "save it as UTF-8",
+            ) from None
+        offset += len(line)
+        # Not str.splitlines, which would also cut at U+2028 and its like.
+        yield from io.StringIO(text, newline="")
+
+
+def parse_txt(lines: Iterable[str]) -> Iterator[Row | BadRow]:
     """One prompt a line; blank lines and `#` comments are skipped."""
-    for number, line in enumerate(_lines(text), start=1):
+    for number, line in enumerate(map(_without_ending, lines), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield Row(prompt=line, line=number)
 
 
-def parse_jsonl(text: str) -> Iterator[Row | BadRow]:
+def parse_jsonl(lines: Iterable[str]) -> Iterator[Row | BadRow]:
     """One JSON object a line, with the keys of `KEYS`; blank lines are skipped."""
-    for number, line in enumerate(_lines(text), start=1):
+    for number, line in enumerate(map(_without_ending, lines), start=1):
         if line.strip():
             yield _row_or_fault(number, _json_object, line)
 
 
-def parse_csv(text: str) -> Iterator[Row | BadRow]:
+def parse_csv(lines: Iterable[str]) -> Iterator[Row | BadRow]:
     """Comma-separated rows under a header with the names of `KEYS`; an empty cell is unsaid."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     while True:
         number = reader.line_num + 1
@@ -224,10 +266,10 @@ def _row_or_fault(line: int, values_of: Callable[..., dict[str, Any]], *text: An
 
 
 def _row(line: int, values: dict[str, Any]) -> Row:
-    unknown = [key for key in values if key not in KEYS]
+    unknown = [key for key in values if key not in (*KEYS, *IGNORED_KEYS)]
     if unknown:
         raise _Fault(f"unknown key {unknown[0]!r}", f"the keys are {', '.join(KEYS)}")
-    given = {key: value for key, value in values.items() if value is not None}
+    given = {key: values[key] for key in KEYS if values.get(key) is not None}
     if "prompt" not in given:
         raise _Fault("there is no prompt", 'every row needs a "prompt"')
     for key, value in given.items():
@@ -309,7 +351,7 @@ def _csv_number(name: str, cell: str) -> Any:
         return cell.strip()
 
 
-def _parser(source: str) -> Callable[[str], Iterator[Row | BadRow]]:
+def _parser(source: str) -> Callable[[Iterable[str]], Iterator[Row | BadRow]]:
     suffix = "" if source == STDIN else Path(source).suffix.lower()
     # No ending is what a shell's process substitution gives.
     parsers = {"": parse_txt, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
@@ -321,20 +363,23 @@ def _parser(source: str) -> Callable[[str], Iterator[Row | BadRow]]:
     return parsers[suffix]
 
 
-def _read_bytes(source: str, stdin: BinaryIO) -> bytes:
-    if source == STDIN:
-        return stdin.read()
+@contextmanager
+def _opened(source: str, stdin: BinaryIO) -> Iterator[BinaryIO]:
     try:
-        return Path(source).read_bytes()
+        if source == STDIN:
+            yield stdin
+        else:
+            with open(source, "rb") as file:
+                yield file
     except OSError as error:
         raise UsageError(
-            f"cannot read {source}: {error.strerror or error}", "check the path and its permissions"
+            f"cannot read {name_of(source)}: {error.strerror or error}",
+            "check the path and its permissions",
         ) from None
 
 
-def _lines(text: str) -> Iterator[str]:
-    """Lines without their endings; str.splitlines would also cut at U+2028 and its like."""
-    return (line.removesuffix("\n") for line in io.StringIO(text, newline=None))
+def _without_ending(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
 
 
 def _shown(value: object) -> str:

@@ -5,21 +5,20 @@ Imports no torch: a wrong name, folder or prompt is reported before anything hea
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from klein_cli.errors import ModelError
+from klein_cli.hub.cache import cached
+from klein_cli.hub.download import Watch, download, index_of
+from klein_cli.model_files import INDEX_FILE, faults, read_json
 from klein_cli.presets import Preset, presets, unnamed_preset
 
 PIPELINE_CLASS = "Flux2KleinPipeline"
 EMBEDDED_MODEL = "tiny"
 
-INDEX_FILE = "model_index.json"
 WANTED_FILES = (
     INDEX_FILE,
     "scheduler/*.json",
@@ -44,13 +43,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 class Snapshot:
     """A model on disk: `root` holds model_index.json and the four parts' folders.
 
-    `revision` is the hub commit, or None for a local folder or the embedded model.
+    `repo` is its id on the hub and `revision` the commit, None for a local folder and for the
+    embedded model.
     """
 
     name: str
     root: Path
     preset: Preset
     revision: str | None = None
+    repo: str | None = None
 
 
 def preset_for(model: str) -> Preset:
@@ -66,35 +67,76 @@ def preset_for(model: str) -> Preset:
     return _hub_preset(_hub_id(model))
 
 
-def resolve(model: str) -> Snapshot:
-    """The model's files on disk, downloaded first when it lives on the hub.
+def resolve(model: str, watch: Watch | None = None) -> Snapshot:
+    """The model's files on disk, downloaded first when it lives on the hub and is not whole here.
 
-    Raises ModelError when it is not to be had.
+    What is whole is not looked for again: `pull` does that. Raises ModelError when the model is
+    not to be had.
     """
-    if model not in presets():
-        if _is_local(model):
-            return _folder(model)
-        preset = _hub_preset(_hub_id(model))
-        return _downloaded(model, preset.repo or model, preset)
-    preset = presets()[model]
-    if preset.repo:
-        return _downloaded(model, preset.repo, preset)
-    return _embedded(preset)
+    return on_disk(model) or _pulled(model, watch, check_all=False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ModelError when the file is absent or holds anything else."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path} is missing", "the model is not complete: download it again"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", "download the model again") from None
-    if not isinstance(table, dict):
-        raise ModelError(f"{path} does not hold a JSON object", "download the model again")
-    return table
+def pull(model: str, watch: Watch | None = None) -> Snapshot:
+    """The model as it is on the hub today, every file of it checked against the hub's hash.
+
+    Raises ModelError; what has come until then is kept.
+    """
+    if hub_repository(model) is None:
+        return resolve(model)
+    return _pulled(model, watch, check_all=True)
+
+
+def on_disk(model: str) -> Snapshot | None:
+    """The model if all of it is on this machine, without asking the hub; None if it is not.
+
+    Raises ModelError for a name that can be no model, and for a folder that holds none.
+    """
+    repo = hub_repository(model)
+    if repo is None:
+        return _embedded(presets()[model]) if model in presets() else _folder(model)
+    root = cached(repo)
+    if root is None or faults(root):
+        return None
+    return _at(model, root, _hub_preset(repo), repo)
+
+
+def already_here(name: str, revision: str | None) -> Snapshot | None:
+    """A preset's model if it is whole on this machine, at this commit or else at its newest one.
+
+    Nothing is downloaded and nobody asked. `revision` is a commit, in hexadecimal digits.
+    """
+    preset = presets()[name]
+    if not preset.repo:
+        return _embedded(preset)
+    for commit in [revision, None] if revision else [None]:
+        root = cached(preset.repo, commit)
+        if root is not None and not faults(root):
+            return _at(name, root, preset, preset.repo)
+    return None
+
+
+def hub_repository(model: str) -> str | None:
+    """The hub's id of a model; None for a folder and for the embedded one. Raises ModelError."""
+    if model in presets():
+        return presets()[model].repo or None
+    if _is_local(model):
+        return None
+    preset = _known(_hub_id(model))
+    return preset.repo if preset else model
+
+
+def _pulled(model: str, watch: Watch | None, *, check_all: bool) -> Snapshot:
+    repo = hub_repository(model)
+    assert repo is not None
+    preset = preset_for(model)
+    root = download(repo, WANTED_FILES, watch=watch, check_all=check_all)
+    _preset_of_folder(root, model)
+    return _at(model, root, preset, repo)
+
+
+def _at(name: str, root: Path, preset: Preset, repo: str) -> Snapshot:
+    """The snapshot in the hub's cache, whose folders are named by their commits."""
+    return Snapshot(name=name, root=root, preset=preset, revision=root.name, repo=repo)
 
 
 def _is_local(model: str) -> bool:
@@ -160,56 +202,12 @@ def _hub_id(model: str) -> str:
 
 
 def _hub_preset(repo: str) -> Preset:
-    for preset in presets().values():
-        if preset.repo.lower() == repo.lower():
-            return preset
-    return _preset_of_folder(_download(repo, [INDEX_FILE]), repo)
+    return _known(repo) or _preset_of_folder(cached(repo) or index_of(repo), repo)
 
 
-def _downloaded(name: str, repo: str, preset: Preset) -> Snapshot:
-    root = _download(repo, WANTED_FILES)
-    _preset_of_folder(root, name)
-    return Snapshot(name=name, root=root, preset=preset, revision=root.name)
-
-
-def _download(repo: str, patterns: Sequence[str]) -> Path:
-    """The folder of a repository's files in the hub cache, fetched where they are not there yet."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    page = f"https://huggingface.co/{repo}"
-    tiny = f"or use --model {EMBEDDED_MODEL}, which needs no download"
-    try:
-        return Path(snapshot_download(repo, allow_patterns=list(patterns)))
-    except GatedRepoError:
-        what, todo = (
-            "asks for its terms to be accepted",
-            f"accept them at {page}, then `hf auth login`",
-        )
-    except RepositoryNotFoundError:
-        what, todo = (
-            "is not on the hub, or is private",
-            f"look at {page}, log in with `hf auth login`",
-        )
-    except LocalEntryNotFoundError:
-        what, todo = (
-            "is not on this machine and the hub cannot be reached",
-            f"connect and see {page}",
-        )
-    except HfHubHTTPError as error:
-        what, todo = f"could not be downloaded ({_first_line(error)})", f"try again, see {page}"
-    except OSError as error:
-        what, todo = f"could not be stored ({_first_line(error)})", "make room, or set HF_HOME"
-    raise ModelError(f"{repo} {what}", f"{todo}, {tiny}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _known(repo: str) -> Preset | None:
+    alike = (preset for preset in presets().values() if preset.repo.lower() == repo.lower())
+    return next(alike, None)
 
 
 def _names() -> str:

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from make_snapshot import SIZES, part_configs
 from torch import Tensor, nn
 
+from klein_cli.bench.snapshot import SIZES, part_configs
 from klein_cli.denoise.latents import position_ids
 from klein_cli.denoise.schedule import sigmas
 from klein_cli.engines.engine import as_timestep

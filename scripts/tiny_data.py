@@ -13,15 +13,16 @@ import tiny_world as world
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2
-from snapshot_files import write_tokenizer
 from tiny_models import POSITIONS, VOCABULARY, encode_pictures, pack
 from tiny_words import describe
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from klein_cli.bench.snapshot_files import write_tokenizer
 from klein_cli.text.tokenizer import render
 
 PROMPT_TOKENS = 96
+OFFSET_TOKENS = 4
 PAIRS = 0.62
 """The share of prompts with two things."""
 
@@ -115,7 +116,7 @@ class LatentBuffer:
     """Encoded pictures of one size, each prompt drawn twice, renewed a few at a time.
 
     Encoding costs more than a training step has to spare. A picture depends on its noise through
-    the layout channels' means alone: with these kept, fresh noise goes with old latents.
+    the layout's means alone: with these kept, fresh noise goes with old latents.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class LatentBuffer:
         self.vae, self.prompts, self.grid = vae, prompts, grid
         device, tokens = prompts.ids.device, grid[0] * grid[1]
         self.rows = prompts.pick(pairs)
-        self.means = torch.empty(pairs, 2, world.LAYOUT_CHANNELS, device=device)
+        self.means = torch.empty(pairs, 2, 2, device=device)
         self.latents = torch.empty(pairs, 2, tokens, 128, device=device, dtype=torch.bfloat16)
         self.oldest = 0
         share = min(pairs, 64)
@@ -138,8 +139,8 @@ class LatentBuffer:
         place = place % len(self.rows)
         self.oldest = (self.oldest + pairs) % len(self.rows)
         self.rows[place] = self.prompts.pick(pairs)
-        noise = torch.randn(2 * pairs, world.LAYOUT_CHANNELS, *self.grid, device=place.device)
-        means = world.layout_means(noise)
+        tokens = self.grid[0] * self.grid[1]
+        means = torch.randn(2 * pairs, 2, device=place.device) / tokens**0.5
         pictures = self.pictures(self.rows[place], means)
         self.means[place] = means.unflatten(0, (pairs, 2))
         latents = pack(encode_pictures(self.vae, pictures)).to(self.latents.dtype)
@@ -150,11 +151,28 @@ class LatentBuffer:
         place = torch.randint(len(self.rows), (pairs,), device=self.rows.device)
         means = self.means[place].flatten(0, 1)
         noise = torch.randn(2 * pairs, 128, *self.grid, device=place.device)
-        shift = means - world.layout_means(noise)
-        noise[:, : world.LAYOUT_CHANNELS] += shift[..., None, None]
+        noise = world.with_layout(noise, means)
         latents = self.latents[place].flatten(0, 1).float()
         return self.rows[place], pack(noise).contiguous(), latents, means
 
     def pictures(self, rows: Tensor, means: Tensor) -> Tensor:
         """The pictures (2 P, 3, H, W) that a sample's latents encode."""
-        return world.draw(self.prompts.scenes[rows.repeat_interleave(2)], means, self.grid)
+        return world.draw(self._scenes(rows), means, self.grid)
+
+    def offsets(self, rows: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each thing's centre lies from each token, and which things are there.
+
+        Offsets (2 P, h * w, 4) as (x, y) of the first thing, then of the second, in units of
+        OFFSET_TOKENS and no farther than 1.5 of them; (2 P, 4) of ones and zeros.
+        """
+        scenes, (height, width) = self._scenes(rows), self.grid
+        u = world.layout_uniforms(means, height * width)
+        centres, _ = world.lay_out(scenes, u, 16 * height, 16 * width)
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places = (torch.stack((x, y), -1).flatten(0, 1) + 0.5).to(means.device)
+        offsets = (centres[:, None] / 16 - places[None, :, None]) / OFFSET_TOKENS
+        there = (scenes.shapes >= 0).float().repeat_interleave(2, 1)
+        return offsets.clamp(-1.5, 1.5).flatten(2), there
+
+    def _scenes(self, rows: Tensor) -> world.Scenes:
+        return self.prompts.scenes[rows.repeat_interleave(2)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,19 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2
 from tiny_data import LatentBuffer, Prompts
-from tiny_models import POSITIONS, Student, compile_blocks, decode_latents, unpack
+from tiny_losses import (
+    STEPS,
+    Captured,
+    Inputs,
+    Loss,
+    at,
+    autocast,
+    follow_loss,
+    match_loss,
+    twice,
+    unroll_loss,
+)
+from tiny_models import POSITIONS, Student, compile_blocks
 from tiny_optim import Ema, Log, Muon
 from torch import Tensor
 
@@ -28,127 +39,42 @@ from klein_cli.denoise.latents import position_ids
 from klein_cli.denoise.schedule import sigmas
 
 SHORT_POSITIONS = 128
-STEPS = 4
-SQUARE = (16, 16)
-# Other latent heights and widths, in sixteenths of the picture's.
+SQUARE, LONG = "square", "long"
+"""The usual buffers: everyday prompts and long ones, both 16 x 16 sixteenths of the side."""
+# The other buffers: latent heights and widths, in sixteenths of the picture's.
 OTHER_GRIDS = (
-    *((8, 8), (24, 24), (16, 24), (24, 16), (12, 12), (9, 16), (16, 9), (8, 24), (24, 8)),
-    *((12, 16), (16, 12), (10, 24), (24, 10), (12, 20), (20, 12), (20, 20), (14, 22), (22, 14)),
+    *((8, 8), (24, 24), (16, 24), (24, 16)),
+    *((12, 12), (20, 20), (9, 16), (16, 9), (12, 20), (20, 12), (8, 24), (24, 8)),
 )
+UNROLLED_GRIDS = OTHER_GRIDS[:4]
 # How often each of the four sigmas is drawn: where the picture lies is decided at the first.
 SIGMA_WEIGHTS = (0.35, 0.20, 0.20, 0.25)
 OTHER_SIGMAS = 0.15
 LOWEST_SIGMA = 0.1
-STEP_WEIGHTS = (0.1, 0.2, 0.4, 1.0)
-
-Inputs = dict[str, Tensor]
-Loss = Callable[[Student, Inputs], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long, how fast, and where one phase ends and the next begins (fractions of the time)."""
+    """How long, how fast, and where one phase ends and the next begins (fractions of the time).
+
+    `begin` and `end` are the part of the whole that this run does: it may take several sittings.
+    """
 
     seconds: float
+    begin: float = 0.0
+    end: float = 1.0
     batch: int = 256
     learning_rate: float = 2e-3
-    match_until: float = 0.45
-    follow_until: float = 0.68
+    match_until: float = 0.5
+    follow_until: float = 0.65
     decay_from: float = 0.5
-    other_grids: float = 0.2
+    other_grids: float = 0.15
     long_prompts: float = 0.06
     buffered: int = 20_000
     renewed: int = 8
     pixels: float = 1.0
     compiled: bool = True
     graphs: bool = True
-
-
-# --- losses: student and tensors in, a number out ------------------------------------------------
-
-
-def match_loss(student: Student, batch: Inputs) -> Tensor:
-    """The velocity at one noise level of the true path."""
-    noise, target, sigma = batch["noise"], batch["target"], batch["sigma"]
-    with _autocast(noise):
-        text = _twice(student.embed(batch["ids"], batch["mask"]))
-        x = target + sigma[:, None, None] * (noise - target)
-        out = student.velocity(x, sigma, text, batch["places"])
-    return F.mse_loss(out, noise - target)
-
-
-def follow_loss(student: Student, batch: Inputs, stop: int) -> Tensor:
-    """The velocity that leads to the right picture from where the student's own steps led."""
-    levels, x = batch["levels"], batch["noise"]
-    with _autocast(x):
-        text = _twice(student.embed(batch["ids"], batch["mask"]))
-        for k in range(stop):
-            # Detached rather than run without gradients, which would compile everything twice.
-            v = _at(student, x, levels[k], text.detach(), batch["places"]).detach()
-            x = x + (levels[k + 1] - levels[k]) * v
-        out = _at(student, x, levels[stop], text, batch["places"])
-    return F.mse_loss(out, (x - batch["target"]) / levels[stop])
-
-
-def unroll_loss(
-    student: Student, batch: Inputs, vae: AutoencoderKLFlux2, grid: tuple[int, int], pixels: float
-) -> Tensor:
-    """Every step's picture, and the last one's pixels, with gradients through all steps."""
-    levels, x, target = batch["levels"], batch["noise"], batch["target"]
-    loss = x.new_zeros(())
-    with _autocast(x):
-        text = _twice(student.embed(batch["ids"], batch["mask"]))
-        for k in range(STEPS):
-            v = _at(student, x, levels[k], text, batch["places"])
-            loss = loss + STEP_WEIGHTS[k] * F.mse_loss(x - levels[k] * v, target)
-            x = x + (levels[k + 1] - levels[k]) * v
-    few = batch["pictures"]
-    difference = decode_latents(vae, unpack(x[: len(few)], grid)) - few
-    return loss + pixels * (difference.abs().mean() + difference.square().mean())
-
-
-def _at(student: Student, x: Tensor, sigma: Tensor, text: Tensor, places: Tensor) -> Tensor:
-    return student.velocity(x, sigma.expand(len(x)), text, places)
-
-
-def _twice(text: Tensor) -> Tensor:
-    """Each prompt's embeddings for both of its pictures."""
-    return text.repeat_interleave(2, 0)
-
-
-def _autocast(like: Tensor) -> torch.autocast:
-    return torch.autocast(like.device.type, torch.bfloat16)
-
-
-class Captured:
-    """A loss and its gradients as a CUDA graph over inputs of fixed shapes."""
-
-    def __init__(self, student: Student, loss: Loss, inputs: Inputs) -> None:
-        self.student = student
-        self.inputs = {name: t.clone() for name, t in inputs.items()}
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                student.zero_grad()
-                loss(student, self.inputs).backward()
-        torch.cuda.current_stream().wait_stream(side)
-        student.zero_grad()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss = loss(student, self.inputs)
-            self.loss.backward()
-        self.grads = [p.grad for p in student.parameters()]
-        student.zero_grad()
-
-    def __call__(self, inputs: Inputs) -> Tensor:
-        """The loss; its gradients lie in the parameters."""
-        for name, value in inputs.items():
-            self.inputs[name].copy_(value)
-        self.graph.replay()
-        for p, grad in zip(self.student.parameters(), self.grads, strict=True):
-            p.grad = grad
-        return self.loss.clone()
 
 
 class Flow:
@@ -180,16 +106,15 @@ class Flow:
             plan.learning_rate,
             lambda name, p: p.ndim == 2 and any(part in name for part in inner),
         )
-        self.elapsed, self.step = 0.0, 0
+        self.elapsed, self.step = plan.begin * plan.seconds, 0
         self.captured: dict[str, Captured] = {}
-        self.buffers = {SQUARE: LatentBuffer(self.vae, self.prompts, plan.buffered, SQUARE)}
+        few = max(4, plan.buffered // 16)
+        self.buffers = {
+            SQUARE: LatentBuffer(self.vae, self.prompts, plan.buffered, (16, 16)),
+            LONG: LatentBuffer(self.vae, self.long_prompts, 2 * few, (16, 16)),
+        }
         for grid in OTHER_GRIDS:
-            self.buffers[grid] = LatentBuffer(
-                self.vae, self.prompts, max(4, plan.buffered // 16), grid
-            )
-        self.long_buffer = LatentBuffer(
-            self.vae, self.long_prompts, max(4, plan.buffered // 8), SQUARE
-        )
+            self.buffers[_name(grid)] = LatentBuffer(self.vae, self.prompts, few, grid)
         if (work / "flow.pt").exists():
             self._resume(torch.load(work / "flow.pt", map_location=self.device, weights_only=False))
 
@@ -197,7 +122,7 @@ class Flow:
         """Train until the clock says so, saving now and then."""
         self._warm_up()
         last, losses, saved = time.monotonic(), [], self.elapsed
-        while self.elapsed < self.plan.seconds:
+        while self.elapsed < self.plan.end * self.plan.seconds:
             done = self.elapsed / self.plan.seconds
             self.optimiser.set_lr(self.plan.learning_rate * self._rate(done))
             phase = self._phase(done)
@@ -209,7 +134,7 @@ class Flow:
                 torch.cuda.synchronize()
             now = time.monotonic()
             self.elapsed, last = self.elapsed + now - last, now
-            if self.step % 250 == 0 or self.step in (1, 20):
+            if self.step % 500 == 0 or self.step in (1, 20):
                 mean = torch.stack(losses).mean().item()
                 losses.clear()
                 first, final = self.check()
@@ -225,40 +150,50 @@ class Flow:
 
     def _learn(self, phase: str) -> Tensor:
         """One batch's loss, its gradients left in the parameters."""
-        kind = phase
-        if phase == "follow":
-            kind = "match" if self.rng.random() < 0.5 else f"follow{self.rng.randint(1, 3)}"
-        positions = SHORT_POSITIONS if phase == "match" else POSITIONS
-        buffer = self.buffers[SQUARE]
-        if self.rng.random() < self.plan.other_grids:
-            buffer = self.buffers[self.rng.choice(OTHER_GRIDS)]
-        elif positions == POSITIONS and self.rng.random() < self.plan.long_prompts:
-            buffer = self.long_buffer
-        buffer.renew(self.plan.renewed)
-        inputs = self._inputs(buffer, kind, positions)
-        name = f"{kind} {positions}"
-        if buffer is self.buffers[SQUARE] and name in self.captured:
+        kind, positions, source = self._draw(phase)
+        if self.step % 4 == 0:
+            self.buffers[source].renew(self.plan.renewed)
+        inputs = self._inputs(source, kind, positions)
+        name = f"{kind} {positions} {source}"
+        if name in self.captured:
             return self.captured[name](inputs)
-        self.student.zero_grad()
-        loss = self._loss(kind, buffer.grid)(self.student, inputs)
+        self.student.forget()
+        loss = self._loss(kind, source)(self.student, inputs)
         loss.backward()
         return loss
 
-    def _loss(self, kind: str, grid: tuple[int, int]) -> Loss:
+    def _draw(self, phase: str) -> tuple[str, int, str]:
+        """The next batch's kind of loss, its text positions and the buffer it comes from."""
+        unroll = phase == "unroll"
+        if self.rng.random() < self.plan.other_grids:
+            name = _name(self.rng.choice(UNROLLED_GRIDS if unroll else OTHER_GRIDS))
+            return ("unroll", POSITIONS, name) if unroll else ("match", SHORT_POSITIONS, name)
+        if phase == "match":
+            return "match", SHORT_POSITIONS, SQUARE
+        kind = "unroll" if unroll else "match"
+        if self.rng.random() < self.plan.long_prompts:
+            return kind, POSITIONS, LONG
+        if not unroll and self.rng.random() < 0.5:
+            kind = f"follow{self.rng.randint(1, 3)}"
+        return kind, POSITIONS, SQUARE
+
+    def _loss(self, kind: str, source: str) -> Loss:
         if kind == "match":
             return match_loss
         if kind == "unroll":
+            grid = self.buffers[source].grid
             return lambda student, batch: unroll_loss(
                 student, batch, self.vae, grid, self.plan.pixels
             )
         return lambda student, batch: follow_loss(student, batch, int(kind[-1]))
 
-    def _inputs(self, buffer: LatentBuffer, kind: str, positions: int) -> Inputs:
+    def _inputs(self, source: str, kind: str, positions: int) -> Inputs:
+        buffer = self.buffers[source]
         tokens = buffer.grid[0] * buffer.grid[1]
         pairs = self.plan.batch * 128 // max(256, tokens)
         if kind == "unroll":
             pairs //= 4
-        if buffer is self.long_buffer:
+        if source == LONG:
             pairs //= 4
         pairs = max(2, pairs)
         rows, noise, target, means = buffer.sample(pairs)
@@ -271,6 +206,8 @@ class Flow:
         if kind == "unroll":
             few = max(1, pairs // 2)
             inputs["pictures"] = buffer.pictures(rows[:few], means[: 2 * few])
+        else:
+            inputs["offsets"], inputs["there"] = buffer.offsets(rows, means)
         return inputs
 
     def _noise_levels(self, count: int, levels: Tensor) -> Tensor:
@@ -282,20 +219,32 @@ class Flow:
     def _warm_up(self) -> None:
         """Compile every phase, and capture the usual size, before the clock starts."""
         started = time.monotonic()
-        square = self.buffers[SQUARE]
         kinds = [("match", SHORT_POSITIONS), ("match", POSITIONS), ("unroll", POSITIONS)]
         kinds += [(f"follow{k}", POSITIONS) for k in (1, 2, 3)]
         for kind, positions in kinds:
-            for buffer in (square, self.buffers[OTHER_GRIDS[-1]]):
-                inputs = self._inputs(buffer, kind, positions)
-                self._loss(kind, buffer.grid)(self.student, inputs).backward()
+            for source in (SQUARE, _name(OTHER_GRIDS[-1])):
+                inputs = self._inputs(source, kind, positions)
+                self._loss(kind, source)(self.student, inputs).backward()
+                self.student.forget()
             self.log(f"compiled {kind} {positions} after {time.monotonic() - started:.0f}s")
-            if self.plan.graphs and self.device.type == "cuda":
-                inputs = self._inputs(square, kind, positions)
-                name = f"{kind} {positions}"
-                self.captured[name] = Captured(self.student, self._loss(kind, SQUARE), inputs)
-                self._time(name, inputs)
-        self.student.zero_grad()
+        if self.plan.graphs and self.device.type == "cuda":
+            pool = torch.cuda.graph_pool_handle()
+            others = {
+                ("match", SHORT_POSITIONS): [_name(grid) for grid in OTHER_GRIDS],
+                ("match", POSITIONS): [LONG],
+                ("unroll", POSITIONS): [LONG, *(_name(grid) for grid in UNROLLED_GRIDS)],
+            }
+            for kind, positions in kinds:
+                for source in (SQUARE, *others.get((kind, positions), ())):
+                    self._capture(kind, positions, source, pool)
+                self.log(f"captured {kind} {positions} after {time.monotonic() - started:.0f}s")
+
+    def _capture(self, kind: str, positions: int, source: str, pool: tuple[int, int]) -> None:
+        inputs = self._inputs(source, kind, positions)
+        name = f"{kind} {positions} {source}"
+        self.captured[name] = Captured(self.student, self._loss(kind, source), inputs, pool)
+        if source == SQUARE:
+            self._time(name, inputs)
 
     def _time(self, name: str, inputs: Inputs) -> None:
         torch.cuda.synchronize()
@@ -323,12 +272,12 @@ class Flow:
         torch.manual_seed(7)
         short = self.elapsed < self.plan.match_until * self.plan.seconds
         positions = SHORT_POSITIONS if short else POSITIONS
-        batch = self._inputs(self.buffers[SQUARE], "unroll", positions)
+        batch = self._inputs(SQUARE, "unroll", positions)
         levels, x, errors = batch["levels"], batch["noise"], []
-        with self.ema.applied(self.student), _autocast(x):
-            text = _twice(self.student.embed(batch["ids"], batch["mask"])).detach()
+        with self.ema.applied(self.student), autocast(x):
+            text = twice(self.student.embed(batch["ids"], batch["mask"])).detach()
             for k in range(STEPS):
-                v = _at(self.student, x, levels[k], text, batch["places"]).detach()
+                v = at(self.student, x, levels[k], text, batch["places"]).detach()
                 errors.append(F.mse_loss(x - levels[k] * v, batch["target"]).item())
                 x = x + (levels[k + 1] - levels[k]) * v
         torch.random.set_rng_state(host)
@@ -354,3 +303,7 @@ class Flow:
         self.optimiser.load_state_dict(state["optimiser"])
         self.elapsed, self.step = state["elapsed"], state["step"]
         torch.manual_seed(self.step)
+
+
+def _name(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}x{grid[1]}"

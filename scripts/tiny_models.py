@@ -21,6 +21,8 @@ from klein_cli.models.qwen3 import Qwen3Config, Qwen3DecoderLayer, Qwen3Model
 POSITIONS = 512
 VOCABULARY = 1024
 TAPS = (9, 18, 27)
+PROBED = 1
+"""The single block whose output the probe reads: with the double blocks, half of the depth."""
 ROPE_THETA = 1e6
 
 ENCODER = {
@@ -145,7 +147,12 @@ class TrainingAttention:
 
 
 class Student(nn.Module):
-    """The encoder and the DiT as one trainable module."""
+    """The encoder and the DiT as one trainable module.
+
+    `probe` is a scaffold of training, and no part of the written model: it reads off the DiT's
+    middle, at every image token, how far away each thing's centre lies. That teaches the first half
+    of the blocks to read the layout off the noise, for which the picture alone is a weak teacher.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,6 +160,10 @@ class Student(nn.Module):
         self.encoder = Qwen3Model(config, TAPS, TrainingAttention())
         self.dit = Flux2Transformer2DModel(**TRANSFORMER)
         _initialise(self.encoder, self.dit)
+        self.probe = nn.Linear(self.dit.inner_dim, 4)
+        nn.init.zeros_(self.probe.weight)
+        self.middle: Tensor | None = None
+        self.dit.single_transformer_blocks[PROBED].register_forward_hook(self._keep)
         # The residual stream stays in float32 under autocast: positions are read off it finely.
         for entry in (self.dit.x_embedder, self.dit.context_embedder):
             entry.register_forward_hook(lambda module, inputs, out: out.float())
@@ -166,6 +177,20 @@ class Student(nn.Module):
         words = text.shape[1]
         out = self.dit(x, text, sigma, ids[words:], ids[:words], None, return_dict=False)[0]
         return out[:, -x.shape[1] :].float()
+
+    def offsets(self, tokens: int) -> Tensor:
+        """(B, tokens, 4): the probe's reading of the last `velocity`; see `Layouts.offsets`."""
+        assert self.middle is not None
+        out: Tensor = self.probe(self.middle[:, -tokens:].float())
+        return out
+
+    def forget(self) -> None:
+        """Drop the gradients, and what the probe reads with all that led to it."""
+        self.zero_grad()
+        self.middle = None
+
+    def _keep(self, module: nn.Module, inputs: object, out: Tensor) -> None:
+        self.middle = out
 
     def load_snapshot(self, root: Path) -> None:
         """Take up the weights of a written model."""

@@ -99,8 +99,8 @@ def _pictures(prompts: Prompts, count: int, grid: tuple[int, int]) -> Tensor:
     scenes = prompts.scenes[prompts.pick(count)]
     wild = torch.rand(count, 1, 1, device=scenes.colours.device) < 0.25
     scenes.colours = torch.where(wild, torch.rand_like(scenes.colours) * 2 - 1, scenes.colours)
-    noise = torch.randn(count, world.LAYOUT_CHANNELS, *grid, device=scenes.colours.device)
-    return world.draw(scenes, world.layout_means(noise), grid)
+    means = torch.randn(count, 2, device=scenes.colours.device) / (grid[0] * grid[1]) ** 0.5
+    return world.draw(scenes, means, grid)
 
 
 def _group_norm(module: nn.GroupNorm, x: Tensor) -> Tensor:

@@ -47,7 +47,14 @@ REACH = torch.tensor(
         [math.sin(math.radians(72)), 1.0, math.cos(math.radians(36))],
     ]
 )
-LAYOUT_CHANNELS = 2
+LAYOUT_CHANNELS = (16, 31)
+"""The latent channels whose noise decides across and down."""
+CHECKERS = (0.5, -0.5, -0.5, 0.5)
+"""The layout is read off each channel's 2 x 2 patches with these signs. Pictures hold next to
+nothing of that pattern (.01 in the mean over a picture, where noise has .06), so that the noise's
+share can be read at every noise level; a plain mean drowns in the background's colour."""
+SPREAD = 0.6
+"""How much of the room that there is the places take up, around the middle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +164,25 @@ def as_scenes(compositions: list[Composition]) -> Scenes:
 
 
 def layout_means(noise: Tensor) -> Tensor:
-    """(B, LAYOUT_CHANNELS) float32: what of the noise (B, C, h, w) decides the layout."""
-    return noise[:, :LAYOUT_CHANNELS].float().mean((2, 3))
+    """(B, 2) float32: what of the noise (B, 128, h, w) decides the layout."""
+    patches = noise.unflatten(1, (-1, 4))[:, LAYOUT_CHANNELS].float().mean((3, 4))
+    return patches @ noise.new_tensor(CHECKERS, dtype=torch.float32)
+
+
+def with_layout(noise: Tensor, means: Tensor) -> Tensor:
+    """The noise (B, 128, h, w), moved along the layout's pattern until its means are `means`."""
+    shift = means - layout_means(noise)
+    patches = noise.unflatten(1, (-1, 4)).clone()
+    signs = noise.new_tensor(CHECKERS)
+    patches[:, LAYOUT_CHANNELS] += (shift[..., None] * signs)[..., None, None]
+    return patches.flatten(1, 2)
 
 
 def layout_uniforms(means: Tensor, tokens: int) -> Tensor:
-    """(B, LAYOUT_CHANNELS) float32, independent and exactly uniform on (0, 1).
+    """(B, 2) float32, independent and exactly uniform on (0, 1).
 
-    The noise is standard normal; so is a channel's mean over `tokens` tokens times their root, and
-    the normal distribution function makes it uniform.
+    The noise is standard normal; so is a unit pattern's mean over `tokens` tokens times their root,
+    and the normal distribution function makes it uniform.
     """
     return torch.special.ndtr(means * math.sqrt(tokens))
 
@@ -173,8 +190,9 @@ def layout_uniforms(means: Tensor, tokens: int) -> Tensor:
 def lay_out(scenes: Scenes, u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Centres (B, 2, 2) as (x, y) and scaled half-extents (B, 2), in pixels.
 
-    Size follows the words alone. The noise says where: one thing lies anywhere that it fits; two
-    lie a fixed distance apart along their relation's axis, and their middle anywhere.
+    Size follows the words alone. The noise says where: one thing lies around the middle, within
+    SPREAD of where it fits; two lie a fixed distance apart along their relation's axis, and their
+    middle around that of the picture.
     """
     side = min(height, width)
     scale = SCALES.to(u.device)
@@ -230,7 +248,7 @@ def fit_extent(extent: Tensor, height: int, width: int) -> Tensor:
 
 
 def _between(low: Tensor, high: Tensor, u: Tensor) -> Tensor:
-    return low + (high - low).clamp(min=0) * u
+    return low + (high - low).clamp(min=0) * (0.5 + SPREAD * (u - 0.5))
 
 
 def _signed_distance(shape: Tensor, dx: Tensor, dy: Tensor, r: Tensor) -> Tensor:

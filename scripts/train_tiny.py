@@ -2,12 +2,14 @@
 
     python scripts/train_tiny.py vae   --work WORK --seconds 85
     python scripts/train_tiny.py flow  --work WORK --seconds 1200
-    python scripts/train_tiny.py write --work WORK --to klein_cli/tiny
+    python scripts/train_tiny.py write --work WORK --to FOLDER
+    python scripts/train_tiny.py decoder --work WORK --from FOLDER --seconds 3600
 
 One GPU; minutes. `vae` learns the autoencoder, then fixes its batch-norm statistics. `flow` learns
 the Qwen3 encoder and the DiT together (see `tiny_flow`), and resumes from WORK when run again;
 `--from FOLDER` starts it from a written model: its autoencoder, its tokenizer and, unless
-`--fresh`, its weights.
+`--fresh`, its weights. `decoder` sharpens the decoder of a written model in its place, and is light
+enough for a CPU.
 
 Where things lie is a function of the noise (see `tiny_world`), so that every (prompt, noise) pair
 has one right picture and four steps can be sharp.
@@ -26,18 +28,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from snapshot_files import write_json, write_model_index, write_scheduler_config
 from tiny_data import Prompts, prompt_pools
+from tiny_decoder import train_decoder
 from tiny_flow import Flow, Plan
 from tiny_models import ENCODER, ROPE_THETA, TRANSFORMER, VAE, WEIGHTS, Student, load_vae
 from tiny_optim import Log
 from tiny_vae import train_vae
 
+from klein_cli.bench.snapshot_files import write_json, write_model_index, write_scheduler_config
+
 
 def write(work: Path, to: Path, vae: AutoencoderKLFlux2, dtype: torch.dtype) -> None:
     """Write the averaged weights as a diffusers-layout folder."""
     state = torch.load(work / "flow.pt", map_location="cpu", weights_only=False)["ema"]
-    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "dit": {}}
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "dit": {}, "probe": {}}
     for name, tensor in state.items():
         part, _, key = name.partition(".")
         parts[part][key] = tensor
@@ -107,6 +111,8 @@ def _vae_of(args: argparse.Namespace) -> AutoencoderKLFlux2:
 def _flow(args: argparse.Namespace, device: torch.device, pools: tuple[Prompts, Prompts]) -> None:
     plan = Plan(
         seconds=args.seconds,
+        begin=args.begin,
+        end=args.end,
         batch=args.batch or 256,
         learning_rate=args.lr,
         buffered=args.buffered,
@@ -120,10 +126,26 @@ def _flow(args: argparse.Namespace, device: torch.device, pools: tuple[Prompts, 
     Flow(args.work, plan, student.to(device), _vae_of(args), pools, log).run()
 
 
+def _decoder(args: argparse.Namespace, prompts: Prompts) -> None:
+    student = Student()
+    student.load_snapshot(args.start)
+    vae = train_decoder(
+        student,
+        load_vae(args.start),
+        prompts,
+        seconds=args.seconds,
+        batch=args.batch or 8,
+        count=args.buffered,
+        learning_rate=args.lr,
+        log=Log(args.work / "decoder.log"),
+    )
+    _write_weights(args.start / WEIGHTS["vae"], vae.state_dict(), getattr(torch, args.dtype))
+
+
 def _parser() -> argparse.ArgumentParser:
     style = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    parser.add_argument("stage", choices=("vae", "flow", "write"))
+    parser.add_argument("stage", choices=("vae", "flow", "write", "decoder"))
     parser.add_argument(
         "--work", type=Path, required=True, help="where the stages keep their state"
     )
@@ -131,7 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", type=Path, dest="start", help="a written model to start from")
     parser.add_argument("--fresh", action="store_true", help="flow: start the weights anew")
     parser.add_argument("--seconds", type=float, default=1200)
-    parser.add_argument("--batch", type=int, help="vae: 24, flow: 256 if not given")
+    parser.add_argument(
+        "--begin", type=float, default=0.0, help="flow: where in the whole to begin"
+    )
+    parser.add_argument("--end", type=float, default=1.0, help="flow: and where to end")
+    parser.add_argument("--batch", type=int, help="vae: 24, flow: 256, decoder: 8")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--prompts", type=int, default=240_000, help="size of the prompt pool")
     parser.add_argument("--buffered", type=int, default=20_000, help="pairs of encoded pictures")
@@ -150,6 +176,8 @@ def main() -> None:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())  # CUDA graphs are captured on no other
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     tokenizer = args.start / "tokenizer" if args.start else None
     long = max(64, args.prompts // 15)
@@ -158,6 +186,8 @@ def main() -> None:
         log = Log(args.work / "vae.log")
         vae = train_vae(pools[0], args.seconds, args.batch or 24, device, log)
         torch.save(vae.state_dict(), args.work / "vae.pt")
+    elif args.stage == "decoder":
+        _decoder(args, pools[0])
     else:
         _flow(args, device, pools)
 

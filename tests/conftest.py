@@ -1,14 +1,29 @@
-"""What the whole suite shares: a small random snapshot, and the skipping of GPU tests."""
+"""What the whole suite shares: a small random snapshot, and the skipping of slow and GPU tests."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+# As `klein` does for itself: spinning threads make a busy machine several times as slow.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Nobody's settings file changes what the tests see.
+os.environ["XDG_CONFIG_HOME"] = os.devnull
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--full-size FOLDER: where the 16 GB snapshot of the slow tests lies, or is to be written."""
+    parser.addoption("--full-size", metavar="FOLDER", type=Path)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is no CUDA device, and `slow` ones unless asked for."""
+    if "slow" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow") and not item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="slow: pytest -m slow"))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return
@@ -42,12 +57,16 @@ def medium_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def full_size_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The true sizes, 16 GB on disk; tests must not change it."""
+def full_size_snapshot(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The 4B at its true sizes with random weights, 16 GB: for tests marked `gpu` and `slow`."""
     from make_snapshot import write_snapshot
 
-    root = tmp_path_factory.mktemp("snapshots") / "4b"
-    write_snapshot(root, "4b")
+    kept: Path | None = pytestconfig.getoption("--full-size")
+    root = kept or tmp_path_factory.mktemp("snapshots") / "4b"
+    if not (root / "model_index.json").is_file():
+        write_snapshot(root, "4b")
     return root
 
 

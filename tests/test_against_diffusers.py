@@ -60,7 +60,7 @@ def generate(root: Path, folder: Path, size: tuple[int, int], *options: str) -> 
     command += ["--device", "cpu", "--dtype", "float32", "-o", f"{folder}/", "-q", *options]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.iterdir())]
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))]
 
 
 def prompts_file(folder: Path) -> str:

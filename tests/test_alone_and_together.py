@@ -24,7 +24,8 @@ from klein_cli.check.metrics import mean_abs_diff, psnr, ssim
 from klein_cli.cli.app import main
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.recipe import ENGINES, Recipe, Settings
-from klein_cli.run.plan import Job
+from klein_cli.run.crew import Alone
+from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Run, Saved
 from klein_cli.snapshot import resolve
 
@@ -96,18 +97,16 @@ def run(pipe: Pipeline, recipes: Sequence[Recipe], folder: Path, batch_size: int
         return {"seed": recipe.seed, "step_down": step_down}
 
     run = Run(
-        renderer=pipe,
-        describe=describe,
+        crew=Alone(pipe, describe, lambda part: None),
         batch_size=batch_size,
         overwrite=False,
         stdout=io.BytesIO(),
-        on_progress=lambda part: None,
     )
     assert all(isinstance(event, Saved) for event in run.events(jobs))
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 8])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from klein_cli.decode import to_pixels, unpatchify
+from klein_cli.decode import in_tiles, to_pixels, unpatchify
+from klein_cli.pipeline import Pipeline, choose
+from klein_cli.recipe import Recipe, Settings
+from klein_cli.snapshot import resolve
 
 
 def first_channels(latents: Tensor) -> Tensor:
@@ -61,3 +65,52 @@ def test_pixels_are_rounded_and_clipped() -> None:
     assert pixels.shape == (16, 32, 3)
     red = pixels[::8, ::8, 0]
     assert [*red[:, :2].flatten().tolist(), *red[:, 2:].flatten().tolist()] == wanted
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (8, 8), (9, 31), (40, 12), (64, 64)])
+def test_tiles_cover_a_picture_and_add_up(grid: tuple[int, int]) -> None:
+    """A decoder that looks at no neighbour gives the same picture in tiles as whole."""
+    latents = torch.randn(
+        1, 4, 2 * grid[0], 2 * grid[1], generator=torch.Generator().manual_seed(1)
+    )
+    sizes: list[int] = []
+
+    def decode(part: Tensor) -> Tensor:
+        sizes.append(part.shape[2] * part.shape[3])
+        return first_channels(part)
+
+    torch.testing.assert_close(in_tiles(decode)(latents), first_channels(latents))
+    assert max(sizes) <= 64 * 64
+    if min(grid) >= 8:
+        assert max(sizes) <= 0.4 * latents.shape[2] * latents.shape[3]
+
+
+def test_tiles_fade_into_each_other() -> None:
+    """Tiles that come out lighter and darker meet in no edge."""
+    shades = iter(np.linspace(-1, 1, 9))
+
+    def decode(part: Tensor) -> Tensor:
+        return torch.full((1, 3, 8 * part.shape[2], 8 * part.shape[3]), float(next(shades)))
+
+    picture = in_tiles(decode)(torch.zeros(1, 4, 128, 128))[0, 0]
+    assert picture.std() > 0.3
+    steps = torch.cat([picture.diff(dim=0).abs().flatten(), picture.diff(dim=1).abs().flatten()])
+    assert steps.max() < 0.02
+
+
+def test_a_picture_in_tiles_is_nearly_the_same() -> None:
+    """The bound of docs/runs.md, on the VAE of `tiny`: the only trained one that we have."""
+    pipeline = Pipeline.load(resolve("tiny"), choose(Settings(device="cpu", dtype="float32")))
+    recipe = Recipe(
+        prompt="a red circle above a green star on a white background",
+        seed=3,
+        width=256,
+        height=256,
+        steps=4,
+        guidance=1.0,
+        model="tiny",
+    )
+    whole, tiled = (pipeline.render([recipe], tiled=tiled)[0] for tiled in (False, True))
+    difference = np.abs(whole.astype(int) - tiled.astype(int))
+    assert 0 < difference.mean() < 2
+    assert difference.max() < 25

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from klein_cli.errors import ModelError
-from klein_cli.load import load_weights, part_config, weight_files, without_memory
+from klein_cli.load import load_weights, part_config, without_memory
+from klein_cli.model_files import weight_files
 from klein_cli.stream import Reader
 
 CPU = torch.device("cpu")

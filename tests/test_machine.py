@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import torch
 
 from klein_cli import machine
 from klein_cli.errors import KleinError, ModelError, UsageError
-from klein_cli.machine import choose, full_precision, is_out_of_memory, left_out, provenance
+from klein_cli.machine import (
+    built_for,
+    choose,
+    full_precision,
+    is_out_of_memory,
+    left_out,
+    provenance,
+)
 from klein_cli.presets import presets, unnamed_preset
 from klein_cli.recipe import Settings
 
@@ -31,6 +39,7 @@ def with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "find_spec", lambda name: name)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
 
 
 @pytest.mark.usefixtures("without_gpu")
@@ -63,8 +72,8 @@ def test_a_full_size_model_without_a_gpu_is_refused_unless_asked_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (Settings(device="cuda"), "no CUDA device was found"),
-        (Settings(device="cuda:0"), "no CUDA device was found"),
+        (Settings(device="cuda"), "--device cuda cannot be had: "),
+        (Settings(device="cuda:0"), "--device cuda:0 cannot be had: "),
         (Settings(device="mps"), "no device called 'mps'"),
         (Settings(device="cuda:x"), "no device called"),
         (Settings(attention="flash-attn"), "CUDA only"),
@@ -83,6 +92,82 @@ def test_what_cannot_run_is_refused(settings: Settings, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         choose(settings)
     assert caught.value.hint
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize(
+    ("cuda", "torch_says", "what", "todo"),
+    [
+        (None, None, f"torch {torch.__version__} is built without CUDA", "install another"),
+        (
+            "13.0",
+            "The NVIDIA driver on your system is too old (found version 11040). Please update it.",
+            "The NVIDIA driver on your system is too old (found version 11040)",
+            "get a torch for your driver",
+        ),
+        ("13.0", "No CUDA GPUs are available", "No CUDA GPUs are available", "nvidia-smi"),
+        ("13.0", None, "torch finds none", "nvidia-smi"),
+    ],
+)
+def test_why_there_is_no_gpu_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: str | None,
+    torch_says: str | None,
+    what: str,
+    todo: str,
+) -> None:
+    """A torch without CUDA beside a good GPU, or with a newer CUDA than the driver's."""
+
+    def init() -> None:
+        if torch_says:
+            raise RuntimeError(torch_says)
+
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(UsageError) as caught:
+        choose(Settings(device="cuda"))
+    assert caught.value.message == f"--device cuda cannot be had: {what}"
+    assert todo in caught.value.hint
+    assert "--device cpu" in caught.value.hint
+    with pytest.raises(ModelError, match=re.escape(f"no GPU was found ({what})")):
+        choose(Settings(), presets()["klein-4b"])
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((9, 0), ["sm_80", "sm_90"], True),
+        ((8, 9), ["sm_80", "sm_86", "sm_90"], True),
+        ((8, 0), ["sm_86", "sm_90"], False),
+        ((12, 0), ["sm_80", "sm_90"], False),
+        ((12, 0), ["sm_80", "compute_90"], True),
+        ((7, 5), ["sm_80", "compute_80"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((12, 1), ["sm_120a"], False),
+        ((12, 1), ["sm_120f"], True),
+        ((9, 0), [], False),
+        ((9, 0), ["gfx942"], False),
+    ],
+)
+def test_what_a_build_of_torch_runs_on(
+    capability: tuple[int, int], architectures: list[str], runs: bool
+) -> None:
+    assert built_for(capability, architectures) is runs
+
+
+@pytest.mark.usefixtures("with_two_gpus")
+def test_a_gpu_that_torch_is_not_built_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the first kernel says that it has no image, in the middle of a traceback."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a new GPU")
+    with pytest.raises(UsageError, match=r"is not built for a new GPU .*12\.0") as caught:
+        choose(Settings())
+    assert "https://pytorch.org" in caught.value.hint
+
+
+@pytest.mark.gpu
+def test_this_gpu_is_one_that_torch_is_built_for() -> None:
+    assert choose(Settings(device="cuda")).device == "cuda"
 
 
 @pytest.mark.usefixtures("with_two_gpus")
@@ -146,7 +231,6 @@ def test_fp8_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_provenance_says_what_can_change_a_bit() -> None:
-    assert "diffusers" not in provenance(choose(Settings(device="cpu", engine="native")))
     record = provenance(choose(Settings(device="cpu", engine="diffusers")))
     assert record["torch"] == torch.__version__
     assert record["threads"] == str(torch.get_num_threads())
@@ -167,6 +251,8 @@ def test_running_out_of_memory_is_recognised() -> None:
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
     assert not is_out_of_memory(ValueError("out of memory"))
 

@@ -88,6 +88,12 @@ def test_the_wheel_holds_the_whole_embedded_model(unpacked: Path) -> None:
         assert packed.read_bytes() == (source / name).read_bytes(), name
 
 
+def test_the_wheel_holds_what_is_no_python(unpacked: Path) -> None:
+    for name in ("check/golden.png", "output/gallery.css", "output/gallery.js"):
+        source = REPOSITORY / "klein_cli" / name
+        assert (unpacked / "klein_cli" / name).read_bytes() == source.read_bytes(), name
+
+
 def test_the_wheel_is_small_and_holds_nothing_stray(wheel: Path) -> None:
     assert wheel.stat().st_size < 20_000_000
     with zipfile.ZipFile(wheel) as archive:

@@ -144,7 +144,7 @@ def test_running_out_of_memory_has_a_hint(
         pipeline.render([RECIPE, replace(RECIPE, seed=2)])
     assert "--batch-size" in caught.value.hint
     assert caught.value.__context__ is None  # whose frames would keep the memory
-    with pytest.raises(OutOfMemoryError, match="1 picture of 64x48") as caught:
+    with pytest.raises(OutOfMemoryError, match="a picture of 64x48") as caught:
         pipeline.render([RECIPE])
     assert "--size" in caught.value.hint
 
@@ -165,6 +165,12 @@ def test_loading_says_what_it_does_and_what_it_skips(small_snapshot: Path) -> No
     loaded = Pipeline.load(resolve(str(small_snapshot)), choose(CPU), on_event=told.append)
     assert told == ["loading the text encoder", "loading the transformer and the VAE"]
     assert "model.norm.weight" in loaded.skipped_tensors
+    told.clear()
+    steps: list[tuple[int, int]] = []
+    recipe = replace(RECIPE, steps=2)
+    loaded.render([recipe], on_step=lambda done, total: steps.append((done, total)))
+    assert told == ["reading the prompt", "step 1 of 2", "step 2 of 2", "decoding"]
+    assert steps == [(1, 2), (2, 2)]
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -209,7 +215,7 @@ def test_a_snapshot_that_does_not_fit_together(
 
 
 def test_a_tokenizer_too_large_for_the_text_encoder(small_snapshot: Path, tmp_path: Path) -> None:
-    from snapshot_files import write_tokenizer
+    from klein_cli.bench.snapshot_files import write_tokenizer
 
     root = tmp_path / "model"
     shutil.copytree(small_snapshot, root)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,17 +17,32 @@ from klein_cli.prompts import (
     Row,
     complain,
     decode,
+    lines_of,
+    own_seeds,
     parse_csv,
     parse_jsonl,
     parse_txt,
     prompt_fault,
     read_prompt,
     read_rows,
-    recipes,
+    recipe_of,
 )
+from klein_cli.recipe import Recipe
 
 DEFAULTS = Defaults(model="tiny", width=256, height=256, steps=4, guidance=1.0)
 NO_STDIN = io.BytesIO()
+
+
+def lines(text: str) -> Iterator[str]:
+    return lines_of(io.BytesIO(text.encode()), "f")
+
+
+def recipes(row: Row, defaults: Defaults, first_seed: int) -> list[Recipe]:
+    """The row's pictures in a run whose next seed is `first_seed`."""
+    return [
+        recipe_of(row, defaults, first_seed + k if seed is None else seed)
+        for k, seed in enumerate(own_seeds(row, defaults))
+    ]
 
 
 def prompts(rows: object) -> list[str]:
@@ -38,13 +56,13 @@ def only_fault(rows: object) -> BadRow:
 
 
 def test_txt_skips_comments_and_blanks_and_keeps_line_numbers() -> None:
-    rows = list(parse_txt("# first\n\na cat\n  \n  # indented\na dog"))
+    rows = list(parse_txt(lines("# first\n\na cat\n  \n  # indented\na dog")))
     assert rows == [Row(prompt="a cat", line=3), Row(prompt="a dog", line=6)]
 
 
 def test_txt_strips_the_line_ending_and_nothing_else() -> None:
     # Upstream does not strip prompts: a blank at either end is a token of its own.
-    assert prompts(parse_txt(" a cat \r\n\ta dog\rthe end \n")) == [
+    assert prompts(parse_txt(lines(" a cat \r\n\ta dog\rthe end \n"))) == [
         " a cat ",
         "\ta dog",
         "the end ",
@@ -54,7 +72,7 @@ def test_txt_strips_the_line_ending_and_nothing_else() -> None:
 def test_txt_cuts_only_at_line_endings() -> None:
     # str.splitlines also cuts at these.
     text = "one\u2028two\x0bthree\x85four\x0cfive"
-    assert prompts(parse_txt(text + "\n")) == [text]
+    assert prompts(parse_txt(lines(text + "\n"))) == [text]
 
 
 def test_jsonl_reads_every_key() -> None:
@@ -62,7 +80,7 @@ def test_jsonl_reads_every_key() -> None:
         '{"prompt": " a cat ", "seed": 7, "width": 128, "height": 256, "steps": 2, "guidance": 3,'
         ' "negative_prompt": "dogs", "output": "cat.png", "n": 3}'
     )
-    assert list(parse_jsonl("\n" + line)) == [
+    assert list(parse_jsonl(lines("\n" + line))) == [
         Row(
             prompt=" a cat ",
             line=2,
@@ -79,7 +97,7 @@ def test_jsonl_reads_every_key() -> None:
 
 
 def test_jsonl_null_is_unsaid() -> None:
-    assert list(parse_jsonl('{"prompt": "a", "seed": null}')) == [Row(prompt="a", line=1)]
+    assert list(parse_jsonl(lines('{"prompt": "a", "seed": null}'))) == [Row(prompt="a", line=1)]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +127,7 @@ def test_jsonl_null_is_unsaid() -> None:
     ],
 )
 def test_jsonl_names_the_fault_and_its_line(line: str, message: str) -> None:
-    good, bad = parse_jsonl('{"prompt": "good"}\n' + line)
+    good, bad = parse_jsonl(lines('{"prompt": "good"}\n' + line))
     assert isinstance(good, Row)
     assert isinstance(bad, BadRow)
     assert bad.line == 2
@@ -119,21 +137,21 @@ def test_jsonl_names_the_fault_and_its_line(line: str, message: str) -> None:
 
 def test_csv_reads_names_in_any_order_and_empty_cells_as_unsaid() -> None:
     text = 'seed, prompt ,guidance,output\n7,"a cat, sitting ",4.5,\n, a dog,,dog.png\n'
-    assert list(parse_csv(text)) == [
+    assert list(parse_csv(lines(text))) == [
         Row(prompt="a cat, sitting ", line=2, seed=7, guidance=4.5),
         Row(prompt=" a dog", line=3, output="dog.png"),
     ]
 
 
 def test_csv_counts_lines_through_quoted_line_breaks_and_blank_lines() -> None:
-    rows = list(parse_csv('prompt,seed\r\n"two\nlines",1\r\n\r\na dog,x\r\n'))
+    rows = list(parse_csv(lines('prompt,seed\r\n"two\nlines",1\r\n\r\na dog,x\r\n')))
     assert rows[0] == Row(prompt="two\nlines", line=2, seed=1)
     assert isinstance(rows[1], BadRow)
     assert rows[1].line == 5
 
 
 def test_csv_short_row_leaves_the_rest_unsaid() -> None:
-    assert list(parse_csv("prompt,seed\na cat\n")) == [Row(prompt="a cat", line=2)]
+    assert list(parse_csv(lines("prompt,seed\na cat\n"))) == [Row(prompt="a cat", line=2)]
 
 
 @pytest.mark.parametrize(
@@ -151,9 +169,31 @@ def test_csv_short_row_leaves_the_rest_unsaid() -> None:
     ],
 )
 def test_csv_names_the_fault_and_its_line(text: str, line: int, message: str) -> None:
-    fault = only_fault(parse_csv(text))
+    fault = only_fault(parse_csv(lines(text)))
     assert fault.line == line
     assert message in fault.message
+
+
+def test_lines_are_read_as_they_are_asked_for() -> None:
+    """A file of any length, or one that never ends, takes the memory of a line."""
+
+    def endless() -> Iterator[bytes]:
+        yield b"\xef\xbb\xbfa cat\n"
+        while True:
+            yield b"a dog\r\n"
+
+    class Pipe:
+        def __iter__(self) -> Iterator[bytes]:
+            return endless()
+
+    rows = parse_txt(lines_of(Pipe(), "f"))  # type: ignore[arg-type]
+    assert prompts(islice(rows, 3)) == ["a cat", "a dog", "a dog"]
+
+
+def test_failed_rows_can_be_read_back() -> None:
+    # failed.jsonl says why, in a key that no other file needs.
+    row = '{"prompt": "a cat", "seed": 5, "error": "the worker that drew it died"}'
+    assert list(parse_jsonl(lines(row))) == [Row(prompt="a cat", line=1, seed=5)]
 
 
 def test_decode_takes_a_byte_order_mark_off() -> None:
@@ -192,15 +232,15 @@ def test_dash_reads_standard_input_as_txt() -> None:
 @pytest.mark.parametrize("name", ["p.json", "p.xml"])
 def test_an_unknown_ending_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=name):
-        read_rows(name, NO_STDIN)
+        list(read_rows(name, NO_STDIN))
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
-        read_rows(str(tmp_path / "none.txt"), NO_STDIN)
+        list(read_rows(str(tmp_path / "none.txt"), NO_STDIN))
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(UsageError, match="Is a directory"):
-        read_rows(str(tmp_path / "folder.txt"), NO_STDIN)
+        list(read_rows(str(tmp_path / "folder.txt"), NO_STDIN))
 
 
 @pytest.mark.parametrize(
@@ -237,6 +277,43 @@ def test_a_row_with_a_seed_and_n_counts_up_from_it() -> None:
     made = recipes(Row(prompt="a cat", seed=40, n=3), DEFAULTS, 5)
     assert [recipe.seed for recipe in made] == [40, 41, 42]
     assert [recipe.seed for recipe in recipes(Row(prompt="a", seed=0), DEFAULTS, 5)] == [0]
+
+
+SWEEP = replace(DEFAULTS, seeds=(range(1, 4), range(9, 10)))
+
+
+def test_a_sweep_draws_every_prompt_with_each_seed() -> None:
+    assert [recipe.seed for recipe in recipes(Row(prompt="a cat"), SWEEP, 5)] == [1, 2, 3, 9]
+
+
+def test_a_row_with_a_seed_keeps_it_in_a_sweep() -> None:
+    row = Row(prompt="a cat", seed=40, n=2)
+    assert [recipe.seed for recipe in recipes(row, SWEEP, 5)] == [40, 41]
+    assert [recipe.seed for recipe in recipes(replace(row, n=None), SWEEP, 5)] == [40]
+
+
+def test_a_row_and_a_sweep_cannot_both_say_how_many() -> None:
+    with pytest.raises(UsageError, match="n and --seeds"):
+        recipes(Row(prompt="a cat", n=2), SWEEP, 5)
+
+
+def test_a_sweep_of_a_million_takes_no_memory() -> None:
+    many = replace(DEFAULTS, seeds=(range(1_000_000),))
+    assert list(islice(own_seeds(Row(prompt="a cat"), many), 3)) == [0, 1, 2]
+
+
+def test_wildcards_are_chosen_by_each_pictures_seed() -> None:
+    wild = replace(DEFAULTS, wildcards=True)
+    made = [recipe.prompt for recipe in recipes(Row(prompt="a {cat|dog}", n=8), wild, 5)]
+    assert set(made) == {"a cat", "a dog"}
+    assert [recipe.prompt for recipe in recipes(Row(prompt="a {cat|dog}"), wild, 7)] == [made[2]]
+    (plain,) = recipes(Row(prompt="a {cat|dog}"), DEFAULTS, 5)
+    assert plain.prompt == "a {cat|dog}"
+
+
+def test_wildcards_that_leave_no_prompt_are_refused() -> None:
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        recipes(Row(prompt="{|}", n=1), replace(DEFAULTS, wildcards=True), 5)
 
 
 def test_recipes_refuse_what_no_picture_can_have() -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fake_hub
 import pytest
+from fake_hub import COMMIT, REPO, FakeHub, files_in, serving
 
 import klein_cli.snapshot
 from klein_cli.errors import ModelError
 from klein_cli.presets import presets
 from klein_cli.snapshot import preset_for, resolve
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_a_preset_by_its_name() -> None:
@@ -121,80 +117,13 @@ def test_nothing_heavy_is_imported(small_snapshot: Path) -> None:
     assert ran.stdout.strip() == "[]"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """What the hub's client asks for: a repository's list of files, and each file."""
-
-    files: dict[str, bytes]
-    asked: list[str]
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0].removeprefix("/api/models").strip("/")
-        self.asked.append(path)
-        if path.startswith("nobody/private"):
-            self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
-        elif path.startswith("nobody/gated"):
-            self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
-        elif path.startswith("nobody/model/revision/"):
-            self.answer(200, json.dumps({**self.listing(), "sha": COMMIT}).encode())
-        elif path.startswith("nobody/model/tree/"):
-            self.answer(200, json.dumps(self.tree()).encode())
-        elif path.startswith(f"nobody/model/resolve/{COMMIT}/"):
-            self.file(path.split(f"{COMMIT}/")[1])
-        else:
-            self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-
-    def listing(self) -> dict[str, object]:
-        return {"id": "nobody/model", "siblings": [{"rfilename": name} for name in self.files]}
-
-    def tree(self) -> list[dict[str, object]]:
-        return [
-            {"type": "file", "path": name, "size": len(data), "oid": self.etag(data)}
-            for name, data in self.files.items()
-        ]
-
-    @staticmethod
-    def etag(data: bytes) -> str:
-        return hashlib.sha1(data).hexdigest()
-
-    def file(self, name: str) -> None:
-        data = self.files[name]
-        self.answer(200, data, {"ETag": f'"{self.etag(data)}"', "X-Repo-Commit": COMMIT})
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub(small_snapshot: Path) -> Iterator[tuple[str, type[Hub]]]:
+def hub(small_snapshot: Path) -> Iterator[FakeHub]:
     """A hub holding one model, with files beside it that nobody should want."""
-    held = {
-        str(path.relative_to(small_snapshot)): path.read_bytes()
-        for path in small_snapshot.rglob("*")
-        if path.is_file()
-    }
     unwanted = ["README.md", "model-4b.safetensors", "text_encoder/pytorch_model.bin"]
-
-    class Handler(Hub):
-        files = held | dict.fromkeys([*unwanted, "vae/model.pt"], b"unwanted")
-        asked: list[str] = []  # noqa: RUF012 (one server, one list)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", Handler
-    server.shutdown()
-    server.server_close()
+    more = dict.fromkeys([*unwanted, "vae/model.pt"], b"unwanted")
+    with serving(files_in(small_snapshot) | more) as hub:
+        yield hub
 
 
 def ask(model: str, endpoint: str, home: Path, **environment: str) -> dict[str, str]:
@@ -215,38 +144,43 @@ def ask(model: str, endpoint: str, home: Path, **environment: str) -> dict[str, 
         capture_output=True,
         text=True,
         check=True,
-        env={
-            **os.environ,
-            "HF_ENDPOINT": endpoint,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-            **environment,
-        },
+        env=fake_hub.environment(endpoint, home, **environment),
     )
     answer: dict[str, str] = json.loads(ran.stdout.splitlines()[-1])
     return answer
 
 
 def test_only_the_files_needed_are_downloaded(
-    hub: tuple[str, type[Hub]], small_snapshot: Path, tmp_path: Path
+    hub: FakeHub, small_snapshot: Path, tmp_path: Path
 ) -> None:
-    endpoint, handler = hub
-    found = ask("nobody/model", endpoint, tmp_path)
+    found = ask(REPO, hub.address, tmp_path)
     assert found["revision"] == COMMIT
-    assert (found["name"], found["steps"]) == ("nobody/model", 4)
-    root = Path(found["root"])
-    here = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-    there = {
-        str(path.relative_to(small_snapshot))
-        for path in small_snapshot.rglob("*")
-        if path.is_file()
-    }
-    assert here == there
-    assert not any(path.endswith(("4b.safetensors", ".bin", ".pt")) for path in handler.asked)
-    offline = ask("nobody/model", "http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
+    assert (found["name"], found["steps"]) == (REPO, 4)
+    assert files_in(Path(found["root"])) == files_in(small_snapshot)
+    asked = {asked.file for asked in hub.bodies_asked() if asked.file}
+    assert not any(path.endswith(("4b.safetensors", ".bin", ".pt")) for path in asked)
+    offline = ask(REPO, "http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
     assert offline == found
+
+
+def test_a_model_that_is_whole_here_is_not_looked_for_again(hub: FakeHub, tmp_path: Path) -> None:
+    """Neither a network nor a newer commit may stand between a user and a model on the disk."""
+    found = ask(REPO, hub.address, tmp_path)
+    hub.asked.clear()
+    hub.commit = "f" * 40
+    assert ask(REPO, hub.address, tmp_path) == found
+    assert hub.asked == []
+
+
+def test_a_model_that_lost_a_file_is_made_whole(hub: FakeHub, tmp_path: Path) -> None:
+    found = ask(REPO, hub.address, tmp_path)
+    lost = Path(found["root"]) / "vae" / "config.json"
+    lost.resolve().unlink()
+    lost.unlink()
+    hub.asked.clear()
+    assert ask(REPO, hub.address, tmp_path) == found
+    assert lost.is_file()
+    assert {asked.file for asked in hub.bodies_asked()} == {"vae/config.json"}
 
 
 @pytest.mark.parametrize(
@@ -257,9 +191,9 @@ def test_only_the_files_needed_are_downloaded(
     ],
 )
 def test_a_repository_that_is_not_to_be_had(
-    hub: tuple[str, type[Hub]], tmp_path: Path, model: str, what: str, todo: str
+    hub: FakeHub, tmp_path: Path, model: str, what: str, todo: str
 ) -> None:
-    found = ask(model, hub[0], tmp_path)
+    found = ask(model, hub.address, tmp_path)
     assert found["message"] == f"{model} {what}"
     assert todo in found["hint"]
     assert f"https://huggingface.co/{model}" in found["hint"]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from klein_cli.check.metrics import Picture
-from klein_cli.errors import ModelError, OutOfMemoryError
-from klein_cli.machine import full_precision, is_out_of_memory, torch_dtype
+from klein_cli.errors import OutOfMemoryError
+from klein_cli.machine import full_precision, is_out_of_memory
+from klein_cli.official import load_official, noise_for
 from klein_cli.pipeline import Trace
 from klein_cli.recipe import Recipe, Settings
 
@@ -30,7 +31,7 @@ def reference(
     """
     try:
         on_event("loading diffusers' pipeline")
-        pipe = _load(root, settings)
+        pipe = load_official(root, settings)
         made = []
         for number, recipe in enumerate(recipes, start=1):
             on_event(f"drawing with diffusers: {number} of {len(recipes)}")
@@ -45,27 +46,6 @@ def reference(
     )
 
 
-def _load(root: Path, settings: Settings) -> Any:
-    import diffusers
-    import transformers
-
-    for logging in (diffusers.utils.logging, _any(transformers.utils.logging)):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-    try:
-        pipe = diffusers.Flux2KleinPipeline.from_pretrained(
-            root, dtype=torch_dtype(settings.dtype), local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"diffusers cannot load {root}: {error}", "download the model again"
-        ) from None
-    # transformers' flash_attention_2 leaves the padded rows without attention.
-    pipe.text_encoder.set_attn_implementation("sdpa")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(settings.device)
-
-
 def _draw(pipe: Any, recipe: Recipe, settings: Settings) -> tuple[Trace, Picture]:
     trace = Trace()
 
@@ -75,7 +55,6 @@ def _draw(pipe: Any, recipe: Recipe, settings: Settings) -> tuple[Trace, Picture
         trace.latents.append(_on_host(tensors["latents"]))
         return {}
 
-    drawn_on = "cpu" if settings.rng == "cpu" else settings.device
     with torch.inference_mode(), full_precision():
         images = pipe(
             prompt=recipe.prompt,
@@ -83,15 +62,11 @@ def _draw(pipe: Any, recipe: Recipe, settings: Settings) -> tuple[Trace, Picture
             height=recipe.height,
             num_inference_steps=recipe.steps,
             guidance_scale=recipe.guidance,
-            generator=torch.Generator(drawn_on).manual_seed(recipe.seed),
+            latents=noise_for(pipe, recipe, settings),
             callback_on_step_end=keep,
             callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
         ).images
     return trace, np.asarray(images[0].convert("RGB"))
-
-
-def _any(module: Any) -> Any:
-    return module
 
 
 def _on_host(tensor: Tensor) -> Tensor:

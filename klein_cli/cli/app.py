@@ -8,22 +8,43 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from klein_cli import __version__
+from klein_cli.cli.bench import bench
+from klein_cli.cli.config import configured
+from klein_cli.cli.doctor import doctor
+from klein_cli.cli.gallery import gallery
 from klein_cli.cli.generate import generate
 from klein_cli.cli.info import info
+from klein_cli.cli.models import models
+from klein_cli.cli.report import printable
+from klein_cli.cli.reproduce import reproduce
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.cli.verify import verify
 from klein_cli.errors import KleinError
 
 _INTERRUPTED = 130
 
+
+class Klein(TyperGroup):
+    """The root command, whose help shows the options of shell completion apart."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters; those of shell completion in a panel of their own."""
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            if param.name in ("install_completion", "show_completion"):
+                param.rich_help_panel, param.metavar = "Shell completion", " "
+        return params
+
+
 app = typer.Typer(
     name="klein",
-    add_completion=False,
+    cls=Klein,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -31,6 +52,12 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(verify)
 app.command()(info)
+app.command()(reproduce)
+app.command()(bench)
+app.command()(gallery)
+app.command()(doctor)
+app.add_typer(models)
+configured(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -76,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: KleinError) -> int:
-    print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)  # noqa: T201
+    words = printable(f"error: {error.message}\nhint: {error.hint}", keep="\n")
+    print(words, file=sys.stderr)  # noqa: T201
     return error.exit_code
 
 

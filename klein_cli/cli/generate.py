@@ -1,57 +1,62 @@
 """`klein generate`: options -> plan -> run.
 
-Everything that can be refused is refused before torch is imported; torch comes with the first
-line of `_pipeline`.
+Everything that can be refused is refused before torch is imported, in `klein_cli.cli.crew`.
 """
 
 from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from datetime import date
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from klein_cli import __version__
 from klein_cli.cli import options
-from klein_cli.cli.report import Report, grouped
+from klein_cli.cli.config import origins
+from klein_cli.cli.crew import check_workers, hired
+from klein_cli.cli.follow import INTERRUPTED, Followed
+from klein_cli.cli.gallery import add_page, gallery_folder
+from klein_cli.cli.lengths import check_lengths, tokenizer_of
+from klein_cli.cli.preview import preview
+from klein_cli.cli.report import Report
 from klein_cli.cli.request import (
     Request,
     batch_size_of,
     defaults_of,
+    guidance_of,
     prompts_of,
     settings_of,
     without_effect,
+    workers_of,
 )
-from klein_cli.cli.startup import freeze_imports, quick_start, read_ahead, wake_gpu
+from klein_cli.cli.taking_up import output_folder, write_plan, write_settings
 from klein_cli.cli.timings import Timings
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.output.metadata import record
+from klein_cli.output.gallery import check_page
+from klein_cli.output.history import History
 from klein_cli.output.naming import STDOUT
-from klein_cli.presets import DEFAULT_MODEL, Preset, presets
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.plan import Job, Output, Plan, check_folders, plan
-from klein_cli.run.runner import Event, Failed, Run, Saved
-from klein_cli.snapshot import Snapshot, preset_for, resolve
-
-if TYPE_CHECKING:
-    from klein_cli.pipeline import Pipeline
+from klein_cli.presets import DEFAULT_MODEL, Preset
+from klein_cli.recipe import Settings
+from klein_cli.run.books import Books
+from klein_cli.run.plan import Output, Plan, check_folders, plan
+from klein_cli.run.runner import Run
+from klein_cli.snapshot import on_disk, preset_for
 
 _DRAWN_SEEDS = 2**32
-_WARNINGS = 5
-_INTERRUPTED = 130
 
 
 def generate(
+    context: typer.Context,
     prompt: options.Prompt = None,
     prompt_option: options.PromptOption = None,
     prompts_file: options.PromptsFile = None,
     negative_prompt: options.NegativePrompt = None,
+    wildcards: options.Wildcards = False,
     strict: options.Strict = False,
     seed: options.Seed = None,
+    seeds: options.Seeds = None,
     num_images: options.NumImages = 1,
     width: options.Width = None,
     height: options.Height = None,
@@ -62,215 +67,147 @@ def generate(
     guidance_scale: options.GuidanceScale = None,
     output: options.OutputPath = None,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    gallery: options.Gallery = False,
+    no_metadata: options.NoMetadata = False,
     dry_run: options.DryRun = False,
     model: options.Model = DEFAULT_MODEL,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
+    workers: options.Workers = None,
+    ray: options.Ray = None,
     engine: options.Engine = "native",
     attention: options.Attention = "auto",
     rng: options.Rng = "cpu",
     quantize: options.Quantize = "none",
     kernels: options.Kernels = "auto",
+    show: options.Show = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Draw pictures from words. Paths go to standard output, all else to standard error."""
-    request = Request(**locals())
+    given = locals()
+    del given["context"]
+    request = Request(**given)
     report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=output == STDOUT)
     try:
-        code = _generate(request, report)
+        code = _generate(request, report, context)
     except KleinError as error:
         report.event("error", message=error.message, hint=error.hint)
         raise
     except KeyboardInterrupt:
         report.note("interrupted")
-        code = _INTERRUPTED
+        code = INTERRUPTED
     raise typer.Exit(code)
 
 
-def _generate(request: Request, report: Report) -> int:
-    timings = Timings()
+def _generate(request: Request, report: Report, context: typer.Context) -> int:
     settings = settings_of(request)
     batch_size = batch_size_of(request)
-    _check_stdout(request)
+    check_stdout(request)
+    check_workers(request)
     source, rows = prompts_of(request, sys.stdin.buffer)
     preset = preset_for(request.model)
-    seed = secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed
-    planned = plan(
-        rows,
-        source=source,
-        preset=preset,
-        defaults=defaults_of(request, preset),
-        seed=seed,
-        output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
-    )
-    check_folders(planned.jobs)
-    _warn_of_no_effect(request, preset, planned, report)
-    if planned.uses_seed and request.seed is None:
-        report.note(f"seed: {seed}")
-    if request.dry_run:
-        return _dry_run(request, planned, report)
-    pictures = len(planned.jobs)
-    report.event("started", klein=__version__, model=preset.name, pictures=pictures, seed=seed)
-    with report.bar:
-        with quick_start():
-            pipeline = _pipeline(request, settings, planned, timings, report)
-        code = _make(planned, pipeline, batch_size, request, timings, report)
-    for line in timings.lines(pipeline):
+    defaults = defaults_of(request, preset)
+    with output_folder(request, defaults, report) as folder:
+        seed = folder.seed(request.seed, secrets.randbelow(_DRAWN_SEEDS))
+        # Every picture that is there is read through: that may take a while.
+        with report.bar if folder.resumed else nullcontext():
+            report.bar.say("looking at what is there")
+            planned = plan(
+                rows,
+                source=source,
+                preset=preset,
+                defaults=defaults,
+                seed=seed,
+                output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
+                history=folder.history if folder.resumed else None,
+            )
+        check_folders(planned.folders, swept=folder.manifest is not None)
+        page_folder = gallery_folder(request.output) if request.gallery else None
+        if page_folder is not None:
+            check_page(page_folder, overwrite=request.overwrite)
+        _say_origins(context, request, preset, report)
+        _warn_of_no_effect(request, preset, planned, report)
+        if planned.uses_seed and request.seed is None and not folder.resumed:
+            report.note(f"seed: {seed}")
+        if request.dry_run:
+            return _dry_run(request, planned, folder.history, report)
+        report.preview = preview(wanted=request.show and not (request.json or request.quiet))
+        books = folder.books(guided=not preset.distilled)
+        if planned.done:
+            report.note(f"{planned.done} of {planned.done + len(planned.jobs)} pictures are there")
+        facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
+        report.event("started", klein=__version__, model=preset.name, **facts)
+        code = _make(request, settings, batch_size, planned, books, seed, report)
+        if page_folder is not None and code != INTERRUPTED:
+            with report.bar:
+                code = add_page(page_folder, report, overwrite=request.overwrite) or code
+        return code
+
+
+def _make(
+    request: Request,
+    settings: Settings,
+    batch_size: int | None,
+    planned: Plan,
+    books: Books | None,
+    seed: int,
+    report: Report,
+) -> int:
+    timings, wanted = Timings(), len(planned.jobs)
+    if not wanted:
+        if books is not None:
+            write_plan(books, planned, model=request.model, seed=seed)
+            books.close()
+        report.event("finished", made=0, failed=0)
+        return 0
+    with report.bar, hired(request, settings, planned.jobs, timings, report) as hands:
+        if books is not None:
+            write_plan(books, planned, model=request.model, seed=seed)
+            write_settings(books, hands.origin.settings, report)
+        run = Run(
+            crew=hands.crew,
+            batch_size=batch_size or hands.batch_size,
+            overwrite=request.overwrite,
+            stdout=sys.stdout.buffer,
+            books=books,
+            bare=request.no_metadata,
+            threads=hands.writers,
+        )
+        report.bar.expect(wanted)
+        followed = Followed(report, wanted, None if books is None else books.failures)
+        code = followed.follow(run, planned.jobs)
+        if books is not None:
+            with suppress(OSError):  # a full disk was told of already
+                books.close()
+    for line in timings.lines(hands.pipeline, run.writing):
         report.detail(line)
     return code
 
 
-def _pipeline(
-    request: Request, settings: Settings, planned: Plan, timings: Timings, report: Report
-) -> Pipeline:
-    """Prompts are measured before the model loads, and a GPU is found before one is downloaded."""
-    on_disk = _on_disk(request.model)
-    snapshot = None
-    wake_gpu(request.device)
-    if on_disk:
-        snapshot = resolve(request.model)
-        read_ahead(snapshot.root, request.device)
-        _check_lengths(snapshot, planned, request, report)
-    report.bar.say("starting torch")
-    with timings.imports():
-        from klein_cli.machine import left_out
-        from klein_cli.pipeline import Pipeline, choose
-    freeze_imports()
-    chosen = choose(settings, preset_for(request.model))
-    if snapshot is None:
-        report.bar.say(f"fetching {request.model}")
-        snapshot = resolve(request.model)
-        _check_lengths(snapshot, planned, request, report)
-    report.detail(
-        f"{request.model} on {chosen.device}, {chosen.dtype}, "
-        f"attention {chosen.attention}, engine {chosen.engine}, kernels {chosen.kernels}, "
-        f"quantize {chosen.quantize}, noise from {chosen.rng}"
-    )
-    for off in left_out(chosen):
-        report.detail(f"off: {off}")
-    report.bar.say(f"loading {request.model}")
-    pipeline = Pipeline.load(snapshot, chosen, on_event=report.bar.say)
-    if pipeline.skipped_tensors:
-        report.detail(f"not read, since nothing needs them: {grouped(pipeline.skipped_tensors)}")
-    return pipeline
+def _dry_run(request: Request, planned: Plan, history: History, report: Report) -> int:
+    from klein_cli.cli.dry_run import dry_run
 
-
-def _make(
-    planned: Plan,
-    pipeline: Pipeline,
-    batch_size: int | None,
-    request: Request,
-    timings: Timings,
-    report: Report,
-) -> int:
-    provenance = pipeline.provenance()
-
-    def describe(recipe: Recipe, step_down: str | None) -> dict[str, object]:
-        return record(
-            recipe,
-            pipeline.settings,
-            revision=pipeline.snapshot.revision,
-            provenance=provenance,
-            step_down=step_down,
+    tokenize = None
+    snapshot = on_disk(request.model)
+    if snapshot is not None:
+        tokenize = tokenizer_of(snapshot)
+        check_lengths(
+            tokenize,
+            planned.jobs,
+            several=len(planned.jobs) > 1,
+            strict=request.strict,
+            report=report,
         )
-
-    report.bar.expect(len(planned.jobs))
-    run = Run(
-        renderer=pipeline,
-        describe=describe,
-        batch_size=batch_size or pipeline.default_batch_size,
-        overwrite=request.overwrite,
-        stdout=sys.stdout.buffer,
-        on_progress=report.bar.reach,
-    )
-    return _follow(timings.watched(run.events(planned.jobs)), len(planned.jobs), report)
-
-
-def _follow(events: Iterable[Event], wanted: int, report: Report) -> int:
-    """Report each event; the exit code of the whole run."""
-    made, codes = 0, []
-    try:
-        for event in events:
-            if isinstance(event, Saved):
-                made += 1
-                report.saved(event)
-            elif isinstance(event, Failed):
-                codes.append(getattr(event.error, "exit_code", 1))
-                report.failed(event)
-            else:
-                report.stepped_down(event)
-    except KeyboardInterrupt:
-        report.event("interrupted", made=made, wanted=wanted)
-        report.note(f"interrupted: {made} of {wanted} pictures made")
-        return _INTERRUPTED
-    report.event("finished", made=made, failed=len(codes))
-    if codes and wanted > 1:
-        report.note(f"{made} of {wanted} pictures made, {len(codes)} failed")
-    return exit_code(made, codes)
-
-
-def exit_code(made: int, failures: list[int]) -> int:
-    """0 all made, 1 some failed; when none was made, what they failed of if it was all the same."""
-    if not failures:
-        return 0
-    return failures[0] if not made and len(set(failures)) == 1 else 1
-
-
-def _dry_run(request: Request, planned: Plan, report: Report) -> int:
-    lengths: dict[str, int] = {}
-    if _on_disk(request.model):
-        lengths = _check_lengths(resolve(request.model), planned, request, report)
-    for job in planned.jobs:
-        report.planned(job, lengths.get(job.recipe.prompt))
+    dry_run(planned, tokenize, history, workers=workers_of(request) or 1, report=report)
     return 0
 
 
-def _check_lengths(
-    snapshot: Snapshot, planned: Plan, request: Request, report: Report
-) -> dict[str, int]:
-    """Each prompt's length in tokens; warns of those that are cut, or refuses them if strict."""
-    from klein_cli.text.tokenizer import PromptTokenizer
-
-    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
-    lengths: dict[str, int] = {}
-    cut = 0
-    for job, text in _texts(planned.jobs):
-        if text in lengths:
-            continue
-        tokens = tokenizer.tokenize(text)
-        lengths[text] = tokens.tokens
-        warning = tokens.warning()
-        if warning is None:
-            continue
-        if len(planned.jobs) > 1:
-            warning = f"picture {job.index}: {warning}"
-        if request.strict:
-            raise UsageError(warning, "shorten the prompt, or leave out --strict")
-        cut += 1
-        if cut <= _WARNINGS:
-            report.warn(warning)
-    if cut > _WARNINGS:
-        report.warn(f"{cut - _WARNINGS} more prompts are too long")
-    return lengths
-
-
-def _texts(jobs: Iterable[Job]) -> Iterable[tuple[Job, str]]:
-    for job in jobs:
-        yield job, job.recipe.prompt
-        if job.recipe.negative_prompt:
-            yield job, job.recipe.negative_prompt
-
-
-def _on_disk(model: str) -> bool:
-    """Whether reading the model's tokenizer needs no download."""
-    preset = presets().get(model)
-    return not preset.repo if preset else Path(model).expanduser().exists()
-
-
-def _check_stdout(request: Request) -> None:
+def check_stdout(request: Request) -> None:
+    """Raise UsageError when standard output is asked for more than it can carry."""
     if request.output != STDOUT:
         return
     if request.json:
@@ -286,3 +223,19 @@ def _warn_of_no_effect(request: Request, preset: Preset, planned: Plan, report: 
     if ignored:
         verb = "has" if len(ignored) == 1 else "have"
         report.warn(f"{' and '.join(ignored)} {verb} no effect: {preset.name} is distilled")
+
+
+def _say_origins(context: typer.Context, request: Request, preset: Preset, report: Report) -> None:
+    """Under --verbose, where each value came from."""
+    for line in origins(context):
+        report.detail(line)
+    by_side = request.size is None and request.aspect is None
+    facts = {
+        f"width {preset.width}": by_side and request.width is None,
+        f"height {preset.height}": by_side and request.height is None,
+        f"steps {preset.steps}": request.steps is None,
+        f"guidance {preset.guidance:g}": preset.distilled or guidance_of(request) is None,
+    }
+    said = [fact for fact, is_left in facts.items() if is_left]
+    if said:
+        report.detail(f"from the preset {preset.name}: {', '.join(said)}")

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from klein_cli.cli import options
+from klein_cli.cli.preview import preview
+from klein_cli.cli.report import printable
 from klein_cli.errors import KleinError
 from klein_cli.output.reading import Record, read_record
+
+_MANY = 9
 
 
 def info(
     pictures: Annotated[
-        list[Path], typer.Argument(metavar="IMG...", help="Pictures that klein made.")
+        list[Path], typer.Argument(metavar="IMG", help="Pictures that klein made.")
     ],
+    show: options.Show = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a picture, each on its own line.")
     ] = False,
 ) -> None:
     """Show the recipe that travels inside a picture."""
     failures: list[KleinError] = []
+    shown = preview(wanted=show and not as_json)
     for number, path in enumerate(pictures):
         try:
             record = read_record(path)
@@ -36,6 +44,8 @@ def info(
             typer.echo(json.dumps({"file": str(path), **asdict(record)}))
         else:
             typer.echo(("\n" if number else "") + described(path, record))
+            if shown is not None:
+                shown.show(path)
     if failures:
         typer.echo(f"hint: {failures[-1].hint}", err=True)
         raise typer.Exit(1 if len(failures) < len(pictures) else failures[0].exit_code)
@@ -44,7 +54,7 @@ def info(
 def described(path: Path, record: Record) -> str:
     """A record as lines for a person. Nothing in it can move the cursor of a terminal."""
     recipe, settings = record.recipe, record.settings
-    versions = ", ".join(f"{name} {value}" for name, value in record.provenance.items())
+    place = " ".join(word for word in (record.repo, record.revision) if word)
     rows = {
         "prompt": recipe.prompt,
         "negative": recipe.negative_prompt,
@@ -52,18 +62,24 @@ def described(path: Path, record: Record) -> str:
         "size": f"{recipe.width}x{recipe.height}",
         "steps": recipe.steps,
         "guidance": f"{recipe.guidance:g}",
-        "model": recipe.model + (f" at {record.revision}" if record.revision else ""),
-        "computed": f"{settings.device}, {settings.dtype}, attention {settings.attention}, "
-        f"engine {settings.engine}, kernels {settings.kernels}, quantize {settings.quantize}, "
-        f"noise from {settings.rng}",
-        "versions": versions,
+        "sigmas": _sigmas(record.sigmas),
+        "model": recipe.model + (f" ({place})" if place else ""),
+        "weights": record.weights,
+        "computed": _listed(asdict(settings)),
+        "versions": _listed(record.provenance),
         "step down": record.step_down,
+        "not known": ", ".join(record.unknown) or None,
     }
-    lines = [
-        f"{name:>10}  {_printable(value)}" for name, value in rows.items() if value is not None
-    ]
-    return "\n".join([_printable(path), *lines])
+    lines = [f"{name:>10}  {printable(value)}" for name, value in rows.items() if value is not None]
+    return "\n".join([printable(path), *lines])
 
 
-def _printable(value: object) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+def _listed(table: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in table.items())
+
+
+def _sigmas(levels: Sequence[float]) -> str | None:
+    if len(levels) <= _MANY:
+        return ", ".join(f"{level:.4g}" for level in levels) or None
+    first, second, *_, last = levels
+    return f"{first:.4g}, {second:.4g} ... {last:.4g} ({len(levels)} of them)"

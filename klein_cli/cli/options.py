@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from klein_cli.recipe import ATTENTIONS, DTYPES, ENGINES, KERNELS, QUANTIZATIONS, RNGS
+from klein_cli.presets import presets
+from klein_cli.recipe import (
+    ATTENTIONS,
+    DEVICES,
+    DTYPES,
+    ENGINES,
+    KERNELS,
+    QUANTIZATIONS,
+    RNGS,
+)
 
 _PROMPT = "Prompts"
 _PICTURE = "The picture"
@@ -14,6 +24,22 @@ _OUTPUT = "Where it goes"
 _MACHINE = "Model and machine"
 _REPORT = "What is said"
 _FLAG = " "
+
+
+def complete_model(incomplete: str) -> list[tuple[str, str]]:
+    """For the shell: presets and what they are. Where none fits, it completes files itself."""
+    return [
+        (name, preset.description)
+        for name, preset in presets().items()
+        if name.startswith(incomplete)
+    ]
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
 
 
 Prompt = Annotated[
@@ -57,6 +83,15 @@ NegativePrompt = Annotated[
         rich_help_panel=_PROMPT,
     ),
 ]
+Wildcards = Annotated[
+    bool,
+    typer.Option(
+        "--wildcards",
+        metavar=_FLAG,
+        help="Of {red|green|blue} in a prompt, take one, chosen by the picture's seed.",
+        rich_help_panel=_PROMPT,
+    ),
+]
 Strict = Annotated[
     bool,
     typer.Option(
@@ -86,6 +121,16 @@ Seed = Annotated[
         metavar="N",
         help="The first picture's seed; the next gets N+1, and so on. The same seed draws the same "
         "picture again. Random, and printed, if left out.",
+        rich_help_panel=_PICTURE,
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds",
+        metavar="LIST",
+        help="A sweep: every prompt once with each of these seeds, as in 1-20 or 3,7,100-110. Rows "
+        "that say a seed keep it.",
         rich_help_panel=_PICTURE,
     ),
 ]
@@ -175,12 +220,42 @@ Overwrite = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Gallery = Annotated[
+    bool,
+    typer.Option(
+        "--gallery",
+        metavar=_FLAG,
+        help="Also write index.html: a page that shows all pictures of the output folder.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+NoMetadata = Annotated[
+    bool,
+    typer.Option(
+        "--no-metadata",
+        metavar=_FLAG,
+        help="Leave the recipe out of the file: the same pixels, and nothing about them.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        metavar=_FLAG,
+        help="Go on with the run that was begun in the output folder: make only what is missing "
+        "there or is no longer whole. The prompts file may have grown or been put in another "
+        "order.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
         metavar=_FLAG,
-        help="Print what would be made (names, seeds, sizes, prompt lengths) and stop.",
+        help="Print what would be made (names, seeds, sizes, prompt lengths, and how long it takes "
+        "where that is known) and stop.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -193,13 +268,18 @@ Model = Annotated[
         metavar="NAME|DIR|REPO",
         help="klein-4b, klein-base-4b, klein-9b, klein-base-9b; tiny, which comes with klein and "
         "needs no GPU; a folder in the diffusers layout; or a hub id.",
+        autocompletion=complete_model,
         rich_help_panel=_MACHINE,
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(
-        "--device", metavar="auto|cuda|cuda:N|cpu", help="Where to run.", rich_help_panel=_MACHINE
+        "--device",
+        metavar="auto|cuda|cuda:N|cpu",
+        help="Where to run.",
+        autocompletion=_one_of(DEVICES),
+        rich_help_panel=_MACHINE,
     ),
 ]
 Dtype = Annotated[
@@ -208,6 +288,7 @@ Dtype = Annotated[
         "--dtype",
         metavar="|".join(DTYPES),
         help="Precision. auto is bfloat16 on a GPU and float32 on a CPU.",
+        autocompletion=_one_of(DTYPES),
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -220,12 +301,32 @@ BatchSize = Annotated[
         rich_help_panel=_MACHINE,
     ),
 ]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N|auto",
+        help="Processes that draw, each on a GPU of its own, or sharing the CPU; auto is one for "
+        "each GPU. More than one need the extra: pip install 'klein-cli\\[ray]'.",
+        rich_help_panel=_MACHINE,
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Draw on a Ray cluster that is running already, as in auto or head:6379.",
+        rich_help_panel=_MACHINE,
+    ),
+]
 Engine = Annotated[
     str,
     typer.Option(
         "--engine",
         metavar="|".join(ENGINES),
         help="Whose modules compute the picture.",
+        autocompletion=_one_of(ENGINES),
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -235,6 +336,7 @@ Attention = Annotated[
         "--attention",
         metavar="|".join(ATTENTIONS),
         help="How the text encoder computes attention.",
+        autocompletion=_one_of(ATTENTIONS),
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -245,6 +347,7 @@ Rng = Annotated[
         metavar="|".join(RNGS),
         help="Where noise is drawn: cpu means the same noise on every machine; cuda, the noise of "
         "the official code on a GPU.",
+        autocompletion=_one_of(RNGS),
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -275,6 +378,16 @@ Json = Annotated[
         "--json",
         metavar=_FLAG,
         help="One JSON event a line on standard output, instead of paths.",
+        rich_help_panel=_REPORT,
+    ),
+]
+Show = Annotated[
+    bool,
+    typer.Option(
+        "--show",
+        metavar=_FLAG,
+        help="Show each picture in the terminal: kitty, iTerm2 and other sixel terminals; "
+        "half-blocks elsewhere.",
         rich_help_panel=_REPORT,
     ),
 ]

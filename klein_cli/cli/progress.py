@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+_REMEMBERED = 64
+"""The pictures that the rate is taken over: it follows a change of sizes, and not every hiccup."""
 
 
 class Bar:
@@ -20,11 +26,16 @@ class Bar:
     """
 
     def __init__(self, *, shown: bool) -> None:
+        self.shown = shown
         self._progress = _progress() if shown else None
         self._task = self._progress.add_task("", total=None) if self._progress else None
+        self._doing = ""
         self._made = 0
+        self._failed = 0
         self._wanted = 0
+        self._times: deque[float] = deque(maxlen=_REMEMBERED)
         self._reached = 0.0
+        self._began = 0.0
 
     def __enter__(self) -> Bar:
         if self._progress:
@@ -41,16 +52,17 @@ class Bar:
             self._progress.stop()
 
     def say(self, what: str) -> None:
-        """Name the present phase, of unknown length."""
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, description=what)
+        """Name what is being done now."""
+        self._doing = what
+        self._describe()
 
     def expect(self, pictures: int) -> None:
         """From here on, count pictures."""
+        self._wanted, self._began = pictures, time.monotonic()
         if self._progress and self._task is not None:
-            self._wanted = pictures
+            self._times.append(self._began)
             self._progress.update(self._task, total=pictures, completed=0)
-            self._describe()
+        self._describe()
 
     def reach(self, part: float) -> None:
         """`part` of a picture, or of several, is done beyond those that were counted."""
@@ -59,9 +71,11 @@ class Bar:
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._reached)
 
-    def count(self) -> None:
-        """One more picture is finished."""
+    def count(self, *, failed: bool = False) -> None:
+        """One more picture is finished, or given up."""
         self._made += 1
+        self._failed += failed
+        self._times.append(time.monotonic())
         self.reach(0.0)
         self._describe()
 
@@ -78,7 +92,31 @@ class Bar:
             yield
 
     def _describe(self) -> None:
-        self.say("drawing" if self._wanted == 1 else f"{self._made} of {self._wanted} pictures")
+        if not self._progress or self._task is None:
+            return
+        said = []
+        if self._wanted > 1:
+            said.append(f"{self._made} of {self._wanted} pictures")
+            said += self._pace()
+        if self._doing:
+            said.append(self._doing)
+        if self._wanted == 1 and 0 < self._reached < 1:
+            spent = time.monotonic() - self._began
+            left = round(spent * (1 - self._reached) / self._reached)
+            if left:
+                said.append(f"about {f'{left} s' if left < 60 else timedelta(seconds=left)} left")
+        self._progress.update(self._task, description=", ".join(said))
+
+    def _pace(self) -> list[str]:
+        said = []
+        spent = self._times[-1] - self._times[0]
+        if self._made and spent > 0:
+            rate = (len(self._times) - 1) / spent
+            said.append(f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each")
+            said.append(f"{timedelta(seconds=round((self._wanted - self._made) / rate))} left")
+        if self._failed:
+            said.append(f"{self._failed} failed")
+        return said
 
 
 def watched() -> bool:
@@ -93,9 +131,10 @@ def _progress() -> Progress:
     # Rich would send stdout to the bar's stream: paths printed to a file or a pipe would be lost.
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
+        # Last, since its length changes.
+        TextColumn("{task.description}", markup=False),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=False,

@@ -9,12 +9,16 @@ import sys
 import traceback
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from klein_cli.cli.preview import Preview
 from klein_cli.cli.progress import Bar, watched
 from klein_cli.errors import KleinError
-from klein_cli.run.plan import Job
-from klein_cli.run.runner import Failed, Saved, SteppedDown, words
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Failed, Saved, Stopped, words
+
+if TYPE_CHECKING:
+    from klein_cli.text.tokenizer import TokenizedPrompt
 
 _LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 
@@ -22,7 +26,8 @@ _LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 class Report:
     """Speaks for one run. With `as_json`, stdout holds one JSON event a line and nothing else.
 
-    `silent_stdout` is for `-o -`, where stdout holds the picture.
+    `silent_stdout` is for `-o -`, where stdout holds the picture. A `preview`, if it gets one,
+    shows each picture below its path.
     """
 
     def __init__(self, *, as_json: bool, quiet: bool, verbose: bool, silent_stdout: bool) -> None:
@@ -32,6 +37,7 @@ class Report:
         self._silent_stdout = silent_stdout
         self._bug_shown = False
         self.bar = Bar(shown=watched() and not quiet)
+        self.preview: Preview | None = None
 
     def note(self, text: str) -> None:
         """Something worth knowing; --quiet leaves it out."""
@@ -53,11 +59,13 @@ class Report:
         if self._as_json:
             self._to_stdout(json.dumps({"event": kind, **fields}))
 
-    def planned(self, job: Job, tokens: int | None) -> None:
-        """A picture of a dry run; `tokens` is its prompt's length, or None when unknown."""
+    def planned(self, job: Job, tokens: TokenizedPrompt | None) -> None:
+        """A picture of a dry run, and its prompt in tokens, or None where that is unknown."""
         recipe = job.recipe
-        self.event("planned", **_facts(job), steps=recipe.steps, tokens=tokens)
-        length = "length unknown" if tokens is None else f"{tokens} tokens"
+        count, cut = (tokens.tokens, tokens.cut) if tokens else (None, None)
+        self.event("planned", **_facts(job), steps=recipe.steps, tokens=count, cut=cut or None)
+        length = "length unknown" if count is None else f"{count} tokens"
+        length += f", cut from {json.dumps(cut, ensure_ascii=False)}" if cut else ""
         self._result(
             f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}  "
             f"{recipe.steps} steps  {length}  {json.dumps(recipe.prompt, ensure_ascii=False)}"
@@ -70,10 +78,13 @@ class Report:
         self.event("picture", **facts, seconds=round(saved.seconds, 3))
         if saved.path is not None:
             self._result(str(saved.path))
+            if self.preview is not None:
+                with self.bar.aside():
+                    self.preview.show(saved.path)
 
     def failed(self, failed: Failed) -> None:
         """A picture is lost. A bug shows its traceback, once for a run."""
-        self.bar.count()
+        self.bar.count(failed=True)
         error = failed.error
         hint = error.hint if isinstance(error, KleinError) else "this is a bug in klein"
         self.event("failed", **_facts(failed.job), error=words(error), hint=hint)
@@ -82,9 +93,11 @@ class Report:
             self._to_stderr("".join(traceback.format_exception(error)).rstrip())
         self._to_stderr(f"error: picture {failed.job.index}: {words(error)}\nhint: {hint}")
 
-    def stepped_down(self, event: SteppedDown) -> None:
-        """A batch failed; its pictures are being made alone."""
-        self.warn(f"{event.reason}; making its pictures one by one")
+    def stopped(self, stopped: Stopped) -> None:
+        """The run ends before its end."""
+        error = stopped.error
+        self.event("error", message=error.message, hint=error.hint)
+        self._to_stderr(f"error: {error.message}\nhint: {error.hint}")
 
     def _result(self, text: str) -> None:
         if not self._as_json and not self._silent_stdout:
@@ -104,6 +117,13 @@ class Report:
     def _to_stderr(self, text: str) -> None:
         with self.bar.aside():
             print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def printable(value: object, *, keep: str = "") -> str:
+    """Words from a file or an error as they can be shown: nothing in them moves the cursor."""
+    return "".join(
+        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in str(value)
+    )
 
 
 def grouped(names: Iterable[str]) -> str:

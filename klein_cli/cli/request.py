@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from klein_cli.cli.seeds import parse_seeds
 from klein_cli.cli.sizes import picture_size
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
@@ -41,9 +42,11 @@ class Request:
     prompt_option: str | None = None
     prompts_file: str | None = None
     negative_prompt: str | None = None
+    wildcards: bool = False
     strict: bool = False
     num_images: int = 1
     seed: int | None = None
+    seeds: str | None = None
     width: int | None = None
     height: int | None = None
     size: str | None = None
@@ -53,16 +56,22 @@ class Request:
     guidance_scale: float | None = None
     output: str | None = None
     overwrite: bool = False
+    gallery: bool = False
+    no_metadata: bool = False
+    resume: bool = False
     dry_run: bool = False
     model: str
     device: str = "auto"
     dtype: str = "auto"
     batch_size: str = "auto"
+    workers: str | None = None
+    ray: str | None = None
     engine: str = "native"
     attention: str = "auto"
     rng: str = "cpu"
     quantize: str = "none"
     kernels: str = "auto"
+    show: bool = False
     json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -100,7 +109,20 @@ def batch_size_of(request: Request) -> int | None:
     return int(request.batch_size)
 
 
-def prompts_of(request: Request, stdin: BinaryIO) -> tuple[str, list[Row | BadRow]]:
+def workers_of(request: Request) -> int | None:
+    """Processes that draw, or None for one a GPU. Raises UsageError.
+
+    Unsaid it is one, or what there is of a Ray that runs already.
+    """
+    if request.workers == "auto" or (request.workers is None and request.ray is not None):
+        return None
+    workers = "1" if request.workers is None else request.workers
+    if not re.fullmatch(r"0*[1-9]\d{0,3}", workers, re.ASCII):
+        raise UsageError(f"--workers {workers} is no number", "use 1 or more, or auto")
+    return int(workers)
+
+
+def prompts_of(request: Request, stdin: BinaryIO) -> tuple[str, Iterator[Row | BadRow]]:
     """The prompts file's name ("" for a typed prompt) and its rows. Raises UsageError."""
     given = [
         text
@@ -114,8 +136,8 @@ def prompts_of(request: Request, stdin: BinaryIO) -> tuple[str, list[Row | BadRo
             "the prompt is given in more than one way", "use PROMPT, or --prompt, or --prompts-file"
         )
     if request.prompts_file is not None:
-        return request.prompts_file, list(read_rows(request.prompts_file, stdin))
-    return "", [_typed(given[0], stdin)]
+        return request.prompts_file, read_rows(request.prompts_file, stdin)
+    return "", iter([_typed(given[0], stdin)])
 
 
 def defaults_of(request: Request, preset: Preset) -> Defaults:
@@ -127,11 +149,14 @@ def defaults_of(request: Request, preset: Preset) -> Defaults:
         size=request.size,
         aspect=request.aspect,
     )
-    guided = None if preset.distilled else _guidance(request)
+    guided = None if preset.distilled else guidance_of(request)
     if not 1 <= request.num_images <= MAX_PICTURES:
         raise UsageError(
             f"--num-images {request.num_images} is out of range", f"use 1 to {MAX_PICTURES}"
         )
+    sweep = parse_seeds(request.seeds) if request.seeds is not None else ()
+    if sweep and (request.seed is not None or request.num_images != 1):
+        raise UsageError("--seeds goes with neither --seed nor --num-images", "use one of them")
     return Defaults(
         model=preset.name,
         width=width,
@@ -140,18 +165,21 @@ def defaults_of(request: Request, preset: Preset) -> Defaults:
         guidance=preset.guidance if guided is None else guided,
         negative_prompt=None if preset.distilled else request.negative_prompt,
         n=request.num_images,
+        seeds=sweep,
+        wildcards=request.wildcards,
     )
 
 
 def without_effect(request: Request, preset: Preset) -> Iterator[str]:
     """The options that were given and that a distilled model ignores."""
-    if preset.distilled and _guidance(request) is not None:
+    if preset.distilled and guidance_of(request) is not None:
         yield "--guidance"
     if preset.distilled and request.negative_prompt is not None:
         yield "--negative-prompt"
 
 
-def _guidance(request: Request) -> float | None:
+def guidance_of(request: Request) -> float | None:
+    """The guidance that was asked for, by whichever of its names."""
     return request.guidance_scale if request.guidance is None else request.guidance
 
 

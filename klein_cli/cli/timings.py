@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-from klein_cli.run.runner import Event, Saved
 
 if TYPE_CHECKING:
     from klein_cli.load import Loading
@@ -17,14 +15,10 @@ _GIGABYTE = 1e9
 
 
 class Timings:
-    """The clock of one run, from its first line. Each second is counted once.
-
-    `importing` and `writing` are those that no pipeline sees.
-    """
+    """The clock of one run, from its first line, and the seconds that went into imports."""
 
     def __init__(self) -> None:
         self.importing = 0.0
-        self.writing = 0.0
         self._started = time.perf_counter()
 
     @contextmanager
@@ -34,21 +28,20 @@ class Timings:
         yield
         self.importing += time.perf_counter() - started
 
-    def watched(self, events: Iterable[Event]) -> Iterator[Event]:
-        """The same events; the time that files took is noted as they pass."""
-        for event in events:
-            if isinstance(event, Saved):
-                self.writing += event.writing
-            yield event
+    def lines(self, pipeline: Pipeline | None, writing: float) -> Iterator[str]:
+        """The phases in the order of a picture's way, and what the threads read meanwhile.
 
-    def lines(self, pipeline: Pipeline) -> Iterator[str]:
-        """The phases in the order of a picture's way, and what the threads read meanwhile."""
+        Each second is counted once. Of pictures that other processes draw, only the whole is known.
+        """
         total = time.perf_counter() - self._started
-        phases = {"import": self.importing, **pipeline.timings, "write": self.writing}
-        rest = total - sum(phases.values())
-        for phase, seconds in {**phases, "the rest": rest, "in all": total}.items():
+        phases = {}
+        if pipeline is not None:
+            phases = {"import": self.importing, **pipeline.timings, "write": writing}
+            phases["the rest"] = total - sum(phases.values())
+        for phase, seconds in {**phases, "in all": total}.items():
             yield f"{phase:>10} {seconds:8.2f} s"
-        read = [_read(part, one) for part, one in pipeline.loadings.items() if one.read_bytes]
+        loadings = {} if pipeline is None else pipeline.loadings
+        read = [_read(part, one) for part, one in loadings.items() if one.read_bytes]
         if read:
             yield f"read by threads, beside the above: {', '.join(read)}"
 

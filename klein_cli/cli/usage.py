@@ -57,8 +57,11 @@ def _no_such_option(complaint: Any, command: str) -> UsageError:
 def _no_such_command(wrong: str, context: Any) -> UsageError:
     names = list(context.command.commands) if context else []
     near = get_close_matches(wrong, names, n=1)
+    path = context.command_path if context else "klein"
     if near:
-        return UsageError(f"there is no command {wrong!r}", f"did you mean klein {near[0]}?")
+        return UsageError(f"there is no command {wrong!r}", f"did you mean {path} {near[0]}?")
+    if path != "klein":
+        return UsageError(f"there is no command {wrong!r}", f"{path} --help lists them")
     return UsageError(f"there is no command {wrong!r}", f'to draw it: klein generate "{wrong}"')
 
 

@@ -14,6 +14,7 @@ import typer
 
 from klein_cli.check.prompts import PROMPTS
 from klein_cli.cli import options
+from klein_cli.cli.fetching import fetch
 from klein_cli.cli.report import Report
 from klein_cli.cli.request import Request, batch_size_of, settings_of
 from klein_cli.cli.sizes import picture_size
@@ -22,7 +23,7 @@ from klein_cli.output.png import check_writable, save
 from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.run.plan import check_sides
-from klein_cli.snapshot import preset_for, resolve
+from klein_cli.snapshot import preset_for
 
 if TYPE_CHECKING:
     from klein_cli.check.verify import Comparison
@@ -189,7 +190,7 @@ def _compare(
     from klein_cli.pipeline import choose
 
     chosen = choose(settings, preset_for(request.model))
-    snapshot = resolve(request.model)
+    snapshot = fetch(request.model, report)
     likeness = None if clip is None else clip_likeness(clip)
     comparisons = compare(
         snapshot,

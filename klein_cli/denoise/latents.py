@@ -35,9 +35,10 @@ def noise(
 ) -> Latents:
     """Pure noise, one generator a picture; width and height in pixels.
 
-    On the CPU it is drawn in float32: a seed means the same noise on every machine, and rounding
-    it gives what the official code draws there in a narrower dtype. On "cuda" it is drawn in the
-    model's `dtype`, as the official code does on that device, and differs between GPUs.
+    On the CPU it is drawn in float32: a seed means the same noise on every machine and in every
+    dtype. (The official code draws in the model's dtype; from torch 2.13 on that is this draw
+    rounded, before it is another.) On "cuda" it is drawn in the model's `dtype`, as the official
+    code does on that device, and differs between GPUs.
     """
     grid = (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN)
     source = torch.device("cpu") if drawn_on == "cpu" else device

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klein_cli.denoise.latents import PIXELS_PER_TOKEN
+
 
 def shift(tokens: int, steps: int) -> float:
     """mu, the shift of the schedule towards high noise; fitted by Black Forest Labs.
@@ -33,3 +35,9 @@ def sigmas(tokens: int, steps: int) -> Tensor:
     times = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
     levels = scale / (scale + (1 / times - 1))
     return torch.from_numpy(np.append(levels, np.float32(0.0)))
+
+
+def noise_levels(width: int, height: int, steps: int) -> list[float]:
+    """The sigmas of a picture of these pixels, for its record: the shortest exact float32s."""
+    tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
+    return [float(str(np.float32(level))) for level in sigmas(tokens, steps)]

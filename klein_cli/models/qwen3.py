@@ -168,17 +168,27 @@ class Qwen3Model(nn.Module):
         self.tapped_layers = tuple(tapped_layers)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Qwen3DecoderLayer(config, attend, ops) for _ in range(depth))
+        self._rotary: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def forward(self, input_ids: Tensor, attention_lengths: Masking) -> tuple[Tensor, ...]:
         """input_ids (B, S) int64 -> one (B, S, hidden_size) hidden state a tap, in tap order."""
         x: Tensor = self.embed_tokens(input_ids)
-        rotary = rotary_embedding(self.config, input_ids.shape[1], x.device, x.dtype)
+        rotary = self._turns(input_ids.shape[1], x.device, x.dtype)
         states = {0: x}
         for depth, layer in enumerate(self.layers, start=1):
             x = layer(x, rotary, attention_lengths)
             if depth in self.tapped_layers:
                 states[depth] = x
         return tuple(states[depth] for depth in self.tapped_layers)
+
+    def _turns(
+        self, positions: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The rotary embedding, made once: it comes from the host, which no CUDA graph can ask."""
+        kind = (positions, device, dtype)
+        if kind not in self._rotary:
+            self._rotary[kind] = rotary_embedding(self.config, *kind)
+        return self._rotary[kind]
 
 
 class Qwen3Ops:
@@ -212,13 +222,15 @@ def rotary_embedding(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines (positions, 1, head_dim) of the rotary angles, taken in float32.
 
-    Nothing is kept in a buffer: a buffer would be rounded by a cast of the module (up to .3
-    relative error in bfloat16), or left on the meta device.
+    Frequencies and angles are taken on the CPU, as the official code takes its frequencies: on
+    another device a power may round otherwise, which at position 511 counts 511 times. They are
+    never in a buffer: a buffer would be rounded by a cast of the module (up to .3 relative error in
+    bfloat16), or left on the meta device.
     """
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
     frequency = 1.0 / config.rope_theta ** (exponent / config.head_dim)
-    angle = torch.arange(positions, dtype=torch.float32, device=device)[:, None] * frequency
-    angle = torch.cat((angle, angle), dim=-1)[:, None]
+    angle = torch.arange(positions, dtype=torch.float32)[:, None] * frequency
+    angle = torch.cat((angle, angle), dim=-1)[:, None].to(device)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 

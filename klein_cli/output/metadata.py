@@ -2,19 +2,33 @@
 
 Two forms travel in the file: the record, JSON that klein reads back, and the `parameters` text
 that other picture tools show.
+
+The record's `format` says which of these it is; `klein_cli.output.reading` reads them all:
+
+    1   recipe, settings, the model's name and revision, provenance, step_down
+    2   also sigmas, and the model's repo and weights
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from klein_cli import __version__
 from klein_cli.recipe import Recipe, Settings
 
-FORMAT = 1
+FORMAT = 2
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+"""What no text field should hold; line breaks of every kind stay."""
+
+_LOOKS_LIKE_A_FIELD = re.compile(
+    r"((?:\A|[\n\v\f\x1c-\x1e\x85\u2028\u2029])\s*(?:Negative prompt|Steps))(?=:)", re.IGNORECASE
+)
+_PLAIN = re.compile(r"[\w./ +()-]*")
 
 
 def record(
@@ -24,19 +38,24 @@ def record(
     revision: str | None,
     provenance: Mapping[str, str],
     step_down: str | None = None,
+    sigmas: Sequence[float] = (),
+    repo: str | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """The record of one picture, ready for JSON.
 
-    `revision` is the model's commit on the hub; `provenance` names the versions and the machine;
-    `step_down` says what was done differently for want of memory. No time of day goes in: the
-    same recipe gives the same file.
+    `revision` is the model's commit in the hub's `repo`; `weights` its fingerprint; `sigmas` are
+    the noise levels, steps + 1 of them; `provenance` names the versions and the machine;
+    `step_down` says what was done differently for want of memory. No time of day and no path goes
+    in: the same recipe gives the same file, and a file tells nothing of whose disk it came from.
     """
     written: dict[str, Any] = {
         "format": FORMAT,
         "klein": __version__,
         "recipe": asdict(recipe),
         "settings": asdict(settings),
-        "model": {"name": recipe.model, "revision": revision},
+        "sigmas": list(sigmas),
+        "model": {"name": recipe.model, "repo": repo, "revision": revision, "weights": weights},
         "provenance": dict(provenance),
     }
     if step_down is not None:
@@ -46,17 +65,38 @@ def record(
 
 def to_json(written: Mapping[str, Any]) -> str:
     """The record as one line of ASCII, fit for every kind of metadata field."""
-    return json.dumps(written, separators=(",", ":"))
+    return json.dumps(written, separators=(",", ":"), allow_nan=False)
 
 
 def parameters(recipe: Recipe) -> str:
-    """The recipe as the `parameters` text that other picture tools read."""
-    lines = [recipe.prompt.replace("\0", "")]
+    """The recipe as the `parameters` text that other picture tools read.
+
+    The prompt stands as it is, lines and all; then "Negative prompt: ", if there is one; then one
+    line of "Name: value" separated by commas. Readers know a part by how a line begins, and the
+    form has no escape: a line of a prompt that begins like one of ours gets a blank before its
+    colon. A value that holds a comma, a colon or a quote is written as a JSON string.
+    """
+    lines = [_as_prompt(recipe.prompt)]
     if recipe.negative_prompt:
-        lines.append("Negative prompt: " + recipe.negative_prompt.replace("\0", ""))
-    lines.append(
-        f"Steps: {recipe.steps}, Sampler: Euler, CFG scale: {recipe.guidance:g}, "
-        f"Seed: {recipe.seed}, Size: {recipe.width}x{recipe.height}, Model: {recipe.model}, "
-        f"Version: klein {__version__}"
-    )
-    return "\n".join(lines)
+        lines.append("Negative prompt: " + _as_prompt(recipe.negative_prompt))
+    values = {
+        "Steps": recipe.steps,
+        "Sampler": "Euler",
+        "CFG scale": repr(float(recipe.guidance)).removesuffix(".0"),
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model": recipe.model,
+        "Version": f"klein {__version__}",
+    }
+    lines.append(", ".join(f"{name}: {_as_value(str(value))}" for name, value in values.items()))
+    # The name of a folder need not be valid Unicode.
+    return "\n".join(lines).encode("utf-8", "replace").decode("utf-8")
+
+
+def _as_prompt(text: str) -> str:
+    lines = _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return _LOOKS_LIKE_A_FIELD.sub(r"\1 ", lines)
+
+
+def _as_value(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)

@@ -151,6 +151,15 @@ class Names:
         _check_length(path)
         return self._free(path)
 
+    def reserve(self, path: Path) -> None:
+        """Give this path to nobody else."""
+        self._given.add(_key(path))
+
+    def another(self, path: Path) -> Path:
+        """The next free name after `path`, which is somebody else's."""
+        self.reserve(path)
+        return self._free(path)
+
     def _free(self, path: Path) -> Path:
         base, tried = _key(path), path
         while _key(tried) in self._given or (not self._overwrite and self._exists(tried)):

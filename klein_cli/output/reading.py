@@ -1,23 +1,47 @@
 """A picture file -> the record that klein wrote into it.
 
 The file may be a stranger's: what it says is data, bounded, checked field by field, never
-evaluated.
+evaluated. Whether a value that makes sense is a good idea here (a model to load, a GPU to use) is
+for the one who uses it to decide.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import math
+import re
+import types
+import typing
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import FORMAT
 from klein_cli.output.png import ASCII_COMMENT, EXIF_IFD, USER_COMMENT
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.prompts import prompt_fault
+from klein_cli.recipe import MAX_SIDE, Recipe, Settings
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+    from PIL import Image
 
 MAX_RECORD_BYTES = 1_000_000
+MAX_FILE_BYTES = 256_000_000
+"""No picture that klein writes is half as large."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_MAX_WORD = 1000
+_MAX_ENTRIES = 100
+"""Characters of a name or a version, and entries of a table of them."""
+
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_PNG_END = b"IEND\xaeB`\x82"
 _NOT_OURS = "klein reads the pictures that it made, unless with their metadata taken out"
 
 Fields = TypeVar("Fields", Recipe, Settings)
@@ -27,16 +51,23 @@ Fields = TypeVar("Fields", Recipe, Settings)
 class Record:
     """What a picture says of itself.
 
-    `revision` is the model's commit on the hub, None for a folder or the embedded model;
-    `provenance` names versions and machine; `step_down` what was done for want of memory.
+    `repo` and `revision` are the model's place on the hub, None for a folder or the embedded
+    model; `weights` is its fingerprint; `sigmas` are the noise levels; `provenance` names versions
+    and machine; `step_down` what was done for want of memory. An older `format` leaves some of
+    them empty. `unknown` names what a klein of this format said that this klein does not know.
     """
 
+    format: int
     klein: str
     recipe: Recipe
     settings: Settings
+    repo: str | None
     revision: str | None
+    weights: str | None
+    sigmas: tuple[float, ...]
     provenance: dict[str, str]
     step_down: str | None = None
+    unknown: tuple[str, ...] = ()
 
 
 def read_record(path: Path) -> Record:
@@ -51,65 +82,192 @@ def read_record(path: Path) -> Record:
     if len(text) > MAX_RECORD_BYTES:
         raise UsageError(f"the recipe in {path} is too long to be klein's", _NOT_OURS)
     try:
-        table = json.loads(text)
+        table = json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         raise UsageError(f"the recipe in {path} is damaged", _NOT_OURS) from None
-    if not isinstance(table, dict) or not isinstance(table.get("format"), int):
+    if not isinstance(table, dict) or type(table.get("format")) is not int or table["format"] < 1:
         raise UsageError(f"the recipe in {path} is not klein's", _NOT_OURS)
     if table["format"] > FORMAT:
         raise UsageError(
             f"the recipe in {path} was written by a newer klein", "update klein to read it"
         )
-    return _record(path, table)
+    try:
+        return _record(table)
+    except (KeyError, TypeError, AttributeError, ValueError, KleinError) as error:
+        missing = isinstance(error, KeyError)
+        reason = f"it has no {error}" if missing else str(error)[:200]
+        raise UsageError(f"the recipe in {path} does not make sense: {reason}", _NOT_OURS) from None
+
+
+def read_pixels(path: Path) -> NDArray[numpy.uint8]:
+    """(H, W, 3) uint8: what the picture shows. Raises UsageError when it cannot be read."""
+    import numpy
+
+    with _opened(path) as image:
+        return numpy.asarray(image.convert("RGB"))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `path` is a picture from its first byte to its last. Raises OSError if unreadable."""
+    from PIL import Image
+
+    data = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = image.format
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    # Pillow forgives a PNG that stops after its pixels.
+    return kind != "PNG" or data.endswith(_PNG_END)
 
 
 def _text(path: Path) -> str | None:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            if "klein" in image.info:
-                return str(image.info["klein"])
-            comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    except UnidentifiedImageError:
-        raise UsageError(f"{path} is not a picture", "give a PNG, JPEG or WebP file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"cannot read {path}: {reason}", "give a picture that klein made"
-        ) from None
+    with _opened(path) as image:
+        if "klein" not in image.info and image.format == "PNG":
+            # Other tools put text behind the pixels, which Pillow reads after them.
+            image.load()
+        if "klein" in image.info:
+            return str(image.info["klein"])
+        comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
     if not isinstance(comment, bytes) or not comment.startswith(ASCII_COMMENT):
         return None
     return comment.removeprefix(ASCII_COMMENT).decode("ascii", errors="replace")
 
 
-def _record(path: Path, table: Mapping[str, Any]) -> Record:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file as a picture of a format and a size that klein writes.
+
+    Pillow decodes nothing before the size is known to be sane. Raises UsageError.
+    """
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        model = table["model"]
-        revision, step_down = model.get("revision"), table.get("step_down")
-        provenance = {str(key): str(value) for key, value in table["provenance"].items()}
-        return Record(
-            klein=str(table["klein"]),
-            recipe=_fields(Recipe, table["recipe"]),
-            settings=_fields(Settings, table["settings"]),
-            revision=None if revision is None else str(revision),
-            provenance=provenance,
-            step_down=None if step_down is None else str(step_down),
-        )
-    except (KeyError, TypeError, AttributeError, KleinError) as error:
-        raise UsageError(f"the recipe in {path} does not make sense: {error}", _NOT_OURS) from None
+        # A pipe or a device would never end.
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a file", "give a PNG, JPEG or WebP file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(f"{path} is too large to be klein's", _NOT_OURS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.width * image.height > MAX_SIDE**2:
+                    raise UsageError(f"{path} is too large to be klein's", _NOT_OURS)
+                yield image
+    except KleinError:
+        raise
+    except UnidentifiedImageError:
+        raise UsageError(f"{path} is not a picture", "give a PNG, JPEG or WebP file") from None
+    except Image.DecompressionBombError:
+        raise UsageError(f"{path} is too large to be klein's", _NOT_OURS) from None
+    except OSError as error:
+        what = f"cannot read {path}: {error.strerror or error}"
+        raise UsageError(what, "give a picture that klein made") from None
+    except Exception as error:  # on a file made to break it, Pillow raises nearly anything
+        what = f"{path} is a broken picture ({type(error).__name__})"
+        raise UsageError(what, "give a picture that klein made") from None
+
+
+def _record(table: Mapping[str, Any]) -> Record:
+    """A record from JSON. Raises KeyError, TypeError, ValueError or KleinError."""
+    recipe, settings, model = table["recipe"], table["settings"], table["model"]
+    unknown = [
+        *(f"recipe.{name}" for name in _unknown(Recipe, recipe)),
+        *(f"settings.{name}" for name in _unknown(Settings, settings)),
+    ]
+    record = Record(
+        format=table["format"],
+        klein=_word("klein", table["klein"]),
+        recipe=_fields(Recipe, recipe),
+        settings=_fields(Settings, settings),
+        repo=_text_or_none("repo", model.get("repo")),
+        revision=_commit("revision", model.get("revision")),
+        weights=_commit("weights", model.get("weights")),
+        sigmas=_sigmas(table.get("sigmas", [])),
+        provenance=_words("provenance", table["provenance"]),
+        step_down=_text_or_none("step_down", table.get("step_down")),
+        unknown=tuple(unknown[:_MAX_ENTRIES]),
+    )
+    fault = prompt_fault(record.recipe.prompt)
+    if fault:
+        raise ValueError(fault[0])
+    (record.recipe.negative_prompt or "").encode("utf-8")
+    for name, value in (("model", record.recipe.model), *asdict(record.settings).items()):
+        if isinstance(value, str):
+            _word(name, value)
+    if record.sigmas and len(record.sigmas) != record.recipe.steps + 1:
+        raise ValueError(f"{record.recipe.steps} steps have {len(record.sigmas)} sigmas")
+    return record
+
+
+def _unknown(kind: type[Recipe] | type[Settings], table: Mapping[str, Any]) -> list[str]:
+    known = {field.name for field in fields(kind)}
+    return [_word("a key", name) for name in table if name not in known]
 
 
 def _fields(kind: type[Fields], table: Mapping[str, Any]) -> Fields:
-    """A dataclass from a table that must have its fields, each of its type."""
-    types: dict[str, type | tuple[type, ...]] = {
-        "str": str,
-        "int": int,
-        "float": (int, float),
-        "str | None": (str, type(None)),
-    }
+    """A dataclass from a table; what an older klein did not know yet may be left out."""
+    hints = typing.get_type_hints(kind)
+    given: dict[str, Any] = {}
     for field in fields(kind):
+        if field.name not in table and field.default is not MISSING:
+            continue
         value = table[field.name]
-        if not isinstance(value, types[str(field.type)]) or isinstance(value, bool):
+        if not _is_a(hints[field.name], value):
             raise TypeError(f"{field.name} is {str(value)[:40]!r}")
-    return kind(**{field.name: table[field.name] for field in fields(kind)})
+        given[field.name] = value
+    return kind(**given)
+
+
+def _is_a(hint: Any, value: object) -> bool:
+    """Whether a value from JSON fits a field; a whole number will do for a float."""
+    if isinstance(hint, types.UnionType):
+        return any(_is_a(each, value) for each in typing.get_args(hint))
+    if hint is float:
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    return type(value) is hint
+
+
+def _sigmas(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list) or not all(_is_a(float, value) for value in values):
+        raise TypeError("sigmas are not numbers")
+    if not all(0 <= value <= 1 for value in values):
+        raise ValueError("sigmas are not between 0 and 1")
+    return tuple(float(value) for value in values)
+
+
+def _words(name: str, table: Any) -> dict[str, str]:
+    if not isinstance(table, dict) or len(table) > _MAX_ENTRIES:
+        raise TypeError(f"{name} is no short table")
+    return {_word(name, key): _word(key, value) for key, value in table.items()}
+
+
+def _word(name: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_WORD:
+        raise TypeError(f"{name[:40]} is {str(value)[:40]!r}")
+    return value
+
+
+def _text_or_none(name: str, value: Any) -> str | None:
+    if not isinstance(value, str | None):
+        raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+def _commit(name: str, value: Any) -> str | None:
+    """Hexadecimal digits: nothing that could be a path."""
+    if value is not None and not _COMMIT.fullmatch(_word(name, value)):
+        raise ValueError(f"{name} is {value[:40]!r}")
+    return None if value is None else str(value)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key is given twice")
+    return table

@@ -1,46 +1,65 @@
 """Rows -> Jobs: every picture of a run with its recipe and its path, settled before work starts.
 
 Everything that can be wrong with a run is found here, without the model: bad lines, sizes the
-model does not make, names that leave the folder, files that would be replaced.
+model does not make, names that leave the folder, files that would be replaced. Rows are read as a
+stream and jobs are kept on disk, so that their number does not matter.
+
+When a run is taken up again, rows find their pictures in the manifest's history: by what they say
+and by which of the equal ones they are. What is there is not made again, and what is not keeps its
+seed and its name, wherever its row has moved to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from itertools import chain, islice
 from pathlib import Path
 
 from klein_cli.errors import UsageError
-from klein_cli.output.naming import STDOUT, Names, destination
+from klein_cli.output.history import History, Item, file_hash, recipe_hash, row_hash
+from klein_cli.output.naming import STDOUT, Destination, Names, destination
 from klein_cli.output.png import check_room, check_writable
 from klein_cli.presets import Preset
-from klein_cli.prompts import BadRow, Defaults, Row, complain, name_of, recipes
+from klein_cli.prompts import (
+    BadRow,
+    Defaults,
+    Row,
+    complain,
+    name_of,
+    own_seeds,
+    recipe_of,
+)
 from klein_cli.recipe import Recipe
+from klein_cli.run.found import Found, look
+from klein_cli.run.jobs import Job, Jobs
+
+__all__ = ["Adopted", "Job", "Output", "Plan", "check_folders", "check_sides", "plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One picture to make: `index` counts from 1; no path means standard output.
+class Adopted:
+    """A picture that was found whole, and that the manifest does not know yet."""
 
-    `exact` says that the user spelt the path out: when it is taken after all, no other will do.
-    """
-
-    index: int
+    item: Item
     recipe: Recipe
-    path: Path | None
-    exact: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The jobs of a run in order, and what the user should be told about them.
 
-    `uses_seed`: some picture takes its seed from the run's. `without_effect`: what rows ask for
-    that this model ignores.
+    `done` pictures are there already, `adopted` are those of them that want recording. `folders`
+    are those that are written in. `uses_seed`: some picture takes its seed from the run's.
+    `without_effect`: what rows ask for that this model ignores.
     """
 
-    jobs: tuple[Job, ...]
+    jobs: Jobs
+    done: int
+    adopted: tuple[Adopted, ...]
+    folders: frozenset[Path]
     uses_seed: bool
     without_effect: tuple[str, ...]
 
@@ -62,33 +81,35 @@ def plan(
     defaults: Defaults,
     seed: int,
     output: Output,
+    history: History | None = None,
 ) -> Plan:
     """Give every picture its recipe and its path; picture k (from 0) gets `seed` + k.
 
-    `source` is the prompts file, or "" for a typed prompt. Raises UsageError, for a prompts file
-    one that names all its bad lines.
+    `source` is the prompts file, or "" for a typed prompt. With a `history`, whose seed `seed`
+    then is, only what is missing becomes a job. Raises UsageError, for a prompts file one that
+    names all its bad lines.
     """
-    rows = list(rows)
-    if not rows:
+    rows = iter(rows)
+    head = list(islice(rows, 2))
+    if not head:
         raise UsageError(f"{name_of(source)} holds no prompts", "write one prompt a line")
-    faults = [row for row in rows if isinstance(row, BadRow)]
-    good = [row for row in rows if isinstance(row, Row)]
-    drawn = list(_draw(good, preset, defaults, seed, faults))
-    several = sum(len(pictures) for _, pictures in drawn) + len(faults) > 1
-    jobs = list(_name(drawn, output, several, faults))
-    if faults:
-        complain(source, sorted(faults, key=lambda fault: fault.line))
-    return Plan(
-        jobs=tuple(jobs),
-        uses_seed=any(row.seed is None for row in good),
-        without_effect=tuple(_without_effect(good)) if preset.distilled else (),
-    )
+    where = _destination(head, output, defaults)
+    names = Names(where, overwrite=output.overwrite, today=output.today)
+    planner = _Planner(preset, defaults, seed, history, where, names, output.overwrite)
+    for row in chain(head, rows):
+        planner.add(row)
+    if planner.faults:
+        complain(source, sorted(planner.faults, key=lambda fault: fault.line))
+    return planner.plan()
 
 
-def check_folders(jobs: Iterable[Job]) -> None:
-    """Raise UsageError unless every folder of the run can be written in."""
-    for folder in {job.path.parent for job in jobs if job.path is not None}:
-        check_writable(folder)
+def check_folders(folders: Iterable[Path], *, swept: bool = False) -> None:
+    """Raise UsageError unless every folder of the run can be written in.
+
+    `swept` if the run keeps a manifest, and with it the right to clear up after killed ones.
+    """
+    for folder in folders:
+        check_writable(folder, swept=swept)
 
 
 def check_sides(recipe: Recipe, preset: Preset) -> None:
@@ -101,61 +122,168 @@ def check_sides(recipe: Recipe, preset: Preset) -> None:
             )
 
 
-def _draw(
-    rows: list[Row], preset: Preset, defaults: Defaults, seed: int, faults: list[BadRow]
-) -> Iterator[tuple[Row, list[Recipe]]]:
-    made = 0
-    for row in rows:
-        if preset.distilled:
+@dataclass(slots=True)
+class _Planner:
+    """Takes rows one by one; what is wrong with them gathers in `faults`."""
+
+    preset: Preset
+    defaults: Defaults
+    seed: int
+    history: History | None
+    where: Destination
+    names: Names
+    overwrite: bool
+    faults: list[BadRow] = field(default_factory=list)
+    _jobs: Jobs = field(default_factory=Jobs)
+    _adopted: list[Adopted] = field(default_factory=list)
+    _done: int = 0
+    _folders: set[Path] = field(default_factory=set)
+    _uses_seed: bool = False
+    _ignored: set[str] = field(default_factory=set)
+    _next_index: int = 1
+    _as_written: Defaults = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._as_written = replace(self.defaults, wildcards=False)
+        if self.history:
+            self._next_index = self.history.next_index
+            for file in self.history.files():
+                self.names.reserve(self.where.folder / file)
+
+    def add(self, row: Row | BadRow) -> None:
+        """Plan the pictures of a row. Raises UsageError for what is no row's fault."""
+        if isinstance(row, BadRow):
+            self.faults.append(row)
+            return
+        if self.preset.distilled:
+            self._ignored.update(
+                name for name in ("guidance", "negative_prompt") if getattr(row, name) is not None
+            )
             row = replace(row, guidance=None, negative_prompt=None)
+        several = _makes_several(row, self.defaults)
         try:
-            pictures = recipes(row, defaults, seed + made)
-            check_sides(pictures[0], preset)
-        except UsageError as error:
-            faults.append(BadRow(line=row.line, message=error.message, hint=error.hint))
-            continue
-        made += len(pictures)
-        yield row, pictures
+            with _row_faults():
+                seeds = own_seeds(row, self.defaults)
+            for number, seed in enumerate(seeds, start=1):
+                self._uses_seed |= seed is None
+                self._add_picture(row, seed, number if several else None)
+        except _RowFault as fault:
+            message, hint = fault.args
+            self.faults.append(BadRow(line=row.line, message=message, hint=hint))
 
+    def plan(self) -> Plan:
+        """What has been planned, when there are no faults."""
+        return Plan(
+            jobs=self._jobs,
+            done=self._done,
+            adopted=tuple(self._adopted),
+            folders=frozenset(self._folders),
+            uses_seed=self._uses_seed,
+            without_effect=tuple(sorted(self._ignored)),
+        )
 
-def _name(
-    drawn: list[tuple[Row, list[Recipe]]], output: Output, several: bool, faults: list[BadRow]
-) -> Iterator[Job]:
-    if output.path == STDOUT:
-        yield from _for_stdout(drawn, several)
-        return
-    where = destination(output.path, several=several)
-    names = Names(where, overwrite=output.overwrite, today=output.today)
-    index = 0
-    for row, pictures in drawn:
-        for number, recipe in enumerate(pictures, start=1):
-            index += 1
-            try:
-                if row.output is None:
-                    path = names.of(index, recipe)
-                else:
-                    path = names.of_row(row.output, number if len(pictures) > 1 else None)
+    def _add_picture(self, row: Row, own: int | None, number: int | None) -> None:
+        with _row_faults():
+            asked = recipe_of(row, self._as_written, own or 0)
+            check_sides(asked, self.preset)
+        key = _row_key(row, own, asked, self.defaults)
+        item = self.history.take(key) if self.history else None
+        if item is None:
+            index = self._next_index
+            seed = self.seed + index - 1 if own is None else own
+        else:
+            index, seed = item.index, item.seed
+        with _row_faults():
+            recipe = recipe_of(row, self.defaults, seed)
+        if item is None:
+            self._next_index += 1
+            path, wreck = self._new_path(row, index, number, recipe), False
+        else:
+            found = look(self.where.folder / item.file, recipe, item)
+            if found in (Found.MADE, Found.UNRECORDED):
+                self._keep(item, recipe, found)
+                return
+            path, wreck = self._known_path(row, item, found), found is Found.WRECK
+        if path is not None:
+            with _row_faults():
                 check_room(recipe, path.suffix)
-            except UsageError as error:
-                if row.output is None:
-                    raise
-                faults.append(BadRow(line=row.line, message=error.message, hint=error.hint))
-                break
-            exact = where.exact and row.output is None
-            yield Job(index=index, recipe=recipe, path=path, exact=exact)
+            self._folders.add(path.parent)
+        exact = self.where.exact and row.output is None
+        recorded = item.run if item else 0
+        self._jobs.add(
+            Job(
+                index=index,
+                recipe=recipe,
+                path=path,
+                exact=exact,
+                replace=wreck,
+                row=key,
+                recorded=recorded,
+            )
+        )
+
+    def _new_path(self, row: Row, index: int, number: int | None, recipe: Recipe) -> Path | None:
+        if not self.where.template:
+            return None
+        if row.output is None:
+            return self.names.of(index, recipe)
+        with _row_faults():
+            return self.names.of_row(row.output, number)
+
+    def _known_path(self, row: Row, item: Item, found: Found) -> Path:
+        path = self.where.folder / item.file
+        if found is not Found.FOREIGN or self.overwrite:
+            return path
+        if self.where.exact and row.output is None:
+            raise UsageError(f"{path} is another picture now", "-y replaces it; or move it away")
+        return self.names.another(path)
+
+    def _keep(self, item: Item, recipe: Recipe, found: Found) -> None:
+        self._done += 1
+        if found is Found.UNRECORDED:
+            sha256 = file_hash(self.where.folder / item.file)
+            known = replace(item, recipe=recipe_hash(recipe), sha256=sha256)
+            self._adopted.append(Adopted(item=known, recipe=recipe))
 
 
-def _for_stdout(drawn: list[tuple[Row, list[Recipe]]], several: bool) -> Iterator[Job]:
+class _RowFault(Exception):
+    """What is wrong with a row: (message, hint)."""
+
+
+@contextmanager
+def _row_faults() -> Iterator[None]:
+    """Errors in here are a row's own, to be reported with its line."""
+    try:
+        yield
+    except UsageError as error:
+        raise _RowFault(error.message, error.hint) from None
+
+
+def _destination(rows: list[Row | BadRow], output: Output, defaults: Defaults) -> Destination:
+    """Where the pictures go, given the first two rows of a run."""
+    several = len(rows) > 1 or any(
+        isinstance(row, Row) and _makes_several(row, defaults) for row in rows
+    )
+    if output.path != STDOUT:
+        return destination(output.path, several=several)
     if several:
         raise UsageError("-o - writes one picture, and this run makes several", "give a folder")
-    for row, pictures in drawn:
-        if row.output is not None:
-            raise UsageError("-o - leaves no place for a row's output", "give a folder")
-        yield Job(index=1, recipe=pictures[0], path=None, exact=True)
+    if any(isinstance(row, Row) and row.output is not None for row in rows):
+        raise UsageError("-o - leaves no place for a row's output", "give a folder")
+    return Destination(template="", folder=Path(), exact=True)
 
 
-def _without_effect(rows: list[Row]) -> Iterator[str]:
-    if any(row.guidance is not None for row in rows):
-        yield "guidance"
-    if any(row.negative_prompt is not None for row in rows):
-        yield "negative_prompt"
+def _makes_several(row: Row, defaults: Defaults) -> bool:
+    try:
+        return len(list(islice(own_seeds(row, defaults), 2))) > 1
+    except UsageError:
+        return False  # it is reported when the row is planned
+
+
+def _row_key(row: Row, own: int | None, asked: Recipe, defaults: Defaults) -> str:
+    """A hash of all that a row says of one of its pictures: what it is known by in a manifest.
+
+    The run's seed is no part of it, so that the row finds its picture, and with it its seed, again.
+    """
+    wildcards = defaults.wildcards or None
+    return row_hash(asdict(asked) | {"seed": own, "output": row.output, "wildcards": wildcards})

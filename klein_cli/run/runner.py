@@ -1,7 +1,8 @@
-"""Jobs -> saved pictures, one batch after another; says what became of each as it happens.
+"""Jobs -> saved pictures, with what became of each as it happens.
 
-A picture that fails does not stop the others. When a whole batch fails, its pictures are tried
-one by one, which is recorded on them.
+Batches are drawn by a crew while the pictures before them are encoded and written. A picture that
+fails does not stop the others: its batch is drawn again one by one. Memory that runs out is a step
+down (`klein_cli.run.ladder`). A disk that refuses stops the run, with what is done intact.
 """
 
 from __future__ import annotations
@@ -10,52 +11,49 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
-from klein_cli.recipe import Recipe
 from klein_cli.run.batching import batches
-from klein_cli.run.plan import Job
+from klein_cli.run.books import Books
+from klein_cli.run.crew import Crew, Outcome, WorkerDied
+from klein_cli.run.jobs import Job
+from klein_cli.run.ladder import Attempt, Ladder
+from klein_cli.run.writers import Writers
 
 if TYPE_CHECKING:
-    import numpy
-    from numpy.typing import NDArray
+    from klein_cli.run.ladder import Pixels
 
-    Pixels = NDArray[numpy.uint8]
+_DEATHS = 3
+"""Workers that may die over the same jobs before these are given up."""
 
-
-class Renderer(Protocol):
-    """What the runner needs of a pipeline: recipes of one shape -> (H, W, 3) uint8 pictures."""
-
-    def render(
-        self, recipes: Sequence[Recipe], *, on_step: Callable[[int, int], None] | None = None
-    ) -> list[Pixels]: ...
-
-
-class Describe(Protocol):
-    """The record that goes into a picture's file."""
-
-    def __call__(self, recipe: Recipe, step_down: str | None) -> dict[str, Any]: ...
+_DISK_STOPS = {
+    getattr(errno, name, None)
+    for name in ["ENOSPC", "EDQUOT", "EROFS", "EIO", "ENODEV", "ESTALE", "EACCES", "EPERM"]
+}
+"""What is wrong with the disk and not with one file on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
     """A picture is whole on disk; no path means that it went to standard output.
 
-    `seconds` is the picture's share of its batch, from prompt to file; `writing`, of these, what
-    the file took.
+    `seconds` is the picture's share of its batch, and its own encoding and writing.
     """
 
     job: Job
     path: Path | None
     seconds: float
-    writing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,80 +66,199 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteppedDown:
-    """A batch failed for this reason and its pictures are now tried one by one."""
+    """Something did not go as it should; `reason` says what, and what is done instead."""
 
     jobs: tuple[Job, ...]
     reason: str
 
 
-Event = Saved | Failed | SteppedDown
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something about the crew that the user should know."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What a run works with. `on_progress` hears how many pictures' worth of a batch is done."""
+class Stopped:
+    """The run ends here, before all was made: nothing more can be saved or drawn."""
 
-    renderer: Renderer
-    describe: Describe
-    batch_size: int
-    overwrite: bool
-    stdout: BinaryIO
-    on_progress: Callable[[float], None]
+    error: KleinError
+
+
+Event = Saved | Failed | SteppedDown | Notice | Stopped
+
+
+class Run:
+    """One run. `threads` write the pictures, none means that drawing waits for the writing.
+
+    `books` keep the record of a run that can be taken up again; `bare` pictures have no record in
+    them. `writing` counts the seconds that files held up the drawing, or its end.
+    """
+
+    def __init__(
+        self,
+        *,
+        crew: Crew,
+        batch_size: int,
+        overwrite: bool,
+        stdout: BinaryIO,
+        books: Books | None = None,
+        bare: bool = False,
+        threads: int = 0,
+    ) -> None:
+        self._crew = crew
+        self._batch_size = batch_size
+        self._overwrite = overwrite
+        self._stdout = stdout
+        self._books = books
+        self._bare = bare
+        self._writers: Writers[tuple[Event, ...]] = Writers(threads)
+        self._ladder = Ladder()
+        self._again: deque[Attempt] = deque()
+        self._stop: KleinError | None = None
+        self.writing = 0.0
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
-        """Make the pictures of `jobs`; KeyboardInterrupt passes through and leaves no half file."""
-        for batch in batches(jobs, self.batch_size):
-            yield from self._make(batch)
+        """Make the pictures of `jobs`.
 
-    def _make(self, batch: tuple[Job, ...], step_down: str | None = None) -> Iterator[Event]:
+        KeyboardInterrupt passes through: what was drawn by then is still written, `rest` tells of
+        it, and there is no half file.
+        """
+        ahead = chain.from_iterable(map(self._ladder.attempts, batches(jobs, self._batch_size)))
+        try:
+            while self._stop is None and self._feed(ahead):
+                yield from self._take()
+                yield from self._told(self._writers.finished())
+            yield from self.rest()
+            if self._stop is not None:
+                yield Stopped(error=self._stop)
+        finally:
+            self._writers.close()
+
+    def rest(self) -> Iterator[Event]:
+        """What became of the pictures that were drawn but not told of yet; waits for them."""
+        results = self._writers.rest()
+        while True:
+            with self._held_up():
+                result = next(results, None)
+            if result is None:
+                return
+            yield from self._told((result,))
+
+    @contextlib.contextmanager
+    def _held_up(self) -> Iterator[None]:
         started = time.perf_counter()
         try:
-            pictures = self._render(batch)
-        except Exception as error:
-            if len(batch) == 1:
-                yield Failed(job=batch[0], error=error)
-                return
-            # Only words leave this block: the error's frames hold the memory that ran out.
-            reason = f"a batch of {len(batch)} failed: {words(error)}"
+            yield
+        finally:
+            self.writing += time.perf_counter() - started
+
+    def _feed(self, ahead: Iterator[Attempt]) -> bool:
+        """Give the crew as much as it has room for; whether there is anything to wait for."""
+        while self._crew.has_room():
+            attempt = self._again.popleft() if self._again else next(ahead, None)
+            if attempt is None:
+                return self._crew.busy()
+            self._crew.give(attempt)
+        return True
+
+    def _take(self) -> Iterator[Event]:
+        try:
+            outcome = self._crew.take()
+        except KleinError as error:
+            self._stop = error
         else:
-            share = (time.perf_counter() - started) / len(batch)
-            for job, pixels in zip(batch, pictures, strict=True):
-                yield self._save(job, pixels, step_down, share)
+            if outcome is not None:
+                yield from self._conclude(outcome)
+        for text in self._crew.notices():
+            yield Notice(text=text)
+
+    def _conclude(self, outcome: Outcome) -> Iterator[Event]:
+        attempt, error = outcome.attempt, outcome.error
+        if error is None:
+            share = outcome.seconds / len(attempt.jobs)
+            for job, pixels in zip(attempt.jobs, outcome.pictures, strict=True):
+                record = None if self._bare else outcome.describe(job.recipe, attempt.step_down)
+                with self._held_up():
+                    self._writers.put(partial(self._write, job, pixels, record, share))
             return
-        yield SteppedDown(jobs=batch, reason=reason)
-        for job in batch:
-            yield from self._make((job,), step_down=f"made alone: {reason}")
+        again, said = self._instead(attempt, error)
+        if said is not None:
+            yield SteppedDown(jobs=attempt.jobs, reason=said)
+        self._again.extendleft(reversed(again))
+        if not again:
+            failures = (Failed(job=job, error=error) for job in attempt.jobs)
+            yield from self._told((failed,) for failed in failures)
 
-    def _render(self, batch: tuple[Job, ...]) -> list[Pixels]:
-        def on_step(done: int, total: int) -> None:
-            self.on_progress(len(batch) * done / total)
+    def _instead(self, attempt: Attempt, error: Exception) -> tuple[list[Attempt], str | None]:
+        """What to try after an attempt failed, nothing if that was all, and what to say of it."""
+        if isinstance(error, WorkerDied) and attempt.deaths + error.drawing < _DEATHS:
+            return [replace(attempt, deaths=attempt.deaths + error.drawing)], None
+        if isinstance(error, OutOfMemoryError):
+            return self._ladder.down(attempt, error)
+        if len(attempt.jobs) == 1:
+            return [], None
+        reason = f"a batch of {len(attempt.jobs)} failed: {words(error)}"
+        return attempt.alone(reason), f"{reason}; its pictures are made one by one"
 
-        return self.renderer.render([job.recipe for job in batch], on_step=on_step)
+    def _told(self, results: Iterable[tuple[Event, ...]]) -> Iterator[Event]:
+        """The events, with failures put on record; a stop is kept to be told when all else is."""
+        for event in chain.from_iterable(results):
+            if isinstance(event, Stopped):
+                self._stop = self._stop or event.error
+                continue
+            if isinstance(event, Failed) and self._books is not None:
+                try:
+                    self._books.failed(event.job, words(event.error))
+                except OSError as error:
+                    self._stop = self._stop or self._disk_error(self._books.failures, error)
+            yield event
 
-    def _save(self, job: Job, pixels: Pixels, step_down: str | None, share: float) -> Event:
+    def _write(
+        self, job: Job, pixels: Pixels, record: dict[str, Any] | None, share: float
+    ) -> tuple[Event, ...]:
+        """Encode, save and record one picture; in a thread beside the drawing, if there are any."""
         started = time.perf_counter()
         extension = ".png" if job.path is None else job.path.suffix
         try:
-            written = self.describe(job.recipe, step_down)
-            data = encode(pixels, extension, written, parameters(job.recipe))
+            data = encode(pixels, extension, record, parameters(job.recipe))
             path = self._store(job, data)
         except OSError as error:
-            return Failed(job=job, error=_disk_error(job, error))
+            failure = self._disk_error(job.path, error)
+            if error.errno in _DISK_STOPS:
+                return (Stopped(error=failure),)
+            return (Failed(job=job, error=failure),)
         except Exception as error:
-            return Failed(job=job, error=error)
-        writing = time.perf_counter() - started
-        return Saved(job=job, path=path, seconds=share + writing, writing=writing)
+            return (Failed(job=job, error=error),)
+        saved = Saved(job=job, path=path, seconds=share + time.perf_counter() - started)
+        if self._books is None or path is None:
+            return (saved,)
+        try:
+            self._books.saved(job, path, sha256(data).hexdigest(), saved.seconds)
+        except OSError as error:
+            return saved, Stopped(error=self._disk_error(self._books.manifest, error))
+        return (saved,)
 
     def _store(self, job: Job, data: bytes) -> Path | None:
         if job.path is None:
-            self.stdout.write(data)
-            self.stdout.flush()
+            self._stdout.write(data)
+            self._stdout.flush()
             return None
+        overwrite, swept = self._overwrite or job.replace, self._books is not None
         for path in [job.path] if job.exact else candidates(job.path):
             with contextlib.suppress(FileExistsError):
-                save(data, path, overwrite=self.overwrite)
+                save(data, path, overwrite=overwrite, swept=swept)
                 return path
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    def _disk_error(self, path: Path | None, error: OSError) -> KleinError:
+        what = f"cannot write {path or 'to standard output'}: {error.strerror or error}"
+        if isinstance(error, FileExistsError):
+            return KleinError(what, "-y replaces it; or give another name")
+        if self._books is not None:
+            return KleinError(what, "mend that, then give the same command with --resume")
+        return KleinError(what, "make room there, or give another -o")
 
 
 def words(error: Exception) -> str:
@@ -149,10 +266,3 @@ def words(error: Exception) -> str:
     if isinstance(error, KleinError):
         return error.message
     return f"{type(error).__name__}: {error}"
-
-
-def _disk_error(job: Job, error: OSError) -> KleinError:
-    what = f"cannot write {job.path or 'to standard output'}: {error.strerror or error}"
-    if isinstance(error, FileExistsError):
-        return KleinError(what, "-y replaces it; or give another name")
-    return KleinError(what, "make room there, or give another -o")

@@ -84,7 +84,8 @@ class Graphs:
             try:
                 output = function(*held)
             except BaseException:
-                with contextlib.suppress(RuntimeError):
+                # What went wrong first is what is told.
+                with contextlib.suppress(Exception):
                     graph.capture_end()
                 raise
             graph.capture_end()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from klein_cli.errors import ModelError, UsageError
-from klein_cli.snapshot import read_json
+from klein_cli.model_files import read_json
 
 POSITIONS = 512
 PAD_TOKEN = "<|endoftext|>"

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ import pytest
 from PIL import Image
 
 from klein_cli.cli.app import main
-from klein_cli.cli.generate import _follow, exit_code
-from klein_cli.cli.report import Report
-from klein_cli.errors import OutOfMemoryError
-from klein_cli.recipe import Recipe
-from klein_cli.run.plan import Job
-from klein_cli.run.runner import Event, Failed, Saved
 
 QUICK = ("--size", "64x64", "--steps", "1", "--device", "cpu")
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
@@ -90,7 +83,7 @@ def test_a_prompts_file_fills_a_folder(klein: Any) -> None:
     code, out, _ = klein("--prompts-file", "p.jsonl", "-o", "d/", "-s", "10", "--batch-size", "2")
     assert code == 0
     names = ["0001-a-cat-10.png", "0004-a-cow-13.png", "dog-0001.jpg", "dog-0002.jpg"]
-    assert sorted(os.listdir("d")) == names
+    assert sorted(os.listdir("d")) == [*names, "manifest.jsonl"]
     assert sorted(out.split()) == [f"d/{name}" for name in names]
     with Image.open("d/0001-a-cat-10.png") as image:
         assert image.size == (80, 64)
@@ -140,11 +133,11 @@ def test_overwrite_replaces_it(klein: Any) -> None:
 
 def test_options_without_effect_are_warned_of_once(klein: Any) -> None:
     Path("p.jsonl").write_text('{"prompt": "a", "guidance": 2}\n{"prompt": "b", "guidance": 3}\n')
-    _, _, err = klein("--prompts-file", "p.jsonl", "--negative-prompt", "x", "--dry-run", "-s", "1")
+    _, _, err = klein("--prompts-file", "p.jsonl", "--negative-prompt", "x", "--dry-run", "-q")
     assert err.splitlines() == [
         "warning: --negative-prompt and guidance have no effect: random is distilled"
     ]
-    _, _, err = klein("a", "--cfg-scale", "2", "--dry-run", "-s", "1")
+    _, _, err = klein("a", "--cfg-scale", "2", "--dry-run", "-q")
     assert err.splitlines() == ["warning: --guidance has no effect: random is distilled"]
 
 
@@ -186,7 +179,7 @@ def test_a_prompt_that_is_cut_is_warned_of_and_with_strict_refused(klein: Any) -
 def test_many_prompts_that_are_cut_are_summed_up(klein: Any) -> None:
     lines = [f"{number} " + "cat and dog " * 400 for number in range(8)]
     Path("p.txt").write_text("\n".join(lines))
-    _, _, err = klein("--prompts-file", "p.txt", "-s", "1", "--dry-run")
+    _, _, err = klein("--prompts-file", "p.txt", "-q", "--dry-run")
     warnings = err.splitlines()
     assert len(warnings) == 6
     assert warnings[0].startswith("warning: picture 1: ")
@@ -229,7 +222,7 @@ def test_an_interrupt_keeps_what_was_made_and_leaves_no_half_file(random_snapsho
     assert re.search(r"interrupted: \d+ of 5000 pictures made", err)
     assert "Traceback" not in err
     printed = {first, *out.split()}
-    on_disk = {f"d/{name}" for name in os.listdir("d")}
+    on_disk = {f"d/{name}" for name in os.listdir("d") if name != "manifest.jsonl"}
     assert printed <= on_disk
     assert len(on_disk - printed) <= 1
     assert all(recipe_in(path) for path in on_disk)
@@ -246,47 +239,3 @@ def test_without_a_gpu_the_default_model_offers_tiny(capfd: pytest.CaptureFixtur
     assert len(said.err.splitlines()) == 2
     assert "--model tiny" in said.err
     assert os.listdir() == []
-
-
-def events(*kinds: str) -> Iterator[Event]:
-    recipe = Recipe(prompt="a", seed=5, width=16, height=16, steps=4, guidance=1.0, model="tiny")
-    for index, kind in enumerate(kinds, start=1):
-        job = Job(index=index, recipe=recipe, path=Path(f"{index}.png"), exact=False)
-        if kind == "interrupt":
-            raise KeyboardInterrupt
-        if kind == "saved":
-            yield Saved(job=job, path=job.path, seconds=1.0)
-        elif kind == "memory":
-            yield Failed(job=job, error=OutOfMemoryError("no memory", "use less"))
-        else:
-            yield Failed(job=job, error=RuntimeError("a bug"))
-
-
-@pytest.mark.parametrize(
-    ("kinds", "code"),
-    [
-        (("saved", "saved"), 0),
-        (("saved", "memory"), 1),
-        (("bug", "saved"), 1),
-        (("memory",), 4),
-        (("memory", "memory"), 4),
-        (("memory", "bug"), 1),
-        (("bug",), 1),
-        (("saved", "interrupt"), 130),
-    ],
-)
-def test_the_exit_code_of_a_run(
-    kinds: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report = Report(as_json=False, quiet=False, verbose=False, silent_stdout=False)
-    assert _follow(events(*kinds), len(kinds), report) == code
-    said = capsys.readouterr()
-    assert said.out.count("\n") == kinds.count("saved")
-    if len(kinds) > 1 and code not in (0, 130):
-        assert f"{kinds.count('saved')} of {len(kinds)} pictures made" in said.err
-
-
-def test_exit_code_of_nothing_made() -> None:
-    assert exit_code(0, []) == 0
-    assert exit_code(0, [3, 3]) == 3
-    assert exit_code(1, [3, 3]) == 1

@@ -22,7 +22,16 @@ RECIPE = Recipe(
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     settings = Settings(device="cpu", dtype="float32", attention="sdpa")
-    written = record(RECIPE, settings, revision=None, provenance={"torch": "2.13"})
+    written = record(
+        RECIPE,
+        settings,
+        sigmas=(1.0, 0.95, 0.87, 0.7, 0.0),
+        repo="owner/name",
+        revision="ab" * 20,
+        weights="cd" * 16,
+        provenance={"torch": "2.13"},
+        step_down="made alone\nin the end",
+    )
     path = tmp_path / "a.png"
     pixels = numpy.zeros((32, 64, 3), dtype=numpy.uint8)
     path.write_bytes(encode(pixels, ".png", written, parameters(RECIPE)))
@@ -36,8 +45,13 @@ def test_a_person_reads_it_and_no_escape_reaches_the_terminal(
     shown = capfd.readouterr().out
     assert "prompt  a cat\\x1b[2J" in shown
     assert "\x1b" not in shown
-    for words in ("seed  7", "size  64x32", "model  tiny", "torch 2.13", "engine native"):
+    for words in (
+        *("seed  7", "size  64x32", "torch 2.13", "engine native", "weights  " + "cd" * 16),
+        *("sigmas  1, 0.95, 0.87, 0.7, 0\n", "model  tiny (owner/name " + "ab" * 20 + ")"),
+        "step down  made alone\\nin the end",
+    ):
         assert words in shown
+    assert "not known" not in shown
 
 
 def test_a_program_reads_it(picture: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -46,6 +60,8 @@ def test_a_program_reads_it(picture: Path, capfd: pytest.CaptureFixture[str]) ->
     assert first == second
     assert first["file"] == str(picture)
     assert first["recipe"]["prompt"] == RECIPE.prompt
+    assert first["sigmas"] == [1.0, 0.95, 0.87, 0.7, 0.0]
+    assert (first["format"], first["weights"]) == (2, "cd" * 16)
 
 
 def test_one_bad_picture_does_not_hide_the_others(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from klein_cli.cli.report import Report, grouped
 from klein_cli.errors import KleinError
 from klein_cli.recipe import Recipe
-from klein_cli.run.plan import Job
-from klein_cli.run.runner import Failed, Saved, SteppedDown
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Failed, Saved, Stopped
+from klein_cli.text.tokenizer import TokenizedPrompt
 
 JOB = Job(
     index=3,
@@ -25,6 +27,7 @@ JOB = Job(
     exact=False,
 )
 SAVED = Saved(job=JOB, path=Path("d/cat-2.png"), seconds=1.23456)
+TOKENS = TokenizedPrompt(ids=(), length=19, cut="tail", cut_tokens=1, tokens=7, room=500)
 FAILED = Failed(job=JOB, error=KleinError("the disk is full", "make room"))
 
 
@@ -100,15 +103,17 @@ def test_json_puts_one_event_a_line_on_stdout_and_nothing_else(
     machine = report(as_json=True)
     machine.note("seed: 5")
     machine.warn("careful")
-    machine.planned(JOB, 7)
+    machine.planned(JOB, TOKENS)
     machine.saved(SAVED)
     machine.failed(FAILED)
-    machine.stepped_down(SteppedDown(jobs=(JOB,), reason="too large"))
+    machine.stopped(Stopped(error=KleinError("the disk is full", "make room")))
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    kinds = ["warning", "planned", "picture", "failed", "warning"]
+    kinds = ["warning", "planned", "picture", "failed", "error"]
     assert [event["event"] for event in events] == kinds
     facts = {"index": 3, "seed": 5, "width": 256, "height": 128, "prompt": "a café"}
-    assert events[1] == {"event": "planned", "path": "d/cat.png", "steps": 4, "tokens": 7} | facts
+    assert events[1] == (
+        {"event": "planned", "path": "d/cat.png", "steps": 4, "tokens": 7, "cut": "tail"} | facts
+    )
     assert events[2] == {"event": "picture", "path": "d/cat-2.png", "seconds": 1.235} | facts
     assert events[3]["error"] == "the disk is full"
 
@@ -122,10 +127,10 @@ def test_a_picture_on_stdout_is_alone_there(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_planned_picture_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     plain = report()
-    plain.planned(JOB, 7)
+    plain.planned(JOB, TOKENS)
     plain.planned(JOB, None)
     first, second = capsys.readouterr().out.splitlines()
-    assert first == 'd/cat.png  seed 5  256x128  4 steps  7 tokens  "a café"'
+    assert first == 'd/cat.png  seed 5  256x128  4 steps  7 tokens, cut from "tail"  "a café"'
     assert "length unknown" in second
 
 
@@ -160,3 +165,19 @@ def test_a_stdout_that_is_full_is_an_error_and_not_a_bug() -> None:
             [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.stderr.startswith("cannot write to standard output: No space left on device\n")
+
+
+def test_every_event_is_documented_and_every_documented_one_exists() -> None:
+    repository = Path(__file__).parents[2]
+    sources = [
+        repository / "klein_cli" / "cli" / f"{name}.py"
+        for name in ("generate", "follow", "report", "dry_run")
+    ]
+    told = {
+        kind
+        for source in sources
+        for kind in re.findall(r"\bevent\(\s*\"(\w+)\"", source.read_text(encoding="utf-8"))
+    }
+    page = (repository / "docs" / "runs.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Events for programs\n")[2].partition("\n## ")[0]
+    assert told == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))

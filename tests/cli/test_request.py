@@ -15,10 +15,11 @@ from klein_cli.cli.request import (
     prompts_of,
     settings_of,
     without_effect,
+    workers_of,
 )
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
-from klein_cli.prompts import MAX_PICTURES, Row
+from klein_cli.prompts import MAX_PICTURES, BadRow, Row
 from klein_cli.recipe import Settings
 
 TINY = presets()["tiny"]
@@ -71,21 +72,41 @@ def test_a_wrong_batch_size_is_refused(text: str) -> None:
         batch_size_of(request(batch_size=text))
 
 
+def test_workers() -> None:
+    assert workers_of(request()) == 1
+    assert workers_of(request(workers="3")) == 3
+    assert workers_of(request(workers="auto")) is None
+    # A Ray that runs already says itself how many it has room for.
+    assert workers_of(request(ray="auto")) is None
+    assert workers_of(request(ray="auto", workers="2")) == 2
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "", "²"])
+def test_a_wrong_number_of_workers_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--workers"):
+        workers_of(request(workers=text))
+
+
+def read(asked: Request, stdin: bytes) -> tuple[str, list[Row | BadRow]]:
+    source, rows = prompts_of(asked, io.BytesIO(stdin))
+    return source, list(rows)
+
+
 @pytest.mark.parametrize("given", [{"prompt": " a cat "}, {"prompt_option": " a cat "}])
 def test_a_typed_prompt_is_taken_as_it_stands(given: dict[str, str]) -> None:
-    assert prompts_of(request(**given), io.BytesIO()) == ("", [Row(prompt=" a cat ")])
+    assert read(request(**given), b"") == ("", [Row(prompt=" a cat ")])
 
 
 @pytest.mark.parametrize("given", [{"prompt": "-"}, {"prompt_option": "-"}])
 def test_dash_reads_one_prompt_of_many_lines(given: dict[str, str]) -> None:
-    stdin = io.BytesIO(b"a cat\n# and a dog\n")
-    assert prompts_of(request(**given), stdin) == ("", [Row(prompt="a cat\n# and a dog")])
+    wanted = "", [Row(prompt="a cat\n# and a dog")]
+    assert read(request(**given), b"a cat\n# and a dog\n") == wanted
 
 
 def test_a_prompts_file_gives_its_rows_and_its_name(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("a cat\na dog\n")
-    source, rows = prompts_of(request(prompts_file=str(path)), io.BytesIO())
+    source, rows = read(request(prompts_file=str(path)), b"")
     assert source == str(path)
     assert rows == [Row(prompt="a cat", line=1), Row(prompt="a dog", line=2)]
 
@@ -117,6 +138,13 @@ def test_options_override_the_preset() -> None:
     given = request(size="128x256", steps=2, num_images=3)
     defaults = defaults_of(given, TINY)
     assert (defaults.width, defaults.height, defaults.steps, defaults.n) == (128, 256, 2, 3)
+
+
+def test_a_sweep_goes_with_no_other_seeds() -> None:
+    assert defaults_of(request(seeds="1-3"), TINY).seeds == (range(1, 4),)
+    for given in ({"seed": 1}, {"num_images": 2}):
+        with pytest.raises(UsageError, match="--seeds"):
+            defaults_of(request(seeds="1-3", **given), TINY)
 
 
 def test_guidance_goes_to_base_models_only() -> None:

@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 
 from klein_cli.cli.timings import Timings
-from klein_cli.recipe import Recipe
-from klein_cli.run.plan import Job
-from klein_cli.run.runner import Failed, Saved
 
 
 def pipeline(**loadings: Any) -> Any:
@@ -28,9 +25,8 @@ def test_all_the_phases_are_the_whole() -> None:
     timings = Timings()
     with timings.imports():
         time.sleep(0.05)
-    timings.writing += 0.01
     time.sleep(0.1)
-    found = seconds(list(timings.lines(pipeline())))
+    found = seconds(list(timings.lines(pipeline(), writing=0.01)))
     assert list(found) == [
         *("import", "load", "encode", "denoise", "decode", "write", "the rest", "in all")
     ]
@@ -40,24 +36,15 @@ def test_all_the_phases_are_the_whole() -> None:
     assert parts == pytest.approx(found["in all"], abs=0.05)
 
 
-def test_the_writing_of_files_is_seen_as_they_pass() -> None:
-    recipe = Recipe(prompt="a", seed=5, width=16, height=16, steps=4, guidance=1.0, model="tiny")
-    job = Job(index=1, recipe=recipe, path=None, exact=False)
-    events = [
-        Saved(job=job, path=None, seconds=1.0, writing=0.25),
-        Failed(job=job, error=OSError()),
-        Saved(job=job, path=None, seconds=1.0, writing=0.5),
-    ]
-    timings = Timings()
-    assert list(timings.watched(events)) == events
-    assert timings.writing == 0.75
+def test_of_what_others_draw_only_the_whole_is_known() -> None:
+    assert list(seconds(list(Timings().lines(None, writing=0.5)))) == ["in all"]
 
 
 def test_what_threads_read_stands_apart() -> None:
     """Reading is beside the phases: only the waiting is in them."""
     read = SimpleNamespace(read_bytes=7_750_000_000, read_seconds=0.61, waited=0.04)
     mapped = SimpleNamespace(read_bytes=0, read_seconds=0.0, waited=0.0)
-    *_, last = Timings().lines(pipeline(transformer=read, vae=mapped))
+    *_, last = Timings().lines(pipeline(transformer=read, vae=mapped), writing=0.0)
     assert last == (
         "read by threads, beside the above: transformer 7.75 GB in 0.61 s (waited 0.04 s)"
     )

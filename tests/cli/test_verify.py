@@ -211,8 +211,31 @@ def test_the_full_size_is_the_same(attention: str, full_size_snapshot: Path) -> 
     """Random weights at the true sizes, one pipeline at a time on the GPU."""
     if attention == "flash-attn":
         pytest.importorskip("flash_attn")
-    command = ["verify", "-m", str(full_size_snapshot), "--device", "cuda"]
-    command += ["--attention", attention]
+    assert main([*on_cuda(full_size_snapshot), "--attention", attention]) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_the_full_size_is_the_same_in_float32(full_size_snapshot: Path) -> None:
+    command = [*on_cuda(full_size_snapshot), "--dtype", "float32", "--size", "512x512"]
     assert main(command) == 0
-    if attention == "sdpa":
-        assert main([*command, "--dtype", "float32", "--size", "512x512"]) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["mask ignored", "first pad unmasked", "zeroed pads"])
+def test_a_wrong_encoder_at_full_size_ends_with_1(
+    full_size_snapshot: Path,
+    wrong: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    inject(monkeypatch, wrong)
+    command = [*on_cuda(full_size_snapshot), "--attention", "sdpa", "--size", "256x256"]
+    assert main(command) == 1
+    said = capfd.readouterr().out
+    assert any("padded rows" in line for line in said.splitlines() if "TOO FAR" in line)
+
+
+def on_cuda(snapshot: Path) -> list[str]:
+    return ["verify", "-m", str(snapshot), "--device", "cuda"]

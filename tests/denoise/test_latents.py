@@ -33,6 +33,9 @@ def test_noise_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="torch draws narrow numbers otherwise before 2.13"
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_narrower_draw_on_the_cpu_is_this_one_rounded(dtype: torch.dtype) -> None:
     """So the same seed means the same noise whatever the model's dtype."""

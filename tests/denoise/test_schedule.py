@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from klein_cli.denoise.schedule import shift, sigmas
+from klein_cli.denoise.schedule import noise_levels, shift, sigmas
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,9 @@ def test_every_number_is_diffusers(tokens: int, steps: int) -> None:
     assert shift(tokens, steps) == mu
     assert found.dtype == torch.float32
     assert torch.equal(found, scheduler.sigmas)
+
+
+def test_a_record_holds_the_levels_exactly_and_in_few_digits() -> None:
+    levels = noise_levels(512, 256, 4)
+    assert torch.equal(torch.tensor(levels), sigmas(32 * 16, 4))
+    assert all(len(repr(level)) <= 10 for level in levels)

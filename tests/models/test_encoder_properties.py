@@ -42,7 +42,7 @@ RIGHT = {
     "flash-attn in torch": Kind(attend=flash_attention()),
 }
 ROW = 1e-5
-"""Relative error of a row in float32; measured: at most 2.3e-6."""
+"""Relative error of a row in float32; measured: at most 3.3e-6."""
 
 right = pytest.mark.parametrize("kind", RIGHT.values(), ids=RIGHT)
 some_pads = pytest.mark.parametrize("length", [n for n in LENGTHS if n < POSITIONS])
@@ -159,6 +159,12 @@ CAUGHT_BY = {
 @right
 def test_every_row_is_the_oracles(kind: Kind) -> None:
     every_row_is_the_oracles(kind, LENGTHS)
+
+
+@right
+def test_every_row_is_the_oracles_with_heads_of_the_real_width(kind: Kind) -> None:
+    """Heads of 128 turn by 64 frequencies: how these are rounded shows at the last positions."""
+    every_row_is_the_oracles(replace(kind, config=WIDE), (12,))
 
 
 @right

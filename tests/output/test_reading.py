@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,9 @@ from PIL import Image, PngImagePlugin
 
 from klein_cli import __version__
 from klein_cli.errors import UsageError
-from klein_cli.output.metadata import parameters, record
+from klein_cli.output.metadata import FORMAT, parameters, record
 from klein_cli.output.png import encode
-from klein_cli.output.reading import MAX_RECORD_BYTES, read_record
+from klein_cli.output.reading import MAX_FILE_BYTES, MAX_RECORD_BYTES, read_pixels, read_record
 from klein_cli.recipe import Recipe, Settings
 
 RECIPE = Recipe(
@@ -28,7 +31,41 @@ RECIPE = Recipe(
     negative_prompt="rain",
 )
 SETTINGS = Settings(device="cpu", dtype="float32", attention="sdpa")
-WRITTEN = record(RECIPE, SETTINGS, revision="abc", provenance={"torch": "2.13"}, step_down="alone")
+COMMIT, WEIGHTS = "ab" * 20, "0123456789abcdef" * 2
+WRITTEN = record(
+    RECIPE,
+    SETTINGS,
+    sigmas=(1.0, 0.75, 0.5, 0.25, 0.0),
+    repo="owner/name",
+    revision=COMMIT,
+    weights=WEIGHTS,
+    provenance={"torch": "2.13"},
+    step_down="alone",
+)
+# What klein wrote before its records had sigmas and weights.
+FORMAT_1 = {
+    "format": 1,
+    "klein": "0.1.0",
+    "recipe": {
+        "prompt": "a red circle",
+        "seed": 1,
+        "width": 256,
+        "height": 256,
+        "steps": 4,
+        "guidance": 1.0,
+        "model": "tiny",
+        "negative_prompt": None,
+    },
+    "settings": {
+        "device": "cpu",
+        "dtype": "float32",
+        "attention": "sdpa",
+        "engine": "native",
+        "rng": "cpu",
+    },
+    "model": {"name": "tiny", "revision": None},
+    "provenance": {"klein": "0.1.0", "torch": "2.13.0+cpu", "threads": "2"},
+}
 
 
 def png(path: Path, text: str) -> Path:
@@ -50,8 +87,44 @@ def test_every_format_gives_the_record_back(tmp_path: Path, extension: str) -> N
     found = read_record(path)
     assert found.recipe == RECIPE
     assert found.settings == SETTINGS
-    assert (found.klein, found.revision, found.step_down) == (__version__, "abc", "alone")
+    assert (found.format, found.klein, found.step_down) == (FORMAT, __version__, "alone")
+    assert (found.repo, found.revision, found.weights) == ("owner/name", COMMIT, WEIGHTS)
+    assert found.sigmas == (1.0, 0.75, 0.5, 0.25, 0.0)
     assert found.provenance == {"torch": "2.13"}
+    assert found.unknown == ()
+
+
+def test_an_older_format_leaves_empty_what_it_did_not_know(tmp_path: Path) -> None:
+    found = read_record(png(tmp_path / "a.png", json.dumps(FORMAT_1)))
+    assert found.format == 1
+    assert found.recipe == Recipe(**FORMAT_1["recipe"])  # type: ignore[arg-type]
+    assert found.settings == SETTINGS
+    assert (found.repo, found.weights, found.sigmas) == (None, None, ())
+
+
+def test_a_setting_that_was_not_known_then_has_its_default(tmp_path: Path) -> None:
+    settings = {key: value for key, value in WRITTEN["settings"].items() if key != "rng"}
+    assert read_record(png(tmp_path / "a.png", changed(settings=settings))).settings == SETTINGS
+
+
+def test_what_this_klein_does_not_know_is_named(tmp_path: Path) -> None:
+    """Silence would promise the same picture from half of its recipe."""
+    text = changed(
+        recipe={**WRITTEN["recipe"], "strength": 0.5}, settings={**WRITTEN["settings"], "tiles": 4}
+    )
+    found = read_record(png(tmp_path / "a.png", text))
+    assert found.unknown == ("recipe.strength", "settings.tiles")
+    assert found.recipe == RECIPE
+
+
+def test_a_record_behind_the_pixels_is_found(tmp_path: Path) -> None:
+    """Other tools move text there; Pillow reads it only when it has decoded them."""
+    data = png(tmp_path / "a.png", json.dumps(WRITTEN)).read_bytes()
+    at = data.index(b"tEXt") - 4
+    length = int.from_bytes(data[at : at + 4]) + 12
+    chunk, end = data[at : at + length], data.index(b"IEND") - 4
+    (tmp_path / "b.png").write_bytes(data[:at] + data[at + length : end] + chunk + data[end:])
+    assert read_record(tmp_path / "b.png").recipe == RECIPE
 
 
 @pytest.mark.parametrize(
@@ -69,13 +142,38 @@ def test_every_format_gives_the_record_back(tmp_path: Path, extension: str) -> N
         (changed(settings={**WRITTEN["settings"], "device": None}), "device is 'None'"),
         (changed(recipe="__import__('os')"), "does not make sense"),
         (changed(provenance=[1]), "does not make sense"),
+        (changed(provenance={"torch": "x" * 2000}), "does not make sense"),
+        (changed(provenance=dict.fromkeys(map(str, range(200)), "1")), "does not make sense"),
+        (changed(format=True), "is not klein's"),
+        (changed(format=0), "is not klein's"),
+        (changed(recipe={**WRITTEN["recipe"], "guidance": float("nan")}), "is damaged"),
+        (changed(recipe={**WRITTEN["recipe"], "guidance": float("inf")}), "is damaged"),
+        (changed(sigmas=0).replace('"guidance": 4.5', '"guidance": 1e999'), "guidance is 'inf'"),
+        (changed(recipe={**WRITTEN["recipe"], "seed": 10**4000}), "seed 10000"),
+        (json.dumps(WRITTEN).replace(str(2**62), "9" * 5000), "is damaged"),
+        (changed(recipe={**WRITTEN["recipe"], "width": 1_000_000_000}), "width 1000000000"),
+        (changed(recipe={**WRITTEN["recipe"], "steps": 10**9}), "steps 1000000000"),
+        (changed(recipe={**WRITTEN["recipe"], "prompt": "\ud800"}), "not valid Unicode"),
+        (changed(recipe={**WRITTEN["recipe"], "prompt": ""}), "prompt is empty"),
+        (changed(recipe={**WRITTEN["recipe"], "model": "x" * 5000}), "model is"),
+        (changed(settings={**WRITTEN["settings"], "engine": "x" * 5000}), "engine is"),
+        (changed(sigmas=[1.0, 0.0]), "4 steps have 2 sigmas"),
+        (changed(sigmas=[1.0, 0.5, 2.0, 0.1, 0.0]), "not between 0 and 1"),
+        (changed(sigmas="1"), "sigmas are not numbers"),
+        (changed(model={"name": "tiny", "revision": "../../etc"}), "revision is"),
+        (changed(model={"name": "tiny", "weights": 7}), "weights is"),
+        (changed(model={"name": "tiny", "repo": 7}), "repo is"),
+        (changed(step_down=[]), "step_down is"),
+        (changed(recipe={**WRITTEN["recipe"], "k" * 5000: 1}), "a key is"),
+        ('{"format": 2, ' + json.dumps(WRITTEN)[1:], "is damaged"),
     ],
-    ids=range(12),
+    ids=range(36),
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint) as caught:
         read_record(png(tmp_path / "a.png", text))
     assert caught.value.hint
+    assert len(caught.value.message) < 400 + len(str(tmp_path))
 
 
 def test_a_huge_record_is_refused(tmp_path: Path) -> None:
@@ -99,3 +197,93 @@ def test_files_that_hold_no_recipe(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UsageError, match=complaint):
             read_record(tmp_path / name)
+
+
+def test_pixels_are_read_as_they_were_written(tmp_path: Path) -> None:
+    pixels = numpy.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=numpy.uint8)
+    (tmp_path / "a.png").write_bytes(encode(pixels, ".png", None, ""))
+    assert numpy.array_equal(read_pixels(tmp_path / "a.png"), pixels)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few hundred bytes that says it is as large as that, and has a text to be found."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return len(data).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes((8, 2, 0, 0, 0))
+    pixels = zlib.compress(bytes(100_000))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    )
+
+
+@pytest.mark.parametrize("side", [5_000, 10_000, 60_000, 2**31 - 1])
+def test_a_picture_that_would_fill_the_memory_is_not_decoded(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb(side, side))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in (read_record, read_pixels):
+        with pytest.raises(UsageError, match="too large to be klein's"):
+            read(path)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 50_000, "kilobytes"
+
+
+def test_a_compressed_text_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("klein", "x" * 50_000_000, zip=True)
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png", pnginfo=chunks)
+    assert (tmp_path / "a.png").stat().st_size < 100_000
+    with pytest.raises(UsageError):
+        read_record(tmp_path / "a.png")
+
+
+def test_files_that_never_end_or_are_huge_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    for path, complaint in {
+        tmp_path / "pipe.png": "is not a file",
+        tmp_path: "is not a file",
+        Path("/dev/zero"): "is not a file",
+        tmp_path / "huge.png": "too large",
+        Path("a" * 5000): "name too long",
+        Path("a\0b"): "a",
+    }.items():
+        with pytest.raises(UsageError, match=complaint):
+            read_record(path)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "PPM", "EPS", "PDF"])
+def test_a_format_that_klein_does_not_write_is_not_parsed(tmp_path: Path, kind: str) -> None:
+    """Pillow hands some of them to other programs."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (16, 16)).save(path, kind)
+    with pytest.raises(UsageError, match="is not a picture"):
+        read_record(path)
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".webp"])
+def test_no_damage_is_a_crash(tmp_path: Path, extension: str) -> None:
+    """Bytes changed, cut out and put in at random: a record, or a complaint in our own words."""
+    random = numpy.random.default_rng(0)
+    pixels = numpy.zeros((32, 64, 3), dtype=numpy.uint8)
+    whole = encode(pixels, extension, WRITTEN, parameters(RECIPE))
+    read, hints = 0, []
+    for number in range(400):
+        data = bytearray(whole)
+        for _ in range(random.integers(1, 6)):
+            at = int(random.integers(0, len(data)))
+            cut = int(random.integers(0, 3))
+            data[at : at + cut] = random.bytes(int(random.integers(0, 3)))
+        path = tmp_path / f"{number}{extension}"
+        path.write_bytes(data)
+        try:
+            read_record(path)
+            read += 1
+        except UsageError as error:
+            hints.append(error.hint)
+    assert min(read, len(hints)) > 5
+    assert all(hints)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from klein_cli.recipe import Recipe
 from klein_cli.run.batching import batches
-from klein_cli.run.plan import Job
+from klein_cli.run.jobs import Job
 
 
 def job(index: int, width: int = 256, guidance: float = 1.0) -> Job:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import pytest
 
 from klein_cli.errors import UsageError
+from klein_cli.output.history import History
 from klein_cli.presets import presets
 from klein_cli.prompts import BadRow, Defaults, Row
-from klein_cli.run.plan import Job, Output, Plan, check_folders, plan
+from klein_cli.run.jobs import Job
+from klein_cli.run.plan import Output, Plan, check_folders, plan
 
 TINY = presets()["tiny"]
 BASE = presets()["klein-base-4b"]
@@ -29,6 +32,9 @@ def planned(
     overwrite: bool = False,
     source: str = "p.jsonl",
     base: bool = False,
+    history: History | None = None,
+    seeds: tuple[range, ...] = (),
+    wildcards: bool = False,
 ) -> Plan:
     preset = BASE if base else TINY
     defaults = Defaults(
@@ -38,6 +44,8 @@ def planned(
         steps=preset.steps,
         guidance=preset.guidance,
         n=n,
+        seeds=seeds,
+        wildcards=wildcards,
     )
     return plan(
         rows,
@@ -46,10 +54,15 @@ def planned(
         defaults=defaults,
         seed=seed,
         output=Output(path=output, overwrite=overwrite, today=date(2026, 3, 9)),
+        history=history,
     )
 
 
-def seeds(made: Plan) -> list[int]:
+def first(made: Plan) -> Job:
+    return next(iter(made.jobs))
+
+
+def seeds_of(made: Plan) -> list[int]:
     return [job.recipe.seed for job in made.jobs]
 
 
@@ -61,13 +74,13 @@ def test_picture_k_of_a_run_gets_seed_plus_k_unless_its_row_says_otherwise() -> 
     made = planned(
         Row(prompt="a"), Row(prompt="b", seed=100, n=2), Row(prompt="c"), Row(prompt="d", n=2)
     )
-    assert seeds(made) == [10, 100, 101, 13, 14, 15]
+    assert seeds_of(made) == [10, 100, 101, 13, 14, 15]
     assert [job.index for job in made.jobs] == [1, 2, 3, 4, 5, 6]
     assert made.uses_seed
 
 
 def test_num_images_is_per_prompt() -> None:
-    assert seeds(planned(Row(prompt="a"), Row(prompt="b"), n=2)) == [10, 11, 12, 13]
+    assert seeds_of(planned(Row(prompt="a"), Row(prompt="b"), n=2)) == [10, 11, 12, 13]
 
 
 def test_a_run_whose_rows_all_have_seeds_uses_none_of_its_own() -> None:
@@ -88,9 +101,9 @@ def test_rows_name_their_own_files() -> None:
 
 
 def test_only_a_name_typed_at_the_shell_is_exact() -> None:
-    assert planned(Row(prompt="a"), output="x.png").jobs[0].exact
-    assert not planned(Row(prompt="a", output="y.png"), output="x.png").jobs[0].exact
-    assert not planned(Row(prompt="a")).jobs[0].exact
+    assert first(planned(Row(prompt="a"), output="x.png")).exact
+    assert not first(planned(Row(prompt="a", output="y.png"), output="x.png")).exact
+    assert not first(planned(Row(prompt="a"))).exact
 
 
 def test_all_bad_lines_are_reported_together_in_order() -> None:
@@ -125,7 +138,7 @@ def test_a_typed_prompts_fault_names_no_line() -> None:
 @pytest.mark.parametrize(("side", "right"), [(112, False), (128, True), (384, True), (400, False)])
 def test_sides_are_those_the_model_makes(side: int, right: bool) -> None:
     if right:
-        assert planned(Row(prompt="a", width=side)).jobs[0].recipe.width == side
+        assert first(planned(Row(prompt="a", width=side))).recipe.width == side
     else:
         with pytest.raises(UsageError, match="out of range for tiny"):
             planned(Row(prompt="a", width=side))
@@ -144,7 +157,7 @@ def test_an_existing_file_is_refused_and_with_overwrite_it_is_not() -> None:
 
 
 def test_standard_output_takes_one_picture_without_a_name() -> None:
-    assert planned(Row(prompt="a"), output="-").jobs[0].path is None
+    assert first(planned(Row(prompt="a"), output="-")).path is None
     with pytest.raises(UsageError, match="one picture"):
         planned(Row(prompt="a"), output="-", n=2)
     with pytest.raises(UsageError, match="no place for a row's output"):
@@ -155,13 +168,13 @@ def test_a_distilled_model_ignores_a_rows_guidance_and_says_so() -> None:
     # Left in, guidance above 1 would turn classifier-free guidance on.
     row = Row(prompt="a", guidance=4.0, negative_prompt="b")
     made = planned(row)
-    assert (made.jobs[0].recipe.guidance, made.jobs[0].recipe.negative_prompt) == (1.0, None)
+    assert (first(made).recipe.guidance, first(made).recipe.negative_prompt) == (1.0, None)
     assert made.without_effect == ("guidance", "negative_prompt")
 
 
 def test_a_base_model_uses_a_rows_guidance() -> None:
     made = planned(Row(prompt="a", guidance=7.0, negative_prompt="b"), base=True)
-    assert (made.jobs[0].recipe.guidance, made.jobs[0].recipe.negative_prompt) == (7.0, "b")
+    assert (first(made).recipe.guidance, first(made).recipe.negative_prompt) == (7.0, "b")
     assert made.without_effect == ()
 
 
@@ -172,8 +185,59 @@ def test_a_prompt_too_long_for_jpeg_is_refused_beforehand() -> None:
 
 def test_check_folders_looks_at_every_folder() -> None:
     Path("file").touch()
-    jobs: tuple[Job, ...] = planned(Row(prompt="a"), Row(prompt="b")).jobs
-    check_folders(jobs)
+    good = planned(Row(prompt="a"), Row(prompt="b"))
+    check_folders(good.folders)
     with pytest.raises(UsageError, match="cannot write in the folder file"):
-        check_folders([*jobs, *planned(Row(prompt="a"), output="file/").jobs])
+        check_folders(good.folders | planned(Row(prompt="a"), output="file/").folders)
     assert sorted(path.name for path in Path().iterdir()) == ["file"]
+
+
+def test_a_sweep_draws_every_row_with_each_seed() -> None:
+    made = planned(Row(prompt="a"), Row(prompt="b", seed=40), seeds=(range(1, 3), range(9, 10)))
+    assert seeds_of(made) == [1, 2, 9, 40]
+    assert paths(made) == ["d/0001-a-1.png", "d/0002-a-2.png", "d/0003-a-9.png", "d/0004-b-40.png"]
+    assert not made.uses_seed
+
+
+def test_a_row_that_wants_a_number_of_pictures_in_a_sweep_is_a_bad_line() -> None:
+    with pytest.raises(UsageError) as caught:
+        planned(Row(prompt="a", line=3, n=2), Row(prompt="b", line=4), seeds=(range(2),))
+    assert caught.value.message == "p.jsonl line 3: n and --seeds both say how many pictures"
+
+
+def test_wildcards_name_the_file_by_what_was_chosen() -> None:
+    made = planned(Row(prompt="a {red|blue} cat", n=4), wildcards=True)
+    assert {job.recipe.prompt for job in made.jobs} == {"a red cat", "a blue cat"}
+    for job in made.jobs:
+        assert job.recipe.prompt.replace(" ", "-") in str(job.path)
+
+
+def test_bad_wildcards_are_a_bad_line() -> None:
+    with pytest.raises(UsageError, match="line 2: the wildcards have a"):
+        planned(Row(prompt="{a|b}", line=1), Row(prompt="{a|b", line=2), wildcards=True)
+
+
+def test_rows_are_taken_one_by_one() -> None:
+    """A hundred thousand of them, or a pipe that is still being written."""
+    taken: list[int] = []
+    seen: list[int] = []
+
+    def rows() -> Iterator[Row]:
+        for number in range(1, 6):
+            taken.append(number)
+            yield Row(prompt="a", line=number)
+
+    class Seeing(History):
+        def take(self, row: str) -> None:
+            seen.append(len(taken))
+
+    plan(
+        rows(),
+        source="p.txt",
+        preset=TINY,
+        defaults=Defaults(model="tiny", width=256, height=256, steps=4, guidance=1.0),
+        seed=1,
+        output=Output(path="d/", overwrite=False, today=date(2026, 3, 9)),
+        history=Seeing(),
+    )
+    assert seen == [2, 2, 3, 4, 5]

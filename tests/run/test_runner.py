@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import klein_cli.run.runner
 from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.recipe import Recipe
-from klein_cli.run.plan import Job
-from klein_cli.run.runner import Event, Failed, Run, Saved, SteppedDown
+from klein_cli.run.crew import Alone, Outcome, WorkerDied
+from klein_cli.run.jobs import Job
+from klein_cli.run.ladder import Attempt
+from klein_cli.run.runner import Event, Failed, Run, Saved, SteppedDown, Stopped
 
 
 class Painter:
@@ -30,7 +37,11 @@ class Painter:
         self.batches: list[list[int]] = []
 
     def render(
-        self, recipes: Sequence[Recipe], *, on_step: Callable[[int, int], None] | None = None
+        self,
+        recipes: Sequence[Recipe],
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        tiled: bool = False,
     ) -> list[NDArray[numpy.uint8]]:
         self.batches.append([recipe.seed for recipe in recipes])
         if len(recipes) > self.most:
@@ -62,15 +73,10 @@ def describe(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
 
 
 def run(painter: Painter, todo: Sequence[Job], **changes: Any) -> list[Event]:
-    values: dict[str, Any] = {
-        "renderer": painter,
-        "describe": describe,
-        "batch_size": 2,
-        "overwrite": False,
-        "stdout": io.BytesIO(),
-        "on_progress": lambda part: None,
-    }
-    return list(Run(**(values | changes)).events(todo))
+    on_progress = changes.pop("on_progress", lambda part: None)
+    values: dict[str, Any] = {"batch_size": 2, "overwrite": False, "stdout": io.BytesIO()}
+    crew = Alone(painter, describe, on_progress)
+    return list(Run(crew=crew, **(values | changes)).events(todo))
 
 
 def grey(path: Path) -> int:
@@ -124,28 +130,23 @@ def test_out_of_memory_steps_down_and_is_recorded_on_the_picture(tmp_path: Path)
     events = run(painter, jobs(tmp_path, 2))
     assert painter.batches == [[1, 2], [1], [2]]
     assert [type(event) for event in events] == [SteppedDown, Saved, Saved]
-    assert written(tmp_path / "1.png")["step_down"] == (
-        "made alone: a batch of 2 failed: the GPU is full"
-    )
+    assert written(tmp_path / "1.png")["step_down"] == "out of memory: made 1 at a time, not 2"
 
 
 def test_the_memory_that_ran_out_is_let_go_before_the_second_try(tmp_path: Path) -> None:
     import gc
-    import weakref
 
     class Tensor:
         pass
 
     class Hungry(Painter):
-        def render(
-            self, recipes: Sequence[Recipe], *, on_step: Callable[[int, int], None] | None = None
-        ) -> list[NDArray[numpy.uint8]]:
+        def render(self, recipes: Sequence[Recipe], **options: Any) -> list[NDArray[numpy.uint8]]:
             if len(recipes) > 1:
                 tensor = Tensor()
                 self.held = weakref.ref(tensor)
                 raise OutOfMemoryError("the GPU is full", "use a smaller --batch-size")
             assert self.held() is None, "the first try's frames are still alive"
-            return super().render(recipes, on_step=on_step)
+            return super().render(recipes, **options)
 
     gc.disable()
     try:
@@ -156,8 +157,8 @@ def test_the_memory_that_ran_out_is_let_go_before_the_second_try(tmp_path: Path)
 
 
 def test_a_picture_that_does_not_fit_alone_fails_with_its_own_error(tmp_path: Path) -> None:
-    events = run(Painter(most=0), jobs(tmp_path, 1))
-    (failed,) = events
+    stepped, failed = run(Painter(most=0), jobs(tmp_path, 1))
+    assert isinstance(stepped, SteppedDown)
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, OutOfMemoryError)
 
@@ -220,3 +221,192 @@ def test_a_job_without_a_path_is_one_png_on_stdout(tmp_path: Path) -> None:
     with Image.open(stdout) as image:
         assert (image.format, image.size) == ("PNG", (16, 16))
     assert os.listdir(tmp_path) == []
+
+
+def test_equal_prompts_of_a_window_follow_each_other(tmp_path: Path) -> None:
+    """So that each is encoded once, wherever they stand in the file."""
+    painter = Painter()
+    todo = [
+        replace(job, recipe=replace(job.recipe, prompt=prompt))
+        for job, prompt in zip(jobs(tmp_path, 6), "abcabc", strict=True)
+    ]
+    run(painter, todo, batch_size=1)
+    assert painter.batches == [[1], [4], [2], [5], [3], [6]]
+
+
+def test_pictures_are_written_while_the_next_is_drawn(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    class Waiting(Painter):
+        def render(self, recipes: Sequence[Recipe], **options: Any) -> list[NDArray[numpy.uint8]]:
+            drawn.append(recipes[0].seed)
+            if recipes[0].seed == 2:
+                # Written by another thread, or it would never come.
+                assert wait_until((tmp_path / "1.png").exists)
+            return super().render(recipes, **options)
+
+    events = run(Waiting(), jobs(tmp_path, 3), batch_size=1, threads=2)
+    assert [type(event) for event in events] == [Saved, Saved, Saved]
+    assert [event.job.index for event in events if isinstance(event, Saved)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_only_what_holds_up_the_drawing_counts_as_writing(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second that is spent in a thread, while the next is drawn, is no second of the run's."""
+
+    class Slow(Painter):
+        def render(self, recipes: Sequence[Recipe], **options: Any) -> list[NDArray[numpy.uint8]]:
+            time.sleep(0.2)
+            return super().render(recipes, **options)
+
+    def save(*_: object, **__: object) -> None:
+        time.sleep(0.1)
+
+    monkeypatch.setattr(klein_cli.run.runner, "save", save)
+    making = Run(
+        crew=Alone(Slow(), describe, lambda part: None),
+        batch_size=1,
+        overwrite=False,
+        stdout=io.BytesIO(),
+        threads=threads,
+    )
+    assert len(list(making.events(jobs(tmp_path, 3)))) == 3
+    # With a thread, only the last picture's writing is waited for.
+    assert making.writing == pytest.approx(0.1 if threads else 0.3, abs=0.08)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
+    ends = time.monotonic() + seconds
+    while not true() and time.monotonic() < ends:
+        time.sleep(0.01)
+    return true()
+
+
+def test_an_interrupt_writes_what_was_drawn_and_tells_of_it(tmp_path: Path) -> None:
+    painter = Painter(bad=[5])
+    painter.error = KeyboardInterrupt()  # type: ignore[assignment]
+    making = Run(
+        crew=Alone(painter, describe, lambda part: None),
+        batch_size=1,
+        overwrite=False,
+        stdout=io.BytesIO(),
+        threads=2,
+    )
+    told: list[Event] = []
+    with pytest.raises(KeyboardInterrupt):
+        told.extend(making.events(jobs(tmp_path, 9)))
+    told += making.rest()
+    assert [event.job.index for event in told if isinstance(event, Saved)] == [1, 2, 3, 4]
+    assert sorted(os.listdir(tmp_path)) == ["1.png", "2.png", "3.png", "4.png"]
+
+
+def test_no_memory_hangs_on_a_failed_picture_while_the_next_is_drawn(tmp_path: Path) -> None:
+    class Tensor:
+        pass
+
+    class Leaking(Painter):
+        def render(self, recipes: Sequence[Recipe], **options: Any) -> list[NDArray[numpy.uint8]]:
+            if recipes[0].seed == 1:
+                tensor = Tensor()
+                self.held = weakref.ref(tensor)
+                raise RuntimeError("a bug")
+            assert self.held() is None, "the failed picture's frames are still alive"
+            return super().render(recipes, **options)
+
+    events = run(Leaking(), jobs(tmp_path, 2), batch_size=1)
+    assert [type(event) for event in events] == [Failed, Saved]
+
+
+def test_a_picture_that_fits_in_no_way_says_what_would(tmp_path: Path) -> None:
+    class Small(Painter):
+        def render(self, recipes: Sequence[Recipe], **options: Any) -> list[NDArray[numpy.uint8]]:
+            if recipes[0].width > 80:
+                raise OutOfMemoryError("the GPU is full", "use a smaller --size")
+            return super().render(recipes, **options)
+
+    (todo,) = jobs(tmp_path, 1)
+    todo = replace(todo, recipe=replace(todo.recipe, width=160, height=320))
+    stepped, failed = run(Small(), [todo])
+    assert isinstance(stepped, SteppedDown)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, OutOfMemoryError)
+    assert failed.error.hint == "--size 80x160 fits here; or close what else uses the memory"
+
+
+class Scripted:
+    """A crew of one whose answers are written down beforehand."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers = deque(answers)
+        self.given: list[Attempt] = []
+        self.taken = 0
+
+    def has_room(self) -> bool:
+        return not self.busy()
+
+    def busy(self) -> bool:
+        return self.taken < len(self.given)
+
+    def give(self, attempt: Attempt) -> None:
+        self.given.append(attempt)
+
+    def take(self) -> Outcome | None:
+        answer = self.answers.popleft() if self.answers else None
+        if isinstance(answer, KleinError) and not isinstance(answer, WorkerDied):
+            raise answer
+        attempt = self.given[self.taken]
+        self.taken += 1
+        pictures = [numpy.zeros((16, 16, 3), numpy.uint8) for _ in attempt.jobs]
+        return Outcome(
+            attempt=attempt,
+            pictures=[] if answer else pictures,
+            error=answer,
+            seconds=1.0,
+            describe=describe,
+        )
+
+    def notices(self) -> Iterator[str]:
+        return iter(())
+
+    def run(self, todo: Sequence[Job], batch_size: int = 2) -> list[Event]:
+        making = Run(crew=self, batch_size=batch_size, overwrite=False, stdout=io.BytesIO())
+        return list(making.events(todo))
+
+
+def dead(*, drawing: bool) -> WorkerDied:
+    return WorkerDied(drawing=drawing)
+
+
+def test_a_dead_workers_jobs_are_given_again(tmp_path: Path) -> None:
+    crew = Scripted(dead(drawing=True), dead(drawing=True))
+    events = crew.run(jobs(tmp_path, 2))
+    assert [type(event) for event in events] == [Saved, Saved]
+    assert [len(attempt.jobs) for attempt in crew.given] == [2, 2, 2]
+    # Nothing about the picture is different for that.
+    assert written(tmp_path / "1.png")["step_down"] is None
+
+
+def test_jobs_that_workers_die_over_are_given_up_one_by_one(tmp_path: Path) -> None:
+    deaths = [dead(drawing=True)] * 3
+    crew = Scripted(*deaths, None, dead(drawing=True))
+    events = crew.run(jobs(tmp_path, 2))
+    assert [type(event) for event in events] == [SteppedDown, Saved, Failed]
+    assert [len(attempt.jobs) for attempt in crew.given] == [2, 2, 2, 1, 1]
+    failed = events[-1]
+    assert isinstance(failed, Failed)
+    assert str(failed.error) == "the worker that drew it died"
+
+
+def test_jobs_that_only_lay_in_line_are_not_blamed(tmp_path: Path) -> None:
+    crew = Scripted(*[dead(drawing=False)] * 9)
+    assert [type(event) for event in crew.run(jobs(tmp_path, 1))] == [Saved]
+
+
+def test_nobody_left_to_draw_stops_the_run_with_what_is_done(tmp_path: Path) -> None:
+    crew = Scripted(None, KleinError("all workers died", "look"))
+    saved, stopped = crew.run(jobs(tmp_path, 3), batch_size=1)
+    assert isinstance(saved, Saved)
+    assert isinstance(stopped, Stopped)
+    assert stopped.error.message == "all workers died"

@@ -23,7 +23,7 @@ def compositions(count: int, seed: int, pairs: float = 0.6) -> list[world.Compos
 
 
 def drawn(ones: list[world.Composition], grid: tuple[int, int]) -> NDArray[numpy.uint8]:
-    noise = torch.randn(len(ones), world.LAYOUT_CHANNELS, *grid)
+    noise = torch.randn(len(ones), 128, *grid)
     pictures = world.draw(world.as_scenes(ones), world.layout_means(noise), grid)
     pixels = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     return pixels.numpy()
@@ -76,7 +76,7 @@ def test_things_stay_inside_and_apart() -> None:
     torch.manual_seed(0)
     scenes = world.as_scenes(compositions(2000, seed=2, pairs=1.0))
     for height, width in ((16, 16), (8, 24), (24, 8)):
-        u = torch.rand(2000, world.LAYOUT_CHANNELS)
+        u = torch.rand(2000, 2)
         centres, radii = world.lay_out(scenes, u, 16 * height, 16 * width)
         across, up, down = (world.REACH[scenes.shapes] * radii[..., None]).unbind(-1)
         left, right = centres[..., 0] - across, centres[..., 0] + across
@@ -98,7 +98,7 @@ def test_things_stay_inside_and_apart() -> None:
 
 def test_the_layout_is_uniform_in_the_noise() -> None:
     torch.manual_seed(0)
-    noise = torch.randn(20_000, world.LAYOUT_CHANNELS, 4, 4)
+    noise = torch.randn(20_000, 128, 4, 4)
     u = world.layout_uniforms(world.layout_means(noise), 16).sort(0).values
     even = (torch.arange(20_000) + 0.5) / 20_000
     assert (u - even[:, None]).abs().max() < 0.015

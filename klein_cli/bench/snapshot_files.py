@@ -145,9 +145,7 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokeniz
     tokenizer.post_processor = ByteLevelOffsets(
         add_prefix_space=False, trim_offsets=False, use_regex=False
     )
-    tokenizer.decoder = decoders.ByteLevel(
-        add_prefix_space=False, trim_offsets=False, use_regex=False
-    )
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 

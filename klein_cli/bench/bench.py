@@ -1,0 +1,250 @@
+"""The whole run: ceilings, warm pictures, throughput and cold processes -> one JSON object.
+
+That object is all that a run leaves: tables are made of it, today or later.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from klein_cli.bench import wanted as w
+from klein_cli.bench.ceilings import Ceiling, ceilings, limits
+from klein_cli.bench.cold import cold
+from klein_cli.bench.measure import LeftOut
+from klein_cli.bench.page_cache import environment
+from klein_cli.bench.peers import TUNED, Diffusers, load_peers
+from klein_cli.bench.prompts import alike
+from klein_cli.bench.sides import Klein
+from klein_cli.bench.throughput import throughput
+from klein_cli.bench.wanted import Wanted
+from klein_cli.bench.warm import warm
+from klein_cli.bench.work import Model, work
+from klein_cli.errors import OutOfMemoryError
+from klein_cli.machine import is_out_of_memory, provenance, torch_dtype
+from klein_cli.recipe import Recipe, Settings
+from klein_cli.snapshot import Snapshot
+
+Difference = Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
+"""How far two pictures are from each other, in levels of 255."""
+
+OnEvent = Callable[[str], None]
+
+
+def bench(
+    snapshot: Snapshot,
+    settings: Settings,
+    wanted: Wanted,
+    *,
+    difference: Difference,
+    on_event: OnEvent,
+) -> dict[str, Any]:
+    """Measure what is wanted; `settings` come from `choose`. The result is ready for JSON.
+
+    Raises ModelError for a snapshot that cannot be loaded, OutOfMemoryError when the sides do not
+    fit beside each other, KleinError when a process that is timed fails.
+    """
+    try:
+        result: dict[str, Any] = _plain(
+            _Bench(snapshot, settings, wanted, difference, on_event).run()
+        )
+        return result
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        words = str(error).splitlines()[0]
+    raise OutOfMemoryError(
+        f"not enough memory on {settings.device}: {words}",
+        "leave out --peer, whose pipelines are loaded beside klein, or use a smaller --size",
+    )
+
+
+class _Bench:
+    """One run, part after part. `sizes` grow with each; `left_out` says what has no place here."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        settings: Settings,
+        wanted: Wanted,
+        difference: Difference,
+        on_event: OnEvent,
+    ) -> None:
+        self.snapshot = snapshot
+        self.settings = settings
+        self.wanted = wanted
+        self.difference = difference
+        self.on_event = on_event
+        self.device = torch.device(settings.device)
+        self.recipes = [self._recipe(*size) for size in wanted.sizes]
+        self.left_out: list[LeftOut] = []
+        self.sizes: list[dict[str, Any]] = []
+
+    def run(self) -> dict[str, Any]:
+        """All parts, in the order that spares memory and time."""
+        started = time.perf_counter()
+        parts = self.wanted.parts
+        model = Model.of(self.snapshot)
+        found = self._ceilings(model) if w.CEILINGS in parts else []
+        self.sizes = [self._size(model, recipe, found) for recipe in self.recipes]
+        peers = self._warm() if w.WARM in parts else []
+        if w.THROUGHPUT in parts:
+            peers = peers or self._peers()
+            self._throughput(peers)
+        peers.clear()
+        _free_memory()
+        processes = self._cold() if w.COLD in parts else {}
+        return {
+            "format": w.FORMAT,
+            "date": datetime.now(UTC).date().isoformat(),
+            "model": {"name": self.snapshot.name, "revision": self.snapshot.revision},
+            "settings": asdict(self.settings),
+            "machine": self._machine(),
+            "wanted": asdict(self.wanted),
+            "ceilings": [asdict(ceiling) for ceiling in found],
+            "sizes": self.sizes,
+            "cold": {name: asdict(side) for name, side in processes.items()},
+            "left_out": [asdict(thing) for thing in self.left_out],
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _ceilings(self, model: Model) -> list[Ceiling]:
+        self.on_event("the machine's ceilings")
+        found, left_out = ceilings(
+            model,
+            model.tokens(*self.wanted.sizes[0]),
+            self.device,
+            torch_dtype(self.settings.dtype),
+            self.wanted.amount.ceiling_seconds,
+        )
+        self.left_out += left_out
+        _free_memory()
+        return found
+
+    def _size(self, model: Model, recipe: Recipe, found: Sequence[Ceiling]) -> dict[str, Any]:
+        """What is known of a size before a picture is drawn."""
+        guided = recipe.guidance > 1.0 and not self.snapshot.preset.distilled
+        todo = work(model, recipe.width, recipe.height, recipe.steps, guided=guided)
+        by_name = limits(todo, recipe.steps, found, self.settings.dtype) if found else {}
+        return {
+            "width": recipe.width,
+            "height": recipe.height,
+            "steps": recipe.steps,
+            "work": asdict(todo),
+            "limits": {name: asdict(limit) for name, limit in by_name.items()},
+            "warm": {},
+            "pixels": {},
+            "throughput": {},
+        }
+
+    def _warm(self) -> list[Diffusers]:
+        """klein and its peers, one picture at a time; the peers stay for what follows."""
+        klein = Klein.load(self.snapshot, self.settings, self.on_event)
+        peers = self._peers()
+        for recipe, size in zip(self.recipes, self.sizes, strict=True):
+            found = warm(
+                [klein, *peers], recipe, self.wanted.amount.rounds, self.device, self.on_event
+            )
+            size["warm"] = {name: asdict(side) for name, side in found.items()}
+            ours = np.asarray(klein.draw(recipe))
+            for peer in peers:
+                theirs = np.asarray(peer.draw_as_klein(recipe).convert("RGB"))
+                size["pixels"][peer.name] = self.difference(ours, theirs)
+        if not klein.memory.known:
+            self.left_out.append(LeftOut(what="memory", why="it is counted on GPUs only"))
+        return peers
+
+    def _peers(self) -> list[Diffusers]:
+        if not self.wanted.peer:
+            return []
+        peers = load_peers(
+            self.snapshot.root,
+            self.settings,
+            compile_vae=self.wanted.compile_vae,
+            on_event=self.on_event,
+        )
+        if len(peers) == 1:
+            self.left_out.append(LeftOut(what=TUNED, why="its tuning is for GPUs"))
+        return peers
+
+    def _throughput(self, peers: Sequence[Diffusers]) -> None:
+        _free_memory()
+        for recipe, size in zip(self.recipes, self.sizes, strict=True):
+            with tempfile.TemporaryDirectory(prefix="klein-bench-") as folder:
+                found = throughput(
+                    self.snapshot,
+                    self.settings,
+                    recipe,
+                    peers,
+                    pictures=self.wanted.amount.pictures,
+                    batch_size=self.wanted.batch_size,
+                    folder=Path(folder),
+                    on_event=self.on_event,
+                )
+            size["throughput"] = {name: asdict(side) for name, side in found.items()}
+
+    def _cold(self) -> dict[str, Any]:
+        amount, root = self.wanted.amount, self.snapshot.root
+        with tempfile.TemporaryDirectory(prefix="klein-bench-") as folder:
+            found = cold(
+                self.snapshot,
+                self.settings,
+                self.recipes[0],
+                peer=self.wanted.peer,
+                runs=amount.processes,
+                drop=[root, *environment()] if amount.drop else None,
+                # The parts before have read all files that the processes read.
+                prime=w.WARM not in self.wanted.parts,
+                folder=Path(folder),
+                on_event=self.on_event,
+            )
+        if any(side.dropped is None for side in found.values()):
+            why = "the system keeps it" if amount.drop else "--quick leaves it as it is"
+            self.left_out.append(LeftOut(what="processes without page cache", why=why))
+        return found
+
+    def _machine(self) -> dict[str, str]:
+        record = {**provenance(self.settings), "cpus": str(os.cpu_count())}
+        if self.wanted.peer:
+            record |= {name: version(name) for name in ("diffusers", "transformers")}
+        return record
+
+    def _recipe(self, width: int, height: int) -> Recipe:
+        return Recipe(
+            prompt=alike(0),
+            seed=0,
+            width=width,
+            height=height,
+            steps=self.wanted.steps,
+            guidance=self.wanted.guidance,
+            model=self.snapshot.preset.name,
+        )
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON will have it, numbers without the digits that mean nothing."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,67 @@
+"""A model of random weights at the true sizes, for as long as it is needed: timing needs no other.
+
+Zeros would lie: arithmetic on them takes less power, and so less time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from klein_cli.bench.snapshot import snapshot_bytes, write_snapshot
+from klein_cli.errors import KleinError
+from klein_cli.snapshot import Snapshot, resolve
+
+SIZE = "4b"
+NAME = "random weights at the sizes of klein-4b"
+
+_SPARE_BYTES = 1 << 30
+
+
+@contextmanager
+def random_model(keep: Path | None, say: Callable[[str], None]) -> Iterator[Snapshot]:
+    """The snapshot, in the new folder `keep`, or else in a temporary one that is gone at the end.
+
+    Raises KleinError when the disk has no room for it.
+    """
+    if keep is not None:
+        yield _written(keep, say)
+        return
+    with tempfile.TemporaryDirectory(prefix="klein-bench-") as folder:
+        yield _written(Path(folder), say)
+
+
+def _written(root: Path, say: Callable[[str], None]) -> Snapshot:
+    needed = snapshot_bytes(SIZE)
+    _check_room(root, needed)
+    quick = "about a minute" if torch.cuda.is_available() else "many minutes without a GPU"
+    say(f"writing {needed / 1e9:.1f} GB of random weights to {root}, {quick}")
+    started = time.perf_counter()
+    try:
+        write_snapshot(root, SIZE)
+    except OSError as error:
+        shutil.rmtree(root, ignore_errors=True)
+        raise KleinError(
+            f"cannot write random weights to {root}: {error.strerror or error}",
+            "give --keep a folder with room, or -m a model",
+        ) from None
+    say(f"written in {time.perf_counter() - started:.0f} s")
+    return replace(resolve(str(root)), name=NAME)
+
+
+def _check_room(root: Path, needed: int) -> None:
+    existing = next(place for place in (root, *root.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed + _SPARE_BYTES:
+        raise KleinError(
+            f"{existing} has {free / 1e9:.1f} GB free, and the random weights take "
+            f"{needed / 1e9:.1f} GB",
+            "give --keep a folder with room, set TMPDIR, or give -m a model",
+        )

@@ -1,0 +1,107 @@
+"""Many prompts of many lengths, every picture as a PNG on disk: pictures a second."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from klein_cli.bench.measure import Spread
+from klein_cli.bench.processes import generate_command, lines
+from klein_cli.bench.prompts import of_all_lengths
+from klein_cli.bench.sides import Side
+from klein_cli.errors import KleinError
+from klein_cli.pipeline import Pipeline
+from klein_cli.recipe import Recipe, Settings
+from klein_cli.snapshot import Snapshot
+
+_WARM_UPS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """`per_second`: pictures, over the whole stretch; `interval`: seconds from one to the next."""
+
+    per_second: float
+    interval: Spread
+    pictures: int
+
+
+def of_klein(
+    snapshot: Snapshot,
+    settings: Settings,
+    recipe: Recipe,
+    pictures: int,
+    batch_size: int | None,
+    folder: Path,
+) -> Throughput:
+    """`klein generate` as a process of its own, timed by its events once it is warm.
+
+    In batches, whole batches are warmed up with and counted. Raises KleinError when it fails.
+    """
+    size = batch_size or Pipeline.default_batch_size
+    warm, counted = (size * math.ceil(count / size) for count in (_WARM_UPS, pictures))
+    prompts = folder / "prompts.jsonl"
+    rows = (json.dumps({"prompt": prompt}) for prompt in of_all_lengths(warm + counted))
+    prompts.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    more = ["--prompts-file", str(prompts), "-o", f"{folder}/klein/", "--json", "-q"]
+    if batch_size is not None:
+        more += ["--batch-size", str(batch_size)]
+    command = generate_command(snapshot.root, settings, recipe, *more)
+    moments = [when for when, line in lines(command) if json.loads(line)["event"] == "picture"]
+    if len(moments) != warm + counted:
+        raise KleinError(
+            f"klein made {len(moments)} of {warm + counted} pictures", "see what klein verify says"
+        )
+    return _throughput(moments[warm - 1 :])
+
+
+def of_side(side: Side, recipe: Recipe, pictures: int, folder: Path) -> Throughput:
+    """A loop in this process, one picture after another, as a script would have it."""
+    (folder / side.name).mkdir(exist_ok=True)
+    prompts = of_all_lengths(_WARM_UPS + pictures)
+    moments = list(_drawn(side, recipe, prompts, folder / side.name))
+    return _throughput(moments[_WARM_UPS - 1 :])
+
+
+def throughput(
+    snapshot: Snapshot,
+    settings: Settings,
+    recipe: Recipe,
+    peers: Sequence[Side],
+    *,
+    pictures: int,
+    batch_size: int | None,
+    folder: Path,
+    on_event: Callable[[str], None],
+) -> dict[str, Throughput]:
+    """klein and its peers by name."""
+    size = f"{recipe.width}x{recipe.height}"
+    on_event(f"{size}: {pictures} pictures by klein generate")
+    found = {"klein": of_klein(snapshot, settings, recipe, pictures, batch_size, folder)}
+    for side in peers:
+        on_event(f"{size}: {pictures} pictures by {side.name}")
+        found[side.name] = of_side(side, recipe, pictures, folder)
+    return found
+
+
+def _drawn(side: Side, recipe: Recipe, prompts: Sequence[str], folder: Path) -> Iterator[float]:
+    for number, prompt in enumerate(prompts):
+        wanted = replace(recipe, prompt=prompt, seed=number)
+        data = side.png(side.draw(wanted), wanted)
+        (folder / f"{number:04d}.png").write_bytes(data)
+        yield time.perf_counter()
+
+
+def _throughput(moments: Sequence[float]) -> Throughput:
+    """`moments`: when each picture was on disk, the first of them the start of the stretch."""
+    pictures = len(moments) - 1
+    return Throughput(
+        per_second=pictures / (moments[-1] - moments[0]),
+        interval=Spread.of([after - before for before, after in pairwise(moments)]),
+        pictures=pictures,
+    )

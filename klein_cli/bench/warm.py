@@ -1,0 +1,125 @@
+"""One picture at a time, everything loaded: each side in turn, round after round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+
+from klein_cli.bench.measure import Spread, timed
+from klein_cli.bench.prompts import alike
+from klein_cli.bench.sides import Side
+from klein_cli.recipe import Recipe
+
+_WARM_UPS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warm:
+    """Seconds of one side at one size.
+
+    `first`: the first picture of this size, with whatever is prepared or compiled for it.
+    `picture`: the whole, from the words to the host's memory. `step`: what one more step costs, or
+    None where the model takes a single one. `encode`, `denoise` and `decode` are taken from
+    pictures of their own; `png` is the file's bytes. `peak` and `held`: bytes of the device at
+    most and between pictures, `reserved` what its allocator took; None on a CPU.
+    """
+
+    first: float
+    picture: Spread
+    encode: Spread
+    step: Spread | None
+    denoise: Spread
+    decode: Spread
+    png: Spread
+    peak: int | None
+    held: int | None
+    reserved: int | None
+
+
+class Recipes:
+    """Recipes of one shape, no two with the same prompt: equal prompts are encoded only once."""
+
+    def __init__(self, first: Recipe) -> None:
+        self._first = first
+        self._made = 0
+
+    def next(self, steps: int | None = None) -> Recipe:
+        """One that was not there before."""
+        self._made += 1
+        steps = self._first.steps if steps is None else steps
+        return replace(self._first, prompt=alike(self._made), seed=self._made, steps=steps)
+
+
+def warm(
+    sides: Sequence[Side],
+    recipe: Recipe,
+    rounds: int,
+    device: torch.device,
+    on_event: Callable[[str], None],
+) -> dict[str, Warm]:
+    """Every side by name, at the size and steps of `recipe`, `rounds` times in changing order."""
+    recipes, size = Recipes(recipe), f"{recipe.width}x{recipe.height}"
+    before: dict[str, tuple[float, int | None]] = {}
+    for side in sides:
+        on_event(f"{size}: the first pictures of {side.name}")
+        before[side.name] = _prepare(side, recipes, recipe.steps, device)
+    samples: dict[str, dict[str, list[float]]] = {side.name: {} for side in sides}
+    for number in range(rounds):
+        on_event(f"{size}: round {number + 1} of {rounds}")
+        for side, kind, seconds in _round(sides, recipes, recipe.steps, number, device):
+            samples[side.name].setdefault(kind, []).append(seconds)
+    return {side.name: _summary(side, *before[side.name], samples[side.name]) for side in sides}
+
+
+def _prepare(
+    side: Side, recipes: Recipes, steps: int, device: torch.device
+) -> tuple[float, int | None]:
+    """Draw a side's first pictures of a size: (seconds of the very first, peak of memory)."""
+    with side.memory.watch() as peak:
+        _, first = timed(device, side.draw, recipes.next())
+        for _ in range(_WARM_UPS):
+            side.draw(recipes.next())
+    for _ in range(_WARM_UPS if steps > 1 else 0):
+        side.draw(recipes.next(steps=1))
+    side.stages(recipes.next())
+    return first, peak[0] if peak else None
+
+
+def _round(
+    sides: Sequence[Side], recipes: Recipes, steps: int, number: int, device: torch.device
+) -> Iterator[tuple[Side, str, float]]:
+    """One sample of everything: each kind for all sides before the next kind."""
+    order = sides if number % 2 == 0 else sides[::-1]
+    drawn: dict[str, tuple[Image.Image, float]] = {}
+    for side in order:
+        drawn[side.name] = timed(device, side.draw, recipes.next())
+        yield side, "picture", drawn[side.name][1]
+    for side in order if steps > 1 else ():
+        _, seconds = timed(device, side.draw, recipes.next(steps=1))
+        yield side, "step", (drawn[side.name][1] - seconds) / (steps - 1)
+    for side in order:
+        for stage, seconds in side.stages(recipes.next()).items():
+            yield side, stage, seconds
+    for side in order:
+        _, seconds = timed(device, side.png, drawn[side.name][0], recipes.next())
+        yield side, "png", seconds
+
+
+def _summary(side: Side, first: float, peak: int | None, samples: dict[str, list[float]]) -> Warm:
+    spreads = {kind: Spread.of(found) for kind, found in samples.items()}
+    known = side.memory.known
+    return Warm(
+        first=first,
+        picture=spreads["picture"],
+        encode=spreads["encode"],
+        step=spreads.get("step"),
+        denoise=spreads["denoise"],
+        decode=spreads["decode"],
+        png=spreads["png"],
+        peak=peak,
+        held=side.memory.held if known else None,
+        reserved=side.memory.reserved if known else None,
+    )

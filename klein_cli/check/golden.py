@@ -1,0 +1,60 @@
+"""The picture that `tiny` must draw: what `klein doctor` compares this machine's own with.
+
+`scripts/make_golden.py` draws it again after tiny's weights have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from klein_cli.model_files import WEIGHT_FOLDERS, digest, weight_files
+from klein_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+FILE = Path(__file__).with_name("golden.png")
+WEIGHTS_KEY = "weights"
+RECIPE = Recipe(
+    prompt="a red circle on a white background",
+    seed=1,
+    width=128,
+    height=128,
+    steps=4,
+    guidance=1.0,
+    model="tiny",
+)
+FARTHEST = 2
+"""Levels of 255 that a CPU's picture may differ from it: threads and instructions make 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """`pixels` (128, 128, 3) uint8, and the `weights_digest` of the tiny that drew them."""
+
+    pixels: NDArray[numpy.uint8]
+    weights: str
+
+
+def read_golden(path: Path = FILE) -> Golden:
+    """The golden picture. Raises OSError when it is not there or no picture."""
+    import numpy
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+        weights = str(image.info.get(WEIGHTS_KEY, ""))
+        return Golden(numpy.asarray(image.convert("RGB")), weights)
+
+
+def weights_digest(root: Path) -> str:
+    """One hash of all weights of the model in `root`. Raises ModelError when there are none."""
+    together = hashlib.sha256()
+    for folder in WEIGHT_FOLDERS:
+        for path in weight_files(root / folder):
+            together.update(f"{folder}/{path.name} {digest(path)}\n".encode())
+    return together.hexdigest()

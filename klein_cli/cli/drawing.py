@@ -1,0 +1,200 @@
+"""Pictures that are drawn again: sources -> one loaded model after another -> files, compared.
+
+Where `klein reproduce` meets the run: what a source is, and what becomes of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from klein_cli.cli.crew import Hired, alone
+from klein_cli.cli.lengths import tokenizer_of
+from klein_cli.cli.report import Report, printable
+from klein_cli.cli.request import Request, batch_size_of
+from klein_cli.cli.startup import quick_start
+from klein_cli.cli.timings import Timings
+from klein_cli.errors import KleinError
+from klein_cli.output.reading import Record, read_pixels
+from klein_cli.presets import Preset
+from klein_cli.recipe import Recipe
+from klein_cli.run.again import (
+    as_many_threads,
+    differences,
+    group_key,
+    likeness,
+    schedule_differs,
+    settings_here,
+)
+from klein_cli.run.crew import Origin
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Event, Run, Saved
+from klein_cli.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A picture and what is to be drawn from it. No snapshot: the user names the model."""
+
+    path: Path
+    record: Record
+    request: Request
+    snapshot: Snapshot | None
+    preset: Preset
+    recipes: tuple[Recipe, ...]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Sources that share it are drawn by one loaded model."""
+        return group_key(self.record, None if self.snapshot else self.request.model)
+
+    def is_drawn_by(self, job: Job) -> bool:
+        """Whether the job draws this picture's own recipe, not a variation of it."""
+        return replace(job.recipe, model=self.record.recipe.model) == self.record.recipe
+
+
+class Drawing:
+    """The pictures of one command, drawn by one model after another.
+
+    `given` are the settings that were typed; `device` is where the user likes to run.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        jobs: Sequence[Job],
+        given: dict[str, str],
+        device: str | None,
+        report: Report,
+    ) -> None:
+        origins = [source for source in sources for _ in source.recipes]
+        self._origin = dict(zip((job.index for job in jobs), origins, strict=True))
+        self._jobs = jobs
+        self._several = len(sources) > 1
+        self._compared = self._same = 0
+        self._given = given
+        self._device = device
+        self._report = report
+        self._run: Run | None = None
+
+    def dry_run(self) -> int:
+        """Print what would be drawn; the exit code."""
+        for jobs in self._groups(self._jobs):
+            source = self._origin[jobs[0].index]
+            tokenize = None if source.snapshot is None else tokenizer_of(source.snapshot)
+            for job in jobs:
+                self._report.planned(job, None if tokenize is None else tokenize(job.recipe.prompt))
+        return 0
+
+    def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
+        """Draw the pictures of `jobs`, which are its own; say of each what became of it."""
+        for group in self._groups(jobs):
+            yield from self._draw(group)
+        if self._compared > 1:
+            self._report.note(
+                f"{self._same} of {self._compared} pictures are the same again, pixel for pixel"
+            )
+
+    def rest(self) -> Iterator[Event]:
+        """What became of pictures that were drawn when the user interrupted."""
+        if self._run is not None:
+            yield from self._run.rest()
+
+    def _groups(self, jobs: Iterable[Job]) -> list[list[Job]]:
+        groups: dict[tuple[object, ...], list[Job]] = {}
+        for job in jobs:
+            groups.setdefault(self._origin[job.index].key, []).append(job)
+        return list(groups.values())
+
+    def _draw(self, jobs: Sequence[Job]) -> Iterator[Event]:
+        timings = Timings()
+        source, report = self._origin[jobs[0].index], self._report
+        report.bar.say("starting torch")
+        with quick_start(), timings.imports():
+            import torch  # noqa: F401 (here, before its threads are counted)
+        with as_many_threads(source.record):
+            with quick_start():
+                hands = self._hire(jobs, source, timings)
+            report.bar.expect(len(self._jobs))
+            self._run = Run(
+                crew=hands.crew,
+                batch_size=batch_size_of(source.request) or hands.batch_size,
+                overwrite=source.request.overwrite,
+                stdout=sys.stdout.buffer,
+                bare=source.request.no_metadata,
+                threads=hands.writers,
+            )
+            for event in self._run.events(jobs):
+                yield event
+                if isinstance(event, Saved):
+                    with contextlib.suppress(KleinError):  # the original may be gone by now
+                        self._compare(event)
+        for line in timings.lines(hands.pipeline, self._run.writing):
+            report.detail(line)
+
+    def _hire(self, jobs: Sequence[Job], source: Source, timings: Timings) -> Hired:
+        settings, lines = settings_here(
+            source.record.settings, self._given, self._device, source.preset
+        )
+        hands = alone(source.request, settings, jobs, source.snapshot, timings, self._report)
+        self._say_differences(jobs, lines, source.preset.name, hands.origin)
+        return hands
+
+    def _say_differences(
+        self, jobs: Sequence[Job], lines: Sequence[str], model: str, origin: Origin
+    ) -> None:
+        """A warning a difference; of variations, where they say little, a detail."""
+        from klein_cli.denoise.schedule import noise_levels
+
+        said: dict[tuple[str, bool], list[Path]] = {}
+        for job in jobs:
+            source = self._origin[job.index]
+            then, same = source.record.recipe, source.is_drawn_by(job)
+            found = [*lines, *differences(source.record, model, origin)]
+            if same and schedule_differs(
+                source.record, noise_levels(then.width, then.height, then.steps)
+            ):
+                found.append("sigmas: other noise levels then")
+            for line in found:
+                said.setdefault((line, same), []).append(source.path)
+        for (line, same), paths in said.items():
+            where = f"{names_of(paths)}: " if self._several else ""
+            (self._report.warn if same else self._report.detail)(where + printable(line))
+
+    def _compare(self, saved: Saved) -> None:
+        """Hold the new file against the original, where both keep every pixel."""
+        source, path = self._origin[saved.job.index], saved.path
+        if path is None or not source.is_drawn_by(saved.job):
+            return
+        lossless = path.suffix.lower() == source.path.suffix.lower() == ".png"
+        if not lossless or path.samefile(source.path):
+            return
+        found = likeness(path, read_pixels(source.path))
+        facts = {"index": saved.job.index, "path": str(path), "original": str(source.path)}
+        self._compared += 1
+        if found is None:
+            self._report.event("compared", **facts, same=False)
+            self._report.warn(f"{source.path} has been resized since it was drawn")
+            return
+        self._report.event(
+            "compared", **facts, same=not found.differ, differ=found.differ, most=found.most
+        )
+        if not found.differ:
+            self._same += 1
+            say = self._report.detail if self._several else self._report.note
+            say(f"{path} is {source.path} again, pixel for pixel")
+            return
+        self._report.warn(
+            f"{path} is not quite {source.path}: {found.differ} of {found.pixels} pixels differ, "
+            f"by at most {found.most} of 255"
+        )
+
+
+def names_of(paths: Sequence[Path]) -> str:
+    """Files in few words: "a.png and 3 more"."""
+    distinct = list(dict.fromkeys(paths))
+    more = len(distinct) - 1
+    return f"{distinct[0]} and {more} more" if more else str(distinct[0])

@@ -1,0 +1,76 @@
+"""`klein generate --dry-run`: what would be made, without making it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+
+from klein_cli.cli.report import Report
+from klein_cli.output.history import History
+from klein_cli.run.plan import Plan
+from klein_cli.text.tokenizer import TokenizedPrompt
+
+_GROUPS = 8
+
+Group = tuple[int, int, int, float]
+
+
+def dry_run(
+    planned: Plan,
+    tokenize: Callable[[str], TokenizedPrompt] | None,
+    history: History | None,
+    *,
+    workers: int,
+    report: Report,
+) -> None:
+    """Tell every picture and then the whole; `tokenize` is None when the model is not here yet.
+
+    How long it takes is known of such pictures as the manifest's history has seconds for.
+    """
+    groups: Counter[Group] = Counter()
+    unknown, seconds = 0, 0.0
+    for job in planned.jobs:
+        report.planned(job, None if tokenize is None else tokenize(job.recipe.prompt))
+        groups[job.recipe.shape] += 1
+        one = history.seconds(job.recipe) if history else None
+        unknown += one is None
+        seconds += one or 0.0
+    pictures = len(planned.jobs)
+    known = seconds / workers if pictures > unknown else None
+    report.event(
+        "plan",
+        pictures=pictures,
+        there=planned.done,
+        groups=[_facts(group, count) for group, count in groups.items()],
+        seconds=None if known is None or unknown else round(known, 1),
+    )
+    report.note(_summary(pictures, planned.done, groups))
+    if known is not None:
+        about = timedelta(seconds=round(known))
+        rest = f", and {unknown} of sizes that were not made here yet" if unknown else ""
+        report.note(f"about {about}, as such pictures took in this folder before{rest}")
+
+
+def _summary(pictures: int, there: int, groups: Counter[Group]) -> str:
+    said = [
+        f"{count} of {width}x{height}, {steps} step{'s' * (steps > 1)}"
+        for (width, height, steps, _), count in groups.most_common(_GROUPS)
+    ]
+    if len(groups) > _GROUPS:
+        said.append(f"and {len(groups) - _GROUPS} more groups")
+    whole = f"{pictures} picture{'s' * (pictures != 1)} to make"
+    if there:
+        whole += f", {there} there already"
+    return f"{whole}: {'; '.join(said)}" if len(groups) > 1 or there else whole
+
+
+def _facts(group: Group, count: int) -> dict[str, object]:
+    width, height, steps, guidance = group
+    return {
+        "width": width,
+        "height": height,
+        "steps": steps,
+        "guidance": guidance,
+        "pictures": count,
+    }

@@ -1,0 +1,87 @@
+"""A run's events -> what the user is told, and the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from klein_cli.cli.report import Report
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Event, Failed, Notice, Saved, SteppedDown, Stopped
+
+INTERRUPTED = 130
+
+
+class Making(Protocol):
+    """What makes pictures of jobs; see `klein_cli.run.runner.Run`."""
+
+    def events(self, jobs: Iterable[Job]) -> Iterator[Event]: ...
+
+    def rest(self) -> Iterator[Event]: ...
+
+
+class Followed:
+    """Counts what becomes of a run's `wanted` pictures, while it tells of each.
+
+    `failures` is the file that failed rows are kept in, and None when the run cannot be taken up
+    again.
+    """
+
+    def __init__(self, report: Report, wanted: int, failures: Path | None = None) -> None:
+        self._report = report
+        self._wanted = wanted
+        self._failures = failures
+        self._made = 0
+        self._codes: list[int] = []
+        self._stopped: int | None = None
+
+    def follow(self, run: Making, jobs: Iterable[Job]) -> int:
+        """Make the pictures; the exit code of the whole run."""
+        try:
+            for event in run.events(jobs):
+                self.tell(event)
+        except KeyboardInterrupt:
+            return self._interrupted(run)
+        self._report.event("finished", made=self._made, failed=len(self._codes))
+        missing = self._wanted - self._made
+        if missing and self._wanted > 1:
+            self._report.note(f"{self._tally()}, {len(self._codes)} failed{self._where()}")
+        return exit_code(self._made, self._codes) if self._stopped is None else self._stopped
+
+    def tell(self, event: Event) -> None:
+        """Report one event, and remember it."""
+        if isinstance(event, Saved):
+            self._made += 1
+            self._report.saved(event)
+        elif isinstance(event, Failed):
+            self._codes.append(getattr(event.error, "exit_code", 1))
+            self._report.failed(event)
+        elif isinstance(event, SteppedDown):
+            self._report.warn(event.reason)
+        elif isinstance(event, Notice):
+            self._report.warn(event.text)
+        elif isinstance(event, Stopped):
+            self._stopped = event.error.exit_code
+            self._report.stopped(event)
+
+    def _interrupted(self, run: Making) -> int:
+        for event in run.rest():
+            self.tell(event)
+        self._report.event("interrupted", made=self._made, wanted=self._wanted)
+        more = "" if self._failures is None else "; the same command with --resume makes the rest"
+        self._report.note(f"interrupted: {self._tally()}{more}")
+        return INTERRUPTED
+
+    def _tally(self) -> str:
+        return f"{self._made} of {self._wanted} pictures made"
+
+    def _where(self) -> str:
+        return f": see {self._failures}" if self._codes and self._failures is not None else ""
+
+
+def exit_code(made: int, failures: list[int]) -> int:
+    """0 all made, 1 some failed; when none was made, what they failed of if it was all the same."""
+    if not failures:
+        return 0
+    return failures[0] if not made and len(set(failures)) == 1 else 1

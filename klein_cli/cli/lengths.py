@@ -1,0 +1,52 @@
+"""Are the prompts too long for the model? Known before it loads, with its tokenizer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+
+from klein_cli.cli.report import Report
+from klein_cli.errors import UsageError
+from klein_cli.run.jobs import Job
+from klein_cli.snapshot import Snapshot
+from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
+
+_WARNINGS = 5
+_REMEMBERED = 64
+
+
+def tokenizer_of(snapshot: Snapshot) -> Callable[[str], TokenizedPrompt]:
+    """How the model reads a prompt; equal ones that lie near each other are read once."""
+    return lru_cache(_REMEMBERED)(PromptTokenizer.from_snapshot(snapshot.root).tokenize)
+
+
+def check_lengths(
+    tokenize: Callable[[str], TokenizedPrompt],
+    jobs: Iterable[Job],
+    *,
+    several: bool,
+    strict: bool,
+    report: Report,
+) -> None:
+    """Warn of prompts that are cut, each once; if `strict`, raise UsageError for the first."""
+    cut: set[int] = set()
+    for job, text in _texts(jobs):
+        warning = tokenize(text).warning()
+        if warning is None or hash(text) in cut:
+            continue
+        if several:
+            warning = f"picture {job.index}: {warning}"
+        if strict:
+            raise UsageError(warning, "shorten the prompt, or leave out --strict")
+        cut.add(hash(text))
+        if len(cut) <= _WARNINGS:
+            report.warn(warning)
+    if len(cut) > _WARNINGS:
+        report.warn(f"{len(cut) - _WARNINGS} more prompts are too long")
+
+
+def _texts(jobs: Iterable[Job]) -> Iterator[tuple[Job, str]]:
+    for job in jobs:
+        yield job, job.recipe.prompt
+        if job.recipe.negative_prompt:
+            yield job, job.recipe.negative_prompt

@@ -1,0 +1,30 @@
+"""What several commands do to words before they print them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of columns as wide as their widest cell, the last one as it comes."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+    return "\n".join(lines)
+
+
+def home_as_tilde(path: Path | str) -> str:
+    """A path, or text with paths in it, with the home folder written as ~."""
+    home = str(Path.home())
+    return str(path).replace(home, "~") if len(home) > 1 else str(path)
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as a person says them: 16.0 GB, 168 MB, 20 kB."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} GB" if name == "GB" else f"{size // unit} {name}"
+    return f"{size} bytes"

@@ -1,0 +1,174 @@
+"""A repository's wanted files -> its snapshot in the cache, every file there and right."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Protocol
+
+from klein_cli.errors import ModelError
+from klein_cli.hub.cache import cache_folder, repository_folder
+from klein_cli.hub.failures import explained
+from klein_cli.hub.repository import HubFile, Listing, is_git_digest, listing
+from klein_cli.hub.transfer import StoppedError, Transfer
+from klein_cli.model_files import INDEX_FILE, digest
+
+_AT_ONCE = 4
+_SPARE = 2**28
+"""Bytes of the disk that a download leaves alone."""
+
+GIGABYTE = 10**9
+
+
+class Watch(Protocol):
+    """Who looks on while a model is fetched. Called from several threads."""
+
+    def begin(self, what: str, total: int) -> None:
+        """A phase of `total` bytes: "checking" or "downloading"."""
+
+    def move(self, amount: int) -> None:
+        """`amount` more bytes are done; fewer than none when some must come again."""
+
+    def say(self, what: str) -> None:
+        """Something worth knowing happened."""
+
+
+class Unwatched:
+    """Nobody looks on."""
+
+    def begin(self, what: str, total: int) -> None:
+        """Nothing."""
+
+    def move(self, amount: int) -> None:
+        """Nothing."""
+
+    def say(self, what: str) -> None:
+        """Nothing."""
+
+
+def download(
+    repo: str, patterns: Sequence[str], *, watch: Watch | None = None, check_all: bool = False
+) -> Path:
+    """The snapshot folder of `repo`'s main branch, with all files that match `patterns`.
+
+    Every file fetched is checked against the hub's hash before it enters the cache; with
+    `check_all`, those that were there before as well, and a damaged one is fetched again. What has
+    come before an error stays and is gone on with the next time. Raises ModelError.
+    """
+    watch = watch or Unwatched()
+    for _ in range(2):
+        wanted = listing(repo, patterns)
+        with explained(repo):
+            _bring(wanted, watch, check_all)
+            root = _placed(wanted, patterns)
+        if root.name == wanted.commit:
+            return root
+    raise ModelError(f"{repo} changes while it is being downloaded", "try again later")
+
+
+def _bring(wanted: Listing, watch: Watch, check_all: bool) -> None:
+    """Every wanted file into the cache's blobs."""
+    stop = threading.Event()
+    transfer = Transfer(
+        repo=wanted.repo, commit=wanted.commit, moved=watch.move, waiting=watch.say, stop=stop
+    )
+    # The same content under two paths is one blob.
+    files = list({file.digest: file for file in wanted.files}.values())
+    here = [file for file in files if _present(wanted, file, transfer) is not None]
+    if check_all and here:
+        watch.begin("checking", sum(file.size for file in here))
+        _all(lambda file: _check(wanted, file, transfer, watch), here, stop)
+        here = [file for file in here if _present(wanted, file, transfer) is not None]
+    missing = [file for file in files if file not in here]
+    if not missing:
+        return
+    held = sum(transfer.held(file) for file in missing)
+    total = sum(file.size for file in missing)
+    check_room(wanted.repo, total - held)
+    watch.begin("downloading", total)
+    watch.move(held)
+    # The largest first: it takes longest.
+    _all(transfer.fetch, sorted(missing, key=lambda file: -file.size), stop)
+
+
+def index_of(repo: str) -> Path:
+    """The snapshot folder of `repo` with its model_index.json alone. Raises ModelError."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    # Asked first, because it fails at once where the client would try for half a minute.
+    if not listing(repo, [INDEX_FILE]).files:
+        raise ModelError(
+            f"{repo} has no {INDEX_FILE}: it is not in the diffusers layout",
+            f"see https://huggingface.co/{repo}",
+        )
+    disable_progress_bars()
+    with explained(repo):
+        return Path(hf_hub_download(repo, INDEX_FILE)).parent
+
+
+def check_room(repo: str, needed: int) -> None:
+    """Raise ModelError unless the cache's disk has room for `needed` more bytes and a little."""
+    folder = cache_folder()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free >= needed + _SPARE:
+        return
+    raise ModelError(
+        f"{repo} needs {needed / GIGABYTE:.1f} GB more, and the disk of {folder} has "
+        f"{free / GIGABYTE:.1f} GB free",
+        "make room, or set HF_HOME to a folder on another disk",
+    )
+
+
+def _present(wanted: Listing, file: HubFile, transfer: Transfer) -> Path | None:
+    """The file if it is here in its full size.
+
+    Where links cannot be made, the cache keeps a file in the snapshot itself.
+    """
+    snapshot = repository_folder(wanted.repo) / "snapshots" / wanted.commit / file.path
+    for path in (transfer.blob(file), snapshot):
+        if path.is_file() and path.stat().st_size == file.size:
+            return path
+    return None
+
+
+def _check(wanted: Listing, file: HubFile, transfer: Transfer, watch: Watch) -> None:
+    """Take a damaged file out of the cache, so that it is fetched again."""
+    path = _present(wanted, file, transfer)
+    assert path is not None
+
+    def on_bytes(amount: int) -> None:
+        watch.move(amount)
+        if transfer.stop.is_set():
+            raise StoppedError
+
+    found = digest(path, git=is_git_digest(file.digest), on_bytes=on_bytes)
+    if found != file.digest:
+        watch.say(f"{file.path} is damaged and is fetched again")
+        path.unlink()
+
+
+def _all(work: Callable[[HubFile], None], files: Iterable[HubFile], stop: threading.Event) -> None:
+    """Do `work` for each file, several at once; the first failure stops the others."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        running = [pool.submit(work, file) for file in files]
+        try:
+            for done in as_completed(running):
+                done.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _placed(wanted: Listing, patterns: Sequence[str]) -> Path:
+    """Let the client make the snapshot: every blob is there, so that it only links them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    return Path(snapshot_download(wanted.repo, allow_patterns=list(patterns)))

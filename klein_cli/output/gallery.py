@@ -1,0 +1,261 @@
+"""A folder of pictures -> one HTML file that shows them, and needs nothing else.
+
+Everything in the page comes from the pictures themselves, so that it can be made again at any
+time, and a run that was resumed shows all of its pictures. What pictures say is a stranger's text:
+it is escaped where it is written, and the page's own policy lets no script run but the page's.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from klein_cli.errors import UsageError
+from klein_cli.output.naming import EXTENSIONS
+from klein_cli.output.png import save
+from klein_cli.output.reading import Record, read_record
+
+PAGE = "index.html"
+THUMBNAIL_SIDE = 256
+
+_MARK = '<meta name="generator" content="klein gallery">'
+_MARK_WITHIN = 2_000
+_LONGEST_TEXT = 20_000
+_LONGEST_ALT = 400
+_QUALITY = 72
+_ON_ITS_SIDE = 5
+"""From this value of EXIF's orientation on, width and height are swapped."""
+
+_CONTROLS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+_SEED_DIGITS = 19
+_ORDERS = {
+    "name": "name",
+    "newest": "newest first",
+    "prompt": "prompt",
+    "seed": "seed",
+    "size": "largest first",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What is seen of a picture: sides of the file in pixels, time in seconds, a WebP file."""
+
+    width: int
+    height: int
+    modified: float
+    thumbnail: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhibit:
+    """A picture of the page. `path` is relative to the page.
+
+    `record` is None where the picture says nothing of itself.
+    """
+
+    path: Path
+    view: View
+    record: Record | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """A page that was written: how many pictures it shows, and files that could not be read."""
+
+    page: Path
+    pictures: int
+    unreadable: tuple[Path, ...]
+
+
+def check_page(folder: Path, *, overwrite: bool) -> None:
+    """Raise UsageError when the folder has an index.html that is somebody else's."""
+    page = folder / PAGE
+    if overwrite or not os.path.lexists(page):
+        return
+    try:
+        with page.open("rb") as file:
+            ours = _MARK.encode() in file.read(_MARK_WITHIN)
+    except OSError:
+        ours = False
+    if not ours:
+        raise UsageError(f"{page} exists and is no gallery of klein's", "-y replaces it")
+
+
+def write_gallery(
+    folder: Path, *, overwrite: bool = False, on_picture: Callable[[int, int], None] | None = None
+) -> Gallery:
+    """Make `folder`/index.html of all pictures in the folder and below, in an older one's place.
+
+    `on_picture` hears how many are read, of how many. Raises UsageError when there is no such
+    folder or no picture in it, or when an index.html there is not klein's and not to be replaced.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", "give a folder of pictures")
+    check_page(folder, overwrite=overwrite)
+    paths = pictures_in(folder)
+    exhibits, unreadable = [], []
+    with ThreadPoolExecutor() as pool:
+        views = pool.map(_view, paths)
+        for number, (path, view) in enumerate(zip(paths, views, strict=True), start=1):
+            if view is None:
+                unreadable.append(path)
+            else:
+                name = path.relative_to(folder)
+                exhibits.append(Exhibit(path=name, view=view, record=_record(path)))
+            if on_picture:
+                on_picture(number, len(paths))
+    if not exhibits:
+        raise UsageError(f"{folder} holds no pictures", "give a folder that klein drew into")
+    title = folder.resolve().name or str(folder)
+    save(page(title, exhibits).encode(), folder / PAGE, overwrite=True)
+    return Gallery(page=folder / PAGE, pictures=len(exhibits), unreadable=tuple(unreadable))
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files in `folder` and below that are not hidden, as people count: 2 before 10."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(place, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+        ]
+    found = [path for path in found if path.is_file()]
+    return sorted(found, key=lambda path: _counted(str(path.relative_to(folder))))
+
+
+def page(title: str, exhibits: Sequence[Exhibit]) -> str:
+    """The page as text that UTF-8 can hold."""
+    style = _asset("gallery.css")
+    script = _asset("gallery.js")
+    policy = (
+        f"default-src 'none'; img-src data: 'self' file:; style-src {_hash(style)}; "
+        f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+    many = f"{len(exhibits)} picture{'s' * (len(exhibits) != 1)}"
+    orders = "".join(f'<option value="{key}">{word}</option>' for key, word in _ORDERS.items())
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            _MARK,
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width">',
+            f"<title>{_text(title)}: {many}</title>",
+            f"<style>{style}</style>\n</head>\n<body>",
+            f'<header><h1><bdi>{_text(title)}</bdi></h1><form id="tools" role="search" hidden>',
+            '<div class="bar"><label>Filter <input id="filter" type="search" '
+            'placeholder="words" title="all of these words; / comes here"></label>',
+            f'<label>Sort by <select id="sort">{orders}</select></label></div></form>',
+            f'<output id="count" for="filter" aria-live="polite">{many}</output></header>',
+            '<main><p id="nothing" class="nothing" hidden>No picture has all of these words.</p>',
+            '<ul id="pictures">',
+            *(_card(place, exhibit) for place, exhibit in enumerate(exhibits)),
+            "</ul></main>",
+            '<dialog id="dialog" aria-label="A picture and its recipe">',
+            '<div class="stage"><img id="large" class="large" alt=""><div id="recipe"></div></div>',
+            '<div class="bar below"><button type="button" id="previous">Previous</button>',
+            '<button type="button" id="next">Next</button>',
+            '<button type="button" id="copy">Copy the prompt</button>',
+            '<a id="file" href="">file</a>',
+            '<button type="button" id="close" class="close">Close</button></div></dialog>',
+            f"<script>{script}</script>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _card(place: int, exhibit: Exhibit) -> str:
+    record, name, view = exhibit.record, str(exhibit.path), exhibit.view
+    recipe = record.recipe if record else None
+    prompt = recipe.prompt if recipe else name
+    facts = f"{view.width} x {view.height}"
+    if recipe:
+        facts = f"seed {recipe.seed}, {facts}, {recipe.model}"
+    seed = f"{recipe.seed:0{_SEED_DIGITS}d}" if recipe else ""
+    image = base64.b64encode(view.thumbnail).decode("ascii")
+    return (
+        f'<li data-place="{place}" data-modified="{view.modified:.0f}" data-seed="{seed}" '
+        f'data-pixels="{view.width * view.height}" data-width="{view.width}" '
+        f'data-height="{view.height}"><button type="button" class="open" '
+        f'aria-haspopup="dialog"><img src="data:image/webp;base64,{image}" '
+        f'alt="{_text(prompt[:_LONGEST_ALT])}" loading="lazy" decoding="async"></button>'
+        f'<p class="prompt" dir="auto">{_text(prompt)}</p><p class="facts">{_text(facts)}</p>'
+        f'<div class="recipe"><a href="{_link(exhibit.path)}">{_text(name)}</a>'
+        f"<dl>{''.join(_lines(record))}</dl></div></li>"
+    )
+
+
+def _lines(record: Record | None) -> Iterator[str]:
+    """The recipe, how it was computed and by what, as the record names them."""
+    if record is None:
+        yield "<dt>recipe</dt><dd>the file holds none</dd>"
+        return
+    said = asdict(record)
+    tables = {**said.pop("recipe"), **said.pop("settings"), **said.pop("provenance")}
+    for name, value in (tables | said).items():
+        if isinstance(value, list | tuple):
+            value = ", ".join(map(str, value))
+        if value not in (None, ""):
+            yield f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text(str(value))}</dd>"
+
+
+def _view(path: Path) -> View | None:
+    """A picture made small, or None for a file that holds none."""
+    from PIL import ExifTags, Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(ExifTags.Base.Orientation, 1) >= _ON_ITS_SIDE:
+                width, height = height, width
+            small = image if image.mode in ("RGB", "L") else image.convert("RGB")
+            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=2.0)
+            small = ImageOps.exif_transpose(small).convert("RGB")
+        modified = path.stat().st_mtime
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError):
+        return None
+    data = io.BytesIO()
+    small.save(data, "WEBP", quality=_QUALITY)
+    return View(width=width, height=height, modified=modified, thumbnail=data.getvalue())
+
+
+def _record(path: Path) -> Record | None:
+    try:
+        return read_record(path)
+    except UsageError:
+        return None
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in parts]
+
+
+def _link(path: Path) -> str:
+    """A relative address that no name can turn into another: "javascript:..." is a file too."""
+    return "./" + quote(os.fsencode(path.as_posix()))
+
+
+def _text(text: str) -> str:
+    """Text as it may stand between tags and in quoted attributes, bounded and without controls."""
+    if len(text) > _LONGEST_TEXT:
+        text = text[:_LONGEST_TEXT] + "…"
+    return escape(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"

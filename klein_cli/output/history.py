@@ -1,0 +1,194 @@
+"""What manifest.jsonl tells: the runs of a folder, and every picture that they planned and made.
+
+The file may be a stranger's: what it says is data, checked line by line, and no name in it leaves
+the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from klein_cli.errors import UsageError
+from klein_cli.recipe import Recipe
+
+FILE = "manifest.jsonl"
+FORMAT = 1
+BEGINNING = b'{"kind":"run",'
+
+
+@dataclass(slots=True)
+class Item:
+    """A picture that a manifest knows. `file` is its path within the folder.
+
+    `recipe` and `sha256` are the hashes of what was asked for and of the file's bytes; None until
+    it is made.
+    """
+
+    run: int
+    index: int
+    seed: int
+    file: str
+    recipe: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(slots=True)
+class History:
+    """What a manifest tells: its last run's number and base seed, and every picture by its row.
+
+    `next_index` follows the last run's pictures; `settings` is how pictures were last computed;
+    `damaged` counts lines that make no sense.
+    """
+
+    run: int = 0
+    seed: int = 0
+    next_index: int = 1
+    settings: dict[str, str] | None = None
+    damaged: int = 0
+    _items: dict[tuple[int, int], Item] = field(default_factory=dict)
+    _rows: dict[str, list[Item]] = field(default_factory=dict)
+    _taken: dict[str, int] = field(default_factory=dict)
+    _seconds: dict[tuple[int, int, int], tuple[int, float]] = field(default_factory=dict)
+
+    def take(self, row: str) -> Item | None:
+        """The next picture of a row: the first call gets its first, and so on; None for a new one.
+
+        Rows are looked for in the last run that knows them.
+        """
+        taken = self._taken.get(row, 0)
+        self._taken[row] = taken + 1
+        items = self._rows.get(row, ())
+        return items[taken] if taken < len(items) else None
+
+    def files(self) -> Iterator[str]:
+        """Every name that was ever planned or given, within the folder."""
+        return (item.file for item in self._items.values())
+
+    def progress(self) -> tuple[int, int]:
+        """(made, planned) pictures of the last run."""
+        last = [item for item in self._items.values() if item.run == self.run]
+        return sum(item.sha256 is not None for item in last), len(last)
+
+    def seconds(self, recipe: Recipe) -> float | None:
+        """How long a picture of this size and number of steps took on average, or None."""
+        count, total = self._seconds.get((recipe.width, recipe.height, recipe.steps), (0, 0.0))
+        return total / count if count else None
+
+    def add(self, line: dict[str, Any]) -> None:
+        """One line of the file. Raises KeyError, TypeError or ValueError when it makes no sense."""
+        kind = line["kind"]
+        if kind == "run":
+            self.run, self.seed, self.next_index = int(line["run"]), int(line["seed"]), 1
+        elif kind == "planned":
+            self._plan(str(line["row"]), _item(line))
+        elif kind == "settings":
+            self.settings = {str(k): str(v) for k, v in line.items() if k not in ("kind", "run")}
+        elif kind == "picture":
+            self._make(line)
+
+    def _plan(self, row: str, item: Item) -> None:
+        self._items[item.run, item.index] = item
+        known = self._rows.setdefault(row, [])
+        if known and known[-1].run != item.run:
+            known.clear()
+        known.append(item)
+        if item.run == self.run:
+            self.next_index = max(self.next_index, item.index + 1)
+
+    def _make(self, line: dict[str, Any]) -> None:
+        item = self._items[int(line["run"]), int(line["index"])]
+        made = _item(line)
+        item.file = made.file
+        item.recipe, item.sha256 = str(line["recipe"]), str(line["sha256"])
+        if line["seconds"] is not None:
+            shape = int(line["width"]), int(line["height"]), int(line["steps"])
+            count, total = self._seconds.get(shape, (0, 0.0))
+            self._seconds[shape] = count + 1, total + float(line["seconds"])
+
+
+def read_history(folder: Path) -> History | None:
+    """What the manifest of `folder` tells; None when there is none.
+
+    Raises UsageError when it cannot be read or is not klein's.
+    """
+    path = folder / FILE
+    if not os.path.lexists(path):
+        return None
+    history = History()
+    try:
+        with open(path, "rb") as file:
+            if is_foreign(file.peek()[: len(BEGINNING)]):
+                raise _not_ours(path)
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):
+                    _read_line(path, number, line, history)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror or error}", "check its permissions"
+        ) from None
+    return history
+
+
+def is_foreign(beginning: bytes) -> bool:
+    """Whether a file does not begin as a manifest, not even as a torn one."""
+    return not BEGINNING.startswith(beginning)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """A hash of everything that a picture depends on but how it is computed, in hexadecimal."""
+    return hashlib.sha256(_canonical(asdict(recipe))).hexdigest()
+
+
+def row_hash(said: Mapping[str, object]) -> str:
+    """A shorter one, of what a row says of one of its pictures."""
+    return hashlib.blake2b(_canonical(said), digest_size=12).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(table: Mapping[str, object]) -> bytes:
+    """One text for one content. What is unsaid leaves no trace, so that fields can be added."""
+    said = {key: value for key, value in table.items() if value is not None}
+    return json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _read_line(path: Path, number: int, line: bytes, history: History) -> None:
+    try:
+        entry = json.loads(line)
+        if number == 1:
+            _check_format(path, entry)
+        history.add(entry)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        if number == 1:
+            raise _not_ours(path) from None
+        history.damaged += 1
+
+
+def _check_format(path: Path, entry: Any) -> None:
+    if not isinstance(entry, dict) or entry.get("kind") != "run" or "format" not in entry:
+        raise _not_ours(path)
+    if int(entry["format"]) > FORMAT:
+        raise UsageError(f"{path} was written by a newer klein", "update klein to go on with it")
+
+
+def _not_ours(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} is not a manifest of klein's", "move it away, or give another folder"
+    )
+
+
+def _item(line: dict[str, Any]) -> Item:
+    file = line["file"]
+    if PurePath(file).is_absolute() or ".." in PurePath(file).parts or not file:
+        raise ValueError(f"{file} leaves the folder")
+    return Item(run=int(line["run"]), index=int(line["index"]), seed=int(line["seed"]), file=file)

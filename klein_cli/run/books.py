@@ -1,0 +1,142 @@
+"""The books of a run that can be taken up again: its manifest, and the rows that failed.
+
+Both lie in the output folder. `failed.jsonl` is a prompts file: what failed can be tried again by
+itself. A row leaves it at the end of a run when its picture is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from klein_cli.output.history import FILE, History, Item, recipe_hash
+from klein_cli.output.manifest import Manifest
+from klein_cli.output.png import save, sweep
+from klein_cli.recipe import Settings
+from klein_cli.run.jobs import Job
+from klein_cli.run.plan import Plan
+
+FAILED = "failed.jsonl"
+
+
+class Books:
+    """What is written down while a run goes on.
+
+    `guided` says that guidance counts for this model. `saved` may be called from several threads;
+    methods that write raise OSError when the disk refuses.
+    """
+
+    def __init__(
+        self, manifest: Manifest, history: History, *, resumed: bool, guided: bool
+    ) -> None:
+        self.manifest = manifest.folder / FILE
+        self.failures = manifest.folder / FAILED
+        self._manifest = manifest
+        self._guided = guided
+        self._goes_on = resumed and history.run > 0
+        self._run = history.run if self._goes_on else history.run + 1
+        self._settings = history.settings if self._goes_on else None
+
+    def open(self, planned: Plan, *, model: str, seed: int) -> None:
+        """Write down what is planned, after clearing away what a killed run left half written."""
+        sweep(self._folders(planned))
+        if not self._goes_on:
+            self._manifest.begin(self._run, model=model, seed=seed)
+        self._manifest.plan((job.row, self._item(job)) for job in planned.jobs if not job.recorded)
+        for known in planned.adopted:
+            self._manifest.made(known.item, known.recipe, None)
+
+    def computed_with(self, settings: Settings) -> str | None:
+        """Write down how pictures are computed; what to say if the earlier ones were otherwise."""
+        now = {name: str(value) for name, value in asdict(settings).items()}
+        before = self._settings
+        if now == before:
+            return None
+        self._manifest.computed_with(self._run, now)
+        if before is None:
+            return None
+        changed = [name for name in now if now[name] != before.get(name)]
+        return "the pictures so far were made with " + ", ".join(
+            f"{name} {before.get(name)}, not {now[name]}" for name in changed
+        )
+
+    def saved(self, job: Job, path: Path, sha256: str, seconds: float) -> None:
+        """A picture is whole at `path`."""
+        item = self._item(job, path)
+        item.recipe, item.sha256 = recipe_hash(job.recipe), sha256
+        self._manifest.made(item, job.recipe, seconds)
+
+    def failed(self, job: Job, error: str) -> None:
+        """A picture could not be made."""
+        line = _json_line(self._row(job) | {"error": error})
+        with open(self.failures, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """At the end of a run: leave in failed.jsonl what is still missing, each row once."""
+        try:
+            rows = dict(_rows(self.failures))
+        except FileNotFoundError:
+            return
+        missing = [
+            line
+            for output, line in rows.items()
+            if not os.path.lexists(self._manifest.folder / output)
+        ]
+        if missing:
+            save(b"".join(missing), self.failures, overwrite=True, swept=True)
+        else:
+            self.failures.unlink()
+
+    def _folders(self, planned: Plan) -> set[Path]:
+        """Every folder that a run like this one may have left something in."""
+        top = self._manifest.folder
+        lowest = {(top / known.item.file).parent for known in planned.adopted} | planned.folders
+        inside = {
+            place
+            for folder in lowest
+            for place in (folder, *folder.parents)
+            if place.is_relative_to(top)
+        }
+        return inside | {top}
+
+    def _item(self, job: Job, path: Path | None = None) -> Item:
+        file = os.path.relpath(path or job.path or "", self._manifest.folder)
+        run = job.recorded or self._run
+        return Item(run=run, index=job.index, seed=job.recipe.seed, file=file)
+
+    def _row(self, job: Job) -> dict[str, Any]:
+        recipe = job.recipe
+        row = {
+            "prompt": recipe.prompt,
+            "seed": recipe.seed,
+            "width": recipe.width,
+            "height": recipe.height,
+            "steps": recipe.steps,
+            "guidance": recipe.guidance if self._guided else None,
+            "negative_prompt": recipe.negative_prompt,
+            "output": self._item(job).file,
+        }
+        return {key: value for key, value in row.items() if value is not None}
+
+
+def _json_line(row: dict[str, Any]) -> bytes:
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8
+        return (json.dumps(row) + "\n").encode()
+
+
+def _rows(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(output, line) of each row that makes sense."""
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            yield str(json.loads(line)["output"]), line
+        except (ValueError, KeyError, TypeError):
+            continue

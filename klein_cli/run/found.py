@@ -1,0 +1,41 @@
+"""What lies where a picture should be, when a run is taken up again."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum, auto
+from pathlib import Path
+
+from klein_cli.errors import KleinError
+from klein_cli.output.history import Item, file_hash, recipe_hash
+from klein_cli.output.reading import is_whole, read_record
+from klein_cli.recipe import Recipe
+
+
+class Found(Enum):
+    """NOTHING: the name is free. MADE: the picture, as the manifest says. UNRECORDED: the picture,
+    though the manifest does not know this file. WRECK: no whole picture. FOREIGN: somebody else's.
+    """
+
+    NOTHING = auto()
+    MADE = auto()
+    UNRECORDED = auto()
+    WRECK = auto()
+    FOREIGN = auto()
+
+
+def look(path: Path, recipe: Recipe, item: Item) -> Found:
+    """What lies at `path`, which the manifest gives to the picture of `recipe`.
+
+    A killed run leaves an unrecorded picture when it dies between the file and its line.
+    """
+    if not os.path.lexists(path):
+        return Found.NOTHING
+    try:
+        if item.recipe == recipe_hash(recipe) and item.sha256 == file_hash(path):
+            return Found.MADE
+        if not is_whole(path):
+            return Found.WRECK
+        return Found.UNRECORDED if read_record(path).recipe == recipe else Found.FOREIGN
+    except (KleinError, OSError):
+        return Found.FOREIGN

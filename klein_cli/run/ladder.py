@@ -1,0 +1,148 @@
+"""Out of memory, step by step: half the batch, then the decoding in tiles, then an error.
+
+A step, once taken, stands for the rest of the run, for pictures of that size and larger ones. It
+is said once and recorded on every picture that it touches, because it may change a bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from klein_cli.errors import OutOfMemoryError
+from klein_cli.recipe import SIZE_MULTIPLE, Recipe
+from klein_cli.run.jobs import Job
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[numpy.uint8]
+
+_EIGHTHS = 8
+
+
+class Renderer(Protocol):
+    """What a run needs of a pipeline: recipes of one shape -> (H, W, 3) uint8 pictures.
+
+    `tiled` decodes each in tiles. Raises OutOfMemoryError when they do not fit.
+    """
+
+    def render(
+        self,
+        recipes: Sequence[Recipe],
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        tiled: bool = False,
+    ) -> list[Pixels]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Jobs to be drawn together, and what is done differently for want of memory.
+
+    `planned` is how many were to be drawn together at first; `reason` says why they are drawn
+    alone if it was not for memory; `deaths` counts the workers that died over them.
+    """
+
+    jobs: tuple[Job, ...]
+    planned: int
+    tiled: bool = False
+    reason: str | None = None
+    deaths: int = 0
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        return [job.recipe for job in self.jobs]
+
+    @property
+    def step_down(self) -> str | None:
+        """What goes into the pictures' records; None when all is as it should be."""
+        said = [f"made alone: {self.reason}"] if self.reason else []
+        if not self.reason and len(self.jobs) < self.planned:
+            said.append(f"out of memory: made {len(self.jobs)} at a time, not {self.planned}")
+        if self.tiled:
+            said.append("out of memory: decoded in tiles")
+        return "; ".join(said) or None
+
+    def alone(self, reason: str) -> list[Attempt]:
+        """Its jobs one by one."""
+        return [replace(self, jobs=(job,), reason=reason) for job in self.jobs]
+
+
+class Ladder:
+    """What a run has learned about the memory it runs in."""
+
+    def __init__(self) -> None:
+        self._most: dict[int, int] = {}
+        self._tiled_from: int | None = None
+
+    def attempts(self, jobs: tuple[Job, ...]) -> Iterator[Attempt]:
+        """The jobs of a batch in portions that may fit."""
+        return self._cut(Attempt(jobs=jobs, planned=len(jobs)))
+
+    def down(self, failed: Attempt, error: OutOfMemoryError) -> tuple[list[Attempt], str | None]:
+        """What to try instead, and what to say of it if it is new; nothing when all was tried."""
+        size, pixels = _size(failed.jobs[0].recipe), _pixels(failed.jobs[0].recipe)
+        count = len(failed.jobs)
+        said = None
+        if count > 1:
+            if count // 2 < self._at_once(pixels, count):
+                self._most[pixels] = count // 2
+                said = f"{error.message}; from here on, pictures of {size} and larger are made "
+                said += "one by one" if count == 2 else f"{count // 2} at a time"
+        elif failed.tiled:
+            return [], None
+        elif not self._is_tiled(pixels):
+            self._tiled_from = pixels
+            said = f"{error.message}; from here on, pictures of {size} and larger are decoded in "
+            said += "tiles, which may show faintly"
+        return list(self._cut(failed)), said
+
+    def _cut(self, attempt: Attempt) -> Iterator[Attempt]:
+        pixels = _pixels(attempt.jobs[0].recipe)
+        most = self._at_once(pixels, len(attempt.jobs))
+        for at in range(0, len(attempt.jobs), most):
+            jobs = attempt.jobs[at : at + most]
+            planned = attempt.planned if most < attempt.planned else len(jobs)
+            yield replace(attempt, jobs=jobs, planned=planned, tiled=self._is_tiled(pixels))
+
+    def _at_once(self, pixels: int, wanted: int) -> int:
+        known = (most for least, most in self._most.items() if least <= pixels)
+        return min([wanted, *known])
+
+    def _is_tiled(self, pixels: int) -> bool:
+        return self._tiled_from is not None and pixels >= self._tiled_from
+
+
+def what_fits(renderer: Renderer, recipe: Recipe) -> str | None:
+    """The largest size of this shape, in eighths, that can be drawn here, found by trying.
+
+    One step is enough to know, since every step takes the same memory.
+    """
+    fits, too_large, found = 0, _EIGHTHS, None
+    while too_large - fits > 1:
+        eighths = (fits + too_large) // 2
+        width, height = (_part(side, eighths) for side in (recipe.width, recipe.height))
+        smaller = replace(recipe, width=width, height=height, steps=1)
+        try:
+            renderer.render([smaller], tiled=True)
+        except Exception:
+            # Out of memory; and whatever else happens where there is hardly any left.
+            too_large = eighths
+        else:
+            fits, found = eighths, _size(smaller)
+    return found
+
+
+def _part(side: int, eighths: int) -> int:
+    return max(SIZE_MULTIPLE, side * eighths // _EIGHTHS // SIZE_MULTIPLE * SIZE_MULTIPLE)
+
+
+def _pixels(recipe: Recipe) -> int:
+    return recipe.width * recipe.height
+
+
+def _size(recipe: Recipe) -> str:
+    return f"{recipe.width}x{recipe.height}"

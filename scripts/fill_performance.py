@@ -1,0 +1,131 @@
+"""Fill the tables of docs/performance.md from the results of `klein bench`: none is typed by hand.
+
+    klein bench --peer --json > docs/benches/h200-bf16.json
+    python scripts/fill_performance.py
+
+Everything between `<!-- table: NAME -->` and `<!-- end -->` is replaced: NAME.json's tables, or for
+`targets` what of them is met. A result that is not there is said to be not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klein_cli.bench.tables import markdown
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "docs" / "benches"
+
+_BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PEER = "diffusers"
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A number that the result of this name should not exceed, or with `at_least` should reach."""
+
+    what: str
+    result: str
+    number: Callable[[Result], float]
+    limit: float
+    unit: str = ""
+    at_least: bool = False
+
+    def row(self, results: dict[str, Result]) -> str:
+        """The target's line of the table."""
+        sign = ">=" if self.at_least else "<="
+        wanted = f"{sign} {self.limit:g}{self.unit}"
+        try:
+            number = self.number(results[self.result])
+        except (KeyError, StopIteration):
+            return f"| {self.what} | {wanted} | not measured | |"
+        short = (self.limit - number if self.at_least else number - self.limit) / self.limit
+        verdict = "met" if short <= 0 else f"missed by {short:.0%}"
+        return f"| {self.what} | {wanted} | {number:.3g}{self.unit} | {verdict} |"
+
+
+def _size(result: Result, side: int) -> Result:
+    found: Result = next(size for size in result["sizes"] if size["width"] == side)
+    return found
+
+
+def _picture(side: int) -> Callable[[Result], float]:
+    def ratio(result: Result) -> float:
+        warm = _size(result, side)["warm"]
+        return float(warm["klein"]["picture"]["median"] / warm[_PEER]["picture"]["median"])
+
+    return ratio
+
+
+def _to_limit(result: Result) -> float:
+    size = _size(result, 1024)
+    limit = size["limits"][result["settings"]["dtype"]]["picture"]
+    return float(size["warm"]["klein"]["picture"]["median"] / limit)
+
+
+def _rate(side: int) -> Callable[[Result], float]:
+    return lambda result: float(_size(result, side)["throughput"]["klein"]["per_second"])
+
+
+def _cold(result: Result) -> float:
+    cold = result["cold"]
+    return float(cold["klein"]["warm"]["median"] / cold[_PEER]["warm"]["median"])
+
+
+def _peak(result: Result) -> float:
+    return float(_size(result, 1024)["warm"]["klein"]["peak"] / 1e9)
+
+
+BF16, FP8 = "h200-bf16", "h200-fp8"
+TARGETS = (
+    Target("one warm 1024x1024 picture, bfloat16, over diffusers", BF16, _picture(1024), 0.58),
+    Target("the same over the machine's limit (a stretch)", BF16, _to_limit, 1.33),
+    Target("one warm 1024x1024 picture, fp8, over diffusers", FP8, _picture(1024), 0.40),
+    Target("one warm 512x512 picture, bfloat16, over diffusers", BF16, _picture(512), 0.50),
+    Target("pictures a second, 1024x1024, PNGs on disk", BF16, _rate(1024), 3.6, at_least=True),
+    Target("pictures a second, 512x512, PNGs on disk", BF16, _rate(512), 11.5, at_least=True),
+    Target("a cold process, page cache warm, over diffusers' own", BF16, _cold, 0.45),
+    Target("memory at 1024x1024, bfloat16", BF16, _peak, 18, " GB"),
+)
+
+
+def filled(page: str, results: dict[str, Result]) -> str:
+    """The page with every block made anew from the results by name."""
+
+    def block(found: re.Match[str]) -> str:
+        head, name, end = found.groups()
+        return f"{head}\n{_content(name, results)}\n{end}"
+
+    return _BLOCK.sub(block, page)
+
+
+def _content(name: str, results: dict[str, Result]) -> str:
+    if name == "targets":
+        rows = [target.row(results) for target in TARGETS]
+        return (
+            "\n".join(["| what | target | measured | |", "| --- | --- | --- | --- |", *rows]) + "\n"
+        )
+    return markdown(results[name]) if name in results else "Not measured yet.\n"
+
+
+def read_results(folder: Path) -> dict[str, Result]:
+    """The last line of each .json file in a folder, by the file's name."""
+    paths = sorted(folder.glob("*.json"))
+    return {path.stem: json.loads(path.read_text().splitlines()[-1]) for path in paths}
+
+
+def main() -> None:
+    """Rewrite the page in place."""
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(filled(page, read_results(RESULTS)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""What a new user meets first goes wrong for real: one line of what, one of what to do, a page."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from klein_cli.output.metadata import parameters, record
+from klein_cli.output.png import encode
+from klein_cli.recipe import Recipe, Settings
+
+PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+HEADINGS = re.findall(r"^### `(.*)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
+PROVOKED: dict[str, Callable[[Ground], tuple[int, str]]] = {}
+
+
+class Ground:
+    """A folder to go wrong in."""
+
+    def __init__(self, snapshot: Path, hub: str) -> None:
+        self.snapshot = snapshot
+        self.hub = hub
+
+    def klein(
+        self, *arguments: str, before: str = "", shell: str = "", **environment: str
+    ) -> tuple[int, str]:
+        """Run a command line -> (exit code, stderr); `before` is Python, `shell` a wrapper."""
+        code = LAUNCH if not before else f"{before}\n{LAUNCH}"
+        command = [*shell.split(), sys.executable, "-c", code, *arguments]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "CUDA_"))}
+        quiet = {"HF_HOME": str(Path("hf").absolute()), "NO_PROXY": "*", "no_proxy": "*"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=clean | quiet | environment
+        )
+        return done.returncode, done.stderr
+
+
+def provoke(heading: str) -> Callable[[Callable[[Ground], tuple[int, str]]], None]:
+    """Keep the way to an error under its heading on the page."""
+
+    def keep(way: Callable[[Ground], tuple[int, str]]) -> None:
+        PROVOKED[heading] = way
+
+    return keep
+
+
+def without_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+
+
+@provoke("no GPU was found (…), and … takes minutes a picture without one")
+def _(ground: Ground) -> tuple[int, str]:
+    without_gpu()
+    return ground.klein("generate", "a cat")
+
+
+@provoke("--device cuda cannot be had: …")
+def _(ground: Ground) -> tuple[int, str]:
+    without_gpu()
+    return ground.klein("generate", "a cat", "-m", "tiny", "--device", "cuda")
+
+
+@provoke("flash-attn runs on CUDA only")
+def _(ground: Ground) -> tuple[int, str]:
+    line = ("generate", "a cat", "-m", "tiny", "--device", "cpu", "--attention", "flash-attn")
+    return ground.klein(*line)
+
+
+@provoke("a picture of … did not fit into the memory of …")
+def _(ground: Ground) -> tuple[int, str]:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the memory of a process cannot be measured here")
+    limit = (
+        "import resource, torch\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "most = pages * resource.getpagesize() + 300_000_000\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"
+    )
+    line = ("generate", "a cat", "--size", "4096x4096", "--steps", "1", "--device", "cpu", "-q")
+    return ground.klein(*line, "-m", str(ground.snapshot), before=limit)
+
+
+@provoke("there is no model called …")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("generate", "a cat", "-m", "klein4b")
+
+
+@provoke("there is no folder …")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("generate", "a cat", "-m", "./models/klein")
+
+
+@provoke("… is a single-file checkpoint, which klein cannot read yet")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("generate", "a cat", "-m", "flux-2-klein-4b.safetensors")
+
+
+@provoke("… holds no weights: there is no …")
+def _(ground: Ground) -> tuple[int, str]:
+    shutil.copytree(ground.snapshot, "half")
+    for weights in Path("half/transformer").glob("*.safetensors*"):
+        weights.unlink()
+    return ground.klein("generate", "a cat", "-m", "./half", "--device", "cpu")
+
+
+@provoke("… is not on this machine and the hub cannot be reached")
+def _(ground: Ground) -> tuple[int, str]:
+    line = ("generate", "a cat", "-m", "klein-4b", "--device", "cpu")
+    return ground.klein(*line, HF_ENDPOINT="http://127.0.0.1:9")
+
+
+@provoke("… asks for its terms to be accepted")
+def _(ground: Ground) -> tuple[int, str]:
+    line = ("generate", "a cat", "-m", "gated/model", "--device", "cpu")
+    return ground.klein(*line, HF_ENDPOINT=ground.hub)
+
+
+@provoke("… is not on the hub, or is private")
+def _(ground: Ground) -> tuple[int, str]:
+    line = ("generate", "a cat", "-m", "nobody/model", "--device", "cpu")
+    return ground.klein(*line, HF_ENDPOINT=ground.hub)
+
+
+@provoke("… already exists")
+def _(ground: Ground) -> tuple[int, str]:
+    Path("cat.png").write_bytes(b"mine")
+    return ground.klein("generate", "a cat", "-m", "tiny", "-o", "cat.png")
+
+
+@provoke("cannot write in the folder …")
+def _(ground: Ground) -> tuple[int, str]:
+    if not Path("/proc").is_dir():
+        pytest.skip("no folder here that nobody can write in")
+    return ground.klein("generate", "a cat", "-m", "tiny", "-o", "/proc/")
+
+
+@provoke("cannot write …: No space left on device")
+def _(ground: Ground) -> tuple[int, str]:
+    Path("full").mkdir()
+    mount = "mount -t tmpfs -o size=16k none full"
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode
+    ):
+        pytest.skip("no file system can be mounted here")
+    Path("run.sh").write_text(f'{mount} && exec "$@"\n')
+    line = ("generate", "a cat", "-m", str(ground.snapshot), "--size", "256x256", "--steps", "1")
+    return ground.klein(
+        *line, "-s", "1", "--device", "cpu", "-o", "full/a.png", shell="unshare -rm sh run.sh"
+    )
+
+
+@provoke("there is no option …")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("generate", "a cat", "--widht", "512")
+
+
+@provoke("there is no command …")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("a red fox")
+
+
+@provoke("there is no prompt")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("generate", "-m", "tiny")
+
+
+@provoke("width … is not a multiple of 16")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("generate", "a cat", "-m", "tiny", "--size", "200x200")
+
+
+@provoke("… sets …, which klein does not know")
+def _(ground: Ground) -> tuple[int, str]:
+    Path("my.toml").write_text("modle = 'tiny'")
+    return ground.klein("generate", "a cat", "--config", "my.toml")
+
+
+@provoke("… holds no recipe")
+def _(ground: Ground) -> tuple[int, str]:
+    Image.new("RGB", (16, 16)).save("plain.png")
+    return ground.klein("info", "plain.png")
+
+
+@provoke("… was made with …, which is not on this machine")
+def _(ground: Ground) -> tuple[int, str]:
+    recipe = Recipe(
+        prompt="a", seed=1, width=512, height=512, steps=4, guidance=1.0, model="klein-4b"
+    )
+    written = record(recipe, Settings(device="cpu"), revision="ab" * 20, provenance={})
+    pixels = numpy.zeros((512, 512, 3), dtype=numpy.uint8)
+    Path("fox.png").write_bytes(encode(pixels, ".png", written, parameters(recipe)))
+    return ground.klein("reproduce", "fox.png")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Keeps everything of one owner behind a gate, and has nothing else."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        gated = "gated/" in self.path
+        self.send_response(403 if gated else 404)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def ground(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_snapshot: Path
+) -> Iterator[Ground]:
+    monkeypatch.chdir(tmp_path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Ground(small_snapshot, f"http://127.0.0.1:{server.server_address[1]}")
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_error_on_the_page_is_provoked_here() -> None:
+    assert set(HEADINGS) == set(PROVOKED)
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_it_is_one_line_of_what_and_one_of_what_to_do(heading: str, ground: Ground) -> None:
+    code, err = PROVOKED[heading](ground)
+    assert code in (1, 2, 3, 4), err
+    *rest, what, todo = err.splitlines()
+    assert all(re.match(r"(seed|warning): ", line) for line in rest), err
+    assert re.fullmatch("error: .*" + re.escape(heading).replace("…", ".+") + ".*", what), what
+    assert re.fullmatch(r"hint: .{5,}", todo), todo
+    assert len(what) < 400

@@ -1,0 +1,168 @@
+"""Runs that go on: when a manifest is kept, what --resume makes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from klein_cli.cli.app import main
+
+QUICK = ("--size", "64x64", "--steps", "1", "--device", "cpu")
+Klein = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("a cat\na dog\na cow\n")
+
+
+@pytest.fixture
+def klein(random_snapshot: str, capfd: pytest.CaptureFixture[str]) -> Klein:
+    """Run `klein generate` here on the random model -> (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(["generate", "-m", random_snapshot, *QUICK, *arguments])
+        said = capfd.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def files(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).rglob("*.png")}
+
+
+def recipe_in(path: str) -> dict[str, Any]:
+    with Image.open(path) as image:
+        return json.loads(image.text["klein"])["recipe"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (("a cat", "-o", "d/"), None),
+        (("a cat", "-o", "cat.png"), None),
+        (("a cat", "-n", "2"), None),
+        (("a cat", "-n", "2", "-o", "cat.png"), None),
+        (("a cat", "-n", "2", "-o", "d/"), "d"),
+        (("a cat", "--seeds", "1-2", "-o", "d/{seed}.png"), "d"),
+        (("a cat", "-o", "d/", "--resume"), "d"),
+        (("--prompts-file", "p.txt"), "."),
+        (("--prompts-file", "p.txt", "-o", "d/{date}/{index}.png"), "d"),
+        (("--prompts-file", "p.txt", "-o", "d/x.png"), "d"),
+    ],
+)
+def test_when_a_manifest_is_kept(
+    klein: Klein, arguments: tuple[str, ...], kept: str | None
+) -> None:
+    assert klein(*arguments, "--dry-run")[0] == 0
+    assert os.listdir() == ["p.txt"], "a dry run left something behind"
+    assert klein(*arguments, "-q")[0] == 0
+    assert [str(path.parent) for path in Path().rglob("manifest.jsonl")] == ([kept] if kept else [])
+
+
+def test_what_is_missing_is_made_and_what_is_there_is_not_touched(klein: Klein) -> None:
+    assert klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")[0] == 0
+    whole = files("d")
+    Path("d/0002-a-dog-6.png").unlink()
+    Path("d/0003-a-cow-7.png").write_bytes(whole["0003-a-cow-7.png"][:100])
+    stamp = Path("d/0001-a-cat-5.png").stat()
+    code, out, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
+    assert (code, out.split()) == (0, ["d/0002-a-dog-6.png", "d/0003-a-cow-7.png"])
+    assert err == "1 of 3 pictures are there\n"
+    assert files("d") == whole
+    assert Path("d/0001-a-cat-5.png").stat() == stamp
+
+
+def test_a_file_that_grew_and_was_shuffled_ends_as_if_it_always_had_been_so(klein: Klein) -> None:
+    assert klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")[0] == 0
+    Path("d/0002-a-dog-6.png").unlink()
+    Path("q.txt").write_text("a hen\na cow\na dog\na cat\na dog\n")
+    code, out, _ = klein("--prompts-file", "q.txt", "-o", "d/", "--resume")
+    assert code == 0
+    assert sorted(out.split()) == [
+        "d/0002-a-dog-6.png",
+        "d/0004-a-hen-8.png",
+        "d/0005-a-dog-9.png",
+    ]
+    Path("r.txt").write_text("a cat\na dog\na cow\na hen\na dog\n")
+    assert klein("--prompts-file", "r.txt", "-o", "whole/", "-s", "5")[0] == 0
+    assert files("d") == files("whole")
+
+
+def test_when_all_is_there_the_model_is_not_loaded(klein: Klein) -> None:
+    klein("--prompts-file", "p.txt", "-o", "d/")
+    before = Path("d/manifest.jsonl").read_bytes()
+    code, out, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume", "-v")
+    assert (code, out, err.splitlines()[-1]) == (0, "", "3 of 3 pictures are there")
+    assert "attention" not in err
+    assert Path("d/manifest.jsonl").read_bytes() == before
+
+
+def test_the_seed_that_was_drawn_stays(klein: Klein) -> None:
+    _, _, err = klein("--prompts-file", "p.txt", "-o", "d/")
+    seed = int(err.removeprefix("seed: "))
+    whole = files("d")
+    for name in whole:
+        Path("d", name).unlink()
+    assert klein("--prompts-file", "p.txt", "-o", "d/", "--resume")[2] == ""
+    assert files("d") == whole
+    assert recipe_in(f"d/0001-a-cat-{seed}.png")["seed"] == seed
+
+
+def test_another_seed_than_the_runs_is_refused(klein: Klein) -> None:
+    klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
+    assert klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5", "--resume")[0] == 0
+    code, _, err = klein("--prompts-file", "p.txt", "-o", "d/", "-s", "6", "--resume")
+    assert code == 2
+    assert err.splitlines()[0] == "error: the run that is taken up began with seed 5, not 6"
+
+
+def test_a_run_that_was_never_begun_is_begun(klein: Klein) -> None:
+    code, out, _ = klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5", "--resume")
+    assert (code, len(out.split())) == (0, 3)
+
+
+def test_nothing_can_be_resumed_on_standard_output(klein: Klein) -> None:
+    code, _, err = klein("a cat", "-o", "-", "--resume")
+    assert code == 2
+    assert "nothing to resume" in err
+
+
+def test_a_new_run_beside_one_that_is_not_finished_says_so(klein: Klein) -> None:
+    klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
+    lines = Path("d/manifest.jsonl").read_text().splitlines(keepends=True)
+    Path("d/manifest.jsonl").write_text("".join(lines[:-1]))
+    code, out, err = klein("a hen", "-n", "2", "-o", "d/", "-s", "9")
+    assert code == 0
+    assert err.splitlines() == [
+        "an earlier run in d made 2 of its 3 pictures: --resume goes on with it; this one begins "
+        "anew"
+    ]
+    # And the earlier one can still be taken up.
+    Path("d/0001-a-cat-5.png").unlink()
+    _, out, _ = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
+    assert out == "d/0001-a-cat-5.png\n"
+
+
+def test_pictures_that_will_be_computed_otherwise_are_warned_of(klein: Klein) -> None:
+    klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
+    Path("d/0001-a-cat-5.png").unlink()
+    arguments = ("--prompts-file", "p.txt", "-o", "d/", "--resume", "--dtype", "bfloat16")
+    _, _, err = klein(*arguments)
+    assert "warning: the pictures so far were made with dtype float32, not bfloat16\n" in err
+
+
+def test_lines_that_make_no_sense_are_warned_of(klein: Klein) -> None:
+    klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
+    with open("d/manifest.jsonl", "ab") as file:
+        file.write(b"\0\0\0\n")
+    _, _, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
+    assert err.splitlines()[0] == "warning: d/manifest.jsonl has 1 line that makes no sense"

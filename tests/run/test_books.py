@@ -1,0 +1,134 @@
+"""The books of a run: what failed can be tried again by itself, and strays are swept."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from klein_cli.output.manifest import opened
+from klein_cli.presets import presets
+from klein_cli.prompts import Defaults, Row, read_rows
+from klein_cli.recipe import Settings
+from klein_cli.run.books import Books
+from klein_cli.run.jobs import Job
+from klein_cli.run.plan import Output, Plan, plan
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(*rows: Row, model: str = "tiny") -> Plan:
+    return plan(
+        rows,
+        source="p.jsonl",
+        preset=presets()[model],
+        defaults=Defaults(model=model, width=256, height=256, steps=4, guidance=4.0),
+        seed=10,
+        output=Output(path="d/", overwrite=False, today=date(2026, 3, 9)),
+    )
+
+
+@pytest.fixture
+def books() -> Iterator[Books]:
+    with opened(Path("d")) as manifest:
+        books = Books(manifest, manifest.history(), resumed=False, guided=False)
+        books.open(planned(Row(prompt="a")), model="tiny", seed=10)
+        yield books
+
+
+def jobs(*rows: Row) -> list[Job]:
+    return list(planned(*rows).jobs)
+
+
+def read_back() -> list[Row]:
+    rows = list(read_rows("d/failed.jsonl", io.BytesIO()))
+    assert all(isinstance(row, Row) for row in rows)
+    return rows  # type: ignore[return-value]
+
+
+def test_a_failed_row_reads_back_as_the_picture_that_is_missing(books: Books) -> None:
+    rows = (Row(prompt=" a café \u2028 猫", seed=5, width=128), Row(prompt="b", output="e/x.jpg"))
+    lost = jobs(*rows)
+    for job in lost:
+        books.failed(job, "it did not fit")
+    again = planned(*read_back()).jobs
+    assert [(job.recipe, job.path) for job in again] == [(job.recipe, job.path) for job in lost]
+
+
+def test_guidance_is_kept_where_it_counts() -> None:
+    rows = [Row(prompt="a", width=512, height=512, guidance=1.0, negative_prompt="rain")]
+    (job,) = planned(*rows, model="klein-base-4b").jobs
+    with opened(Path("d")) as manifest:
+        Books(manifest, manifest.history(), resumed=False, guided=True).failed(job, "oops")
+    (row,) = read_back()
+    assert (row.guidance, row.negative_prompt) == (1.0, "rain")
+
+
+def test_a_name_that_is_not_utf8_reads_back_too(books: Books) -> None:
+    (lost,) = jobs(Row(prompt="a", output="caf\udce9.png"))
+    books.failed(lost, "cannot write caf\udce9.png")
+    (again,) = planned(*read_back()).jobs
+    assert again.path == lost.path
+
+
+def test_at_the_end_only_what_is_still_missing_stays_each_once(books: Books) -> None:
+    one, two, three = jobs(Row(prompt="a"), Row(prompt="b"), Row(prompt="c"))
+    for job in (one, two, two, three):
+        books.failed(job, "oops")
+    Path("d/0001-a-10.png").touch()
+    Path("d/failed.jsonl").write_bytes(Path("d/failed.jsonl").read_bytes() + b"{torn")
+    books.close()
+    assert [row.prompt for row in read_back()] == ["b", "c"]
+    Path("d/0002-b-11.png").touch()
+    Path("d/0003-c-12.png").touch()
+    books.close()
+    assert not Path("d/failed.jsonl").exists()
+    books.close()
+
+
+def test_what_a_killed_run_left_half_written_is_swept(books: Books) -> None:
+    """And nothing of a klein that is writing a single picture there, without a manifest."""
+    Path("d/e/f").mkdir(parents=True)
+    for name in ("d/.klein-run-01.tmp", "d/e/.klein-run-23.tmp", "d/e/f/.klein-run-45.tmp"):
+        Path(name).touch()
+    Path("d/.klein-89ab.tmp").touch()
+    books.open(planned(Row(prompt="b", output="e/f/x.png")), model="tiny", seed=10)
+    assert sorted(path.name for path in Path("d").rglob("*.tmp")) == [".klein-89ab.tmp"]
+
+
+def test_the_temporary_file_of_a_run_that_is_killed_is_swept(books: Books) -> None:
+    script = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from klein_cli.output.png import save\n"
+        "os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "save(b'picture', Path('d/x.png'), overwrite=False, swept=True)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(Path("d").glob(".klein-*"))) == 1
+    books.open(planned(Row(prompt="b")), model="tiny", seed=10)
+    assert list(Path("d").glob(".klein-*")) == []
+
+
+def test_other_settings_than_before_are_told_and_written_down(books: Books) -> None:
+    cpu = Settings(device="cpu", dtype="float32", attention="sdpa")
+    gpu = cpu.with_(device="cuda", dtype="bfloat16")
+    assert books.computed_with(cpu) is None
+    again = Path("d/manifest.jsonl").read_text()
+    assert '"dtype":"float32"' in again
+    resumed = Books(books._manifest, books._manifest.history(), resumed=True, guided=False)
+    assert resumed.computed_with(cpu) is None
+    assert Path("d/manifest.jsonl").read_text() == again
+    assert resumed.computed_with(gpu) == (
+        "the pictures so far were made with device cpu, not cuda, dtype float32, not bfloat16"
+    )

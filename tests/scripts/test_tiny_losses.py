@@ -1,0 +1,71 @@
+"""The losses of `tiny`'s training, where a GPU would replay them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import tiny_losses
+import torch
+from diffusers import AutoencoderKLFlux2
+from tiny_losses import Inputs, Loss, follow_loss, match_loss, unroll_loss
+from tiny_models import VAE, Student
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+TEXT, GRID, PAIRS = 128, (4, 4), 2
+
+
+class HostTraffic(TorchDispatchMode):
+    """Notes every operation that takes from the host and gives to the device, or the reverse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in (*args, out) if isinstance(x, Tensor)]
+        if len({tensor.device.type for tensor in tensors}) > 1:
+            self.seen.append(str(func))
+        return out
+
+
+def inputs() -> Inputs:
+    tokens = GRID[0] * GRID[1]
+    return {
+        "ids": torch.zeros(PAIRS, TEXT, dtype=torch.long),
+        "mask": torch.ones(PAIRS, 1, TEXT, 96, dtype=torch.bool),
+        "noise": torch.randn(2 * PAIRS, tokens, 128),
+        "target": torch.randn(2 * PAIRS, tokens, 128),
+        "levels": torch.rand(5),
+        "sigma": torch.rand(2 * PAIRS),
+        "places": torch.zeros(TEXT + tokens, 4, dtype=torch.long),
+        "offsets": torch.rand(2 * PAIRS, tokens, 4),
+        "there": torch.ones(2 * PAIRS, 4),
+        "pictures": torch.rand(2, 3, 16 * GRID[0], 16 * GRID[1]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["match", "follow", "unroll"])
+def test_no_loss_asks_the_host(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from the host ends the capture of a CUDA graph. Meta tensors stand for a device's."""
+    monkeypatch.setattr(tiny_losses, "autocast", lambda like: nullcontext())
+    with torch.device("meta"):
+        student, batch = Student(), inputs()
+        vae = AutoencoderKLFlux2(**VAE).requires_grad_(False).eval()
+    loss: Loss = {
+        "match": match_loss,
+        "follow": partial(follow_loss, stop=2),
+        "unroll": partial(unroll_loss, vae=vae, grid=GRID, pixels=1.0),
+    }[kind]
+    loss(student, batch).backward()  # as before a capture: what is made once is made
+    student.forget()
+    with HostTraffic() as traffic:
+        loss(student, batch).backward()
+    assert traffic.seen == []
+    assert all(p.grad is not None for p in student.dit.parameters())

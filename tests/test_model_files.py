@@ -1,0 +1,123 @@
+"""A model on disk is whole, or each thing that is wrong with it is named, without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from klein_cli.errors import ModelError
+from klein_cli.model_files import digest, faults, size_on_disk, tensors_of
+
+TINY = Path(__file__).parents[1] / "klein_cli" / "tiny"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def model(small_snapshot: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_snapshot, tmp_path / "model"))
+
+
+def test_whole_models_have_no_faults(small_snapshot: Path) -> None:
+    assert faults(small_snapshot) == []
+    assert faults(TINY) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "vae/config.json", "tokenizer/tokenizer.json", VAE]
+)
+def test_a_missing_file_is_named(model: Path, name: str) -> None:
+    (model / name).unlink()
+    (fault,) = faults(model)
+    assert name.split("/")[0] in fault
+    assert str(model) not in fault
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 50_000])
+def test_a_file_that_was_cut_short_is_named(model: Path, kept: int) -> None:
+    """A disk that was full or a copy that was interrupted: the header promises more."""
+    with (model / VAE).open("r+b") as file:
+        file.truncate(kept)
+    (fault,) = faults(model)
+    assert fault.startswith(VAE)
+
+
+def test_a_file_that_is_too_long_is_named(model: Path) -> None:
+    with (model / VAE).open("ab") as file:
+        file.write(b"\0" * 8)
+    (fault,) = faults(model)
+    assert fault.startswith(VAE)
+
+
+@pytest.mark.parametrize(
+    "header", ["[]", "{", '{"a": 3}', '{"a": {"data_offsets": []}}', '{"a": {"data_offsets": "x"}}']
+)
+def test_a_header_that_makes_no_sense_is_named(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(ModelError, match="header"):
+        tensors_of(path)
+
+
+def test_a_header_longer_than_any_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ModelError, match="cut short"):
+        tensors_of(path)
+
+
+def test_a_tensor_that_only_the_index_knows_is_named(model: Path) -> None:
+    """Shards of two downloads mixed up: every file is whole, and yet one tensor is nowhere."""
+    part = model / "transformer"
+    tensors = load_file(part / "diffusion_pytorch_model.safetensors")
+    names = sorted(tensors)
+    (part / "diffusion_pytorch_model.safetensors").unlink()
+    save_file({name: tensors[name] for name in names[1:]}, part / "one.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "one.safetensors")}
+    (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (fault,) = faults(model)
+    assert names[0] in fault
+
+
+def test_several_faults_are_all_named(model: Path) -> None:
+    (model / "vae" / "config.json").write_text("{")
+    (model / "tokenizer" / "tokenizer_config.json").unlink()
+    shutil.rmtree(model / "transformer")
+    found = "\n".join(faults(model))
+    for name in ("vae/config.json", "tokenizer_config.json", "transformer/config.json"):
+        assert name in found
+
+
+def test_digests_are_those_of_sha256sum_and_of_git(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"hello\n")
+    heard: list[int] = []
+    assert digest(path, on_bytes=heard.append) == hashlib.sha256(b"hello\n").hexdigest()
+    assert sum(heard) == 6
+    # As printed by: echo hello | git hash-object --stdin
+    assert digest(path, git=True) == "ce013625030ba8dba906f756967f9e9ca394464a"
+
+
+def test_sizes_follow_links(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"12345")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "a").symlink_to(tmp_path / "blob")
+    assert size_on_disk(tmp_path / "snapshot") == 5
+    assert size_on_disk(tmp_path / "nowhere") == 0
+
+
+def test_looking_needs_no_torch() -> None:
+    script = (
+        "import sys; from pathlib import Path; from klein_cli.model_files import faults;"
+        "print(faults(Path(sys.argv[1])), 'torch' in sys.modules, 'safetensors' in sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, TINY], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["[]", "False", "False"]
