@@ -25,14 +25,27 @@ import klein_cli.run.workers
 from klein_cli.cli.app import main
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError, UsageError
 from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.crew import WorkerDied
+from klein_cli.run.crew import Origin, WorkerDied
 from klein_cli.run.jobs import Job
 from klein_cli.run.ladder import Attempt
 from klein_cli.run.worker import Drawn, Hello, Order, Worker
 from klein_cli.run.workers import Pool, hire
 
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
-HELLO = Hello(settings=Settings(), revision=None, provenance={"threads": "2"}, batch_size=1)
+
+
+def hello(threads: int) -> Hello:
+    origin = Origin(
+        repo=None,
+        revision=None,
+        weights="00",
+        settings=Settings(),
+        provenance={"threads": str(threads)},
+    )
+    return Hello(origin=origin, batch_size=1)
+
+
+HELLO = hello(2)
 
 
 def attempt(index: int = 1, prompt: str = "a cat", side: int = 64) -> Attempt:
@@ -54,10 +67,10 @@ def test_a_worker_draws_what_the_pipeline_draws(small_snapshot: Path) -> None:
 
     worker, threads = Worker(), torch.get_num_threads()
     settings = Settings(device="cpu")
-    hello = worker.load(Order(model=str(small_snapshot), settings=settings, threads=threads))
-    assert isinstance(hello, Hello)
-    assert hello.settings.dtype == "float32"
-    assert hello.provenance["threads"] == str(threads)
+    ready = worker.load(Order(model=str(small_snapshot), settings=settings, threads=threads))
+    assert isinstance(ready, Hello)
+    assert ready.origin.settings.dtype == "float32"
+    assert ready.origin.provenance["threads"] == str(threads)
     pipeline = Pipeline.load(resolve(str(small_snapshot)), choose(settings))
     drawn = worker.draw(attempt())
     assert drawn.error is None
@@ -240,8 +253,7 @@ def test_when_none_can_load_it_is_the_runs_error(ray: FakeRay) -> None:
 
 
 def test_workers_that_compute_otherwise_are_told_of_once(ray: FakeRay) -> None:
-    other = Hello(settings=Settings(), revision=None, provenance={"threads": "8"}, batch_size=1)
-    pool = pool_of(ray, HELLO, other)
+    pool = pool_of(ray, HELLO, hello(8))
     pool.take()
     assert "differ" in "".join(pool.notices())
 
