@@ -102,9 +102,8 @@ def test_every_kind_of_option_can_be_set(capfd: pytest.CaptureFixture[str]) -> N
         'overwrite = true\nquiet = true\njson = true\nmodel = "tiny"\ndry-run = true\n'
     )
     assert main(["generate", "--config", file]) == 0
-    said = capfd.readouterr()
-    assert json.loads(said.out.splitlines()[-1])["prompt"] == "a dog"
-    assert json.loads(said.out.splitlines()[-1])["seed"] == 9
+    picture, _ = map(json.loads, capfd.readouterr().out.splitlines())
+    assert (picture["prompt"], picture["seed"]) == ("a dog", 9)
 
 
 def test_verbose_says_where_each_value_came_from(planned: Any, home: Path) -> None:

@@ -43,6 +43,7 @@ class SmallMemory:
         self.engine: Any = pipeline._engine
         self.batch = batch
         self.latents = latents
+        self.latent_channels = self.engine.latent_channels
         self.latent_mean = self.engine.latent_mean
         self.latent_deviation = self.engine.latent_deviation
 
