@@ -102,7 +102,7 @@ def test_every_kind_of_option_can_be_set(capfd: pytest.CaptureFixture[str]) -> N
         'overwrite = true\nquiet = true\njson = true\nmodel = "tiny"\ndry-run = true\n'
     )
     assert main(["generate", "--config", file]) == 0
-    picture, _ = map(json.loads, capfd.readouterr().out.splitlines())
+    *_, picture, _ = map(json.loads, capfd.readouterr().out.splitlines())
     assert (picture["prompt"], picture["seed"]) == ("a dog", 9)
 
 
