@@ -144,7 +144,8 @@ def _generate(request: Request, report: Report, context: typer.Context) -> int:
         code = _make(request, settings, batch_size, planned, books, seed, report)
         if page_folder is not None and code != INTERRUPTED:
             with report.bar:
-                code = add_page(page_folder, report, overwrite=request.overwrite) or code
+                page = add_page(page_folder, report, overwrite=request.overwrite)
+            code = code or page
         return code
 
 
@@ -167,7 +168,7 @@ def _make(
     with report.bar, hired(request, settings, planned.jobs, timings, report) as hands:
         if books is not None:
             write_plan(books, planned, model=request.model, seed=seed)
-            write_settings(books, hands.origin.settings, report)
+            write_settings(books, hands.origin.settings, report, bare=request.no_metadata)
         run = Run(
             crew=hands.crew,
             batch_size=batch_size or hands.batch_size,

@@ -31,14 +31,15 @@ class Folder:
 
     def seed(self, given: int | None, drawn: int) -> int:
         """The run's base seed: what it began with, else what was given, else `drawn`."""
-        if not self.resumed:
+        began = self.history.seed if self.resumed else None
+        if began is None:
             return drawn if given is None else given
-        if given not in (None, self.history.seed):
+        if given is not None and not self.history.go_on_with(given):
             raise UsageError(
-                f"the run that is taken up began with seed {self.history.seed}, not {given}",
+                f"no run in this folder began with --seed {given}; the last began with {began}",
                 "leave out --seed, or give another folder",
             )
-        return self.history.seed
+        return began if given is None else given
 
     def books(self, *, guided: bool) -> Books | None:
         """The books of the run that is planned now. The history's part is over: it is let go."""
@@ -69,10 +70,10 @@ def write_plan(books: Books, planned: Plan, *, model: str, seed: int) -> None:
         books.open(planned, model=model, seed=seed)
 
 
-def write_settings(books: Books, settings: Settings, report: Report) -> None:
+def write_settings(books: Books, settings: Settings, report: Report, *, bare: bool) -> None:
     """How this run computes; warns when the one that it takes up did otherwise."""
     with _disk_errors(books):
-        warning = books.computed_with(settings)
+        warning = books.computed_with(settings, bare=bare)
     if warning is not None:
         report.warn(warning)
 
@@ -95,7 +96,7 @@ def _place(request: Request, defaults: Defaults) -> Destination | None:
     """
     if request.output == STDOUT:
         if request.resume:
-            raise UsageError("-o - leaves nothing to resume", "give a folder")
+            raise UsageError("-o - leaves nothing for --resume", "give a folder")
         return None
     where = destination(request.output, several=True)
     several = defaults.n > 1 or sum(map(len, defaults.seeds)) > 1

@@ -27,7 +27,8 @@ class Item:
     """A picture that a manifest knows. `file` is its path within the folder.
 
     `recipe` and `sha256` are the hashes of what was asked for and of the file's bytes; None until
-    it is made.
+    it is made. `begun` are those of a picture whose file says nothing of itself, from just before
+    it is written.
     """
 
     run: int
@@ -36,25 +37,42 @@ class Item:
     file: str
     recipe: str | None = None
     sha256: str | None = None
+    begun: tuple[str, str] | None = None
 
 
 @dataclass(slots=True)
 class History:
-    """What a manifest tells: its last run's number and base seed, and every picture by its row.
+    """What a manifest tells: its runs, and every picture by its row.
 
-    `next_index` follows the last run's pictures; `settings` is how pictures were last computed;
-    `damaged` counts lines that make no sense.
+    `run` is the last run's number, `base` that of the one to go on with, whose pictures count from
+    `seed`: the last that had one, unless `go_on_with` says otherwise; 0 for none. (Rows that all
+    bring seeds, as those of failed.jsonl, need no base.) `settings` is how pictures were last
+    computed; `damaged` counts lines that make no sense.
     """
 
     run: int = 0
-    seed: int = 0
-    next_index: int = 1
+    base: int = 0
+    seed: int | None = None
     settings: dict[str, str] | None = None
     damaged: int = 0
+    _bases: dict[int, int] = field(default_factory=dict)
+    _last: dict[int, int] = field(default_factory=dict)
     _items: dict[tuple[int, int], Item] = field(default_factory=dict)
     _rows: dict[str, list[Item]] = field(default_factory=dict)
     _taken: dict[str, int] = field(default_factory=dict)
     _seconds: dict[tuple[int, int, int], tuple[int, float]] = field(default_factory=dict)
+    _waiting: dict[tuple[str, int], Item] | None = None
+
+    @property
+    def next_index(self) -> int:
+        """The one behind the pictures of the base run, or of the last where there is no base."""
+        return self._last.get(self.base or self.run, 0) + 1
+
+    def go_on_with(self, seed: int) -> bool:
+        """Make the last run that began with `seed` the base, if there is one."""
+        if seed in self._bases:
+            self.base, self.seed = self._bases[seed], seed
+        return seed in self._bases
 
     def take(self, row: str) -> Item | None:
         """The next picture of a row: the first call gets its first, and so on; None for a new one.
@@ -65,6 +83,13 @@ class History:
         self._taken[row] = taken + 1
         items = self._rows.get(row, ())
         return items[taken] if taken < len(items) else None
+
+    def waiting(self, file: str, seed: int) -> Item | None:
+        """The picture that was planned for `file` with this seed and is not made; given once."""
+        if self._waiting is None:
+            unmade = (item for item in self._items.values() if item.sha256 is None)
+            self._waiting = {(item.file, item.seed): item for item in unmade}
+        return self._waiting.pop((file, seed), None)
 
     def files(self) -> Iterator[str]:
         """Every name that was ever planned or given, within the folder."""
@@ -84,11 +109,17 @@ class History:
         """One line of the file. Raises KeyError, TypeError or ValueError when it makes no sense."""
         kind = line["kind"]
         if kind == "run":
-            self.run, self.seed, self.next_index = int(line["run"]), int(line["seed"]), 1
+            self.run = int(line["run"])
+            if line["seed"] is not None:
+                self.base, self.seed = self.run, int(line["seed"])
+                self._bases[self.seed] = self.base
         elif kind == "planned":
             self._plan(str(line["row"]), _item(line))
         elif kind == "settings":
             self.settings = {str(k): str(v) for k, v in line.items() if k not in ("kind", "run")}
+        elif kind == "begun":
+            item = self._items[int(line["run"]), int(line["index"])]
+            item.begun = str(line["recipe"]), str(line["sha256"])
         elif kind == "picture":
             self._make(line)
 
@@ -98,8 +129,7 @@ class History:
         if known and known[-1].run != item.run:
             known.clear()
         known.append(item)
-        if item.run == self.run:
-            self.next_index = max(self.next_index, item.index + 1)
+        self._last[item.run] = max(self._last.get(item.run, 0), item.index)
 
     def _make(self, line: dict[str, Any]) -> None:
         item = self._items[int(line["run"]), int(line["index"])]

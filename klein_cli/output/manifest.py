@@ -4,13 +4,16 @@ One JSON object a line, in order, never changed afterwards:
 
     {"kind": "run", "format": 1, "run": 1, "klein": VERSION, "model": NAME, "seed": 7}
     {"kind": "planned", "run": 1, "index": 3, "row": HASH, "seed": 9, "file": "0003-a-cat-9.png"}
-    {"kind": "settings", "run": 1, "device": "cuda", "dtype": "bfloat16", ...}
+    {"kind": "settings", "run": 1, "device": "cuda", "dtype": "bfloat16", ..., "metadata": "yes"}
+    {"kind": "begun", "run": 1, "index": 3, "recipe": SHA256, "sha256": SHA256}
     {"kind": "picture", "run": 1, "index": 3, "file": "0003-a-cat-9.png", "seed": 9,
      "recipe": SHA256, "sha256": SHA256, "width": 1024, "height": 1024, "steps": 4, "seconds": 0.3}
 
-Everything planned is written before the first picture, and each picture as soon as its file is
-whole, flushed to the disk. A run holds a lock on the file, so that there is one run in a folder.
-A line that a crash or a full disk left torn is passed over, and cut off by the next run.
+A run's seed is null when its rows all bring their own. Everything planned is written before the
+first picture, and each picture as soon as its file is whole, flushed to the disk; "begun" stands
+before a file that will say nothing of itself (--no-metadata). A run holds a lock on the file, so
+that there is one run in a folder. A line that a crash or a full disk left torn is passed over, and
+cut off by the next run.
 """
 
 from __future__ import annotations
@@ -63,8 +66,8 @@ class Manifest:
         """Whether nothing was ever written to it."""
         return self._size == 0
 
-    def begin(self, run: int, *, model: str, seed: int) -> None:
-        """Begin run number `run`."""
+    def begin(self, run: int, *, model: str, seed: int | None) -> None:
+        """Begin run number `run`, whose pictures count from `seed`, or bring their own."""
         head = {"kind": "run", "format": FORMAT, "run": run, "klein": __version__}
         self._append([{**head, "model": model, "seed": seed}])
 
@@ -81,6 +84,11 @@ class Manifest:
             }
             for row, item in items
         )
+
+    def begun(self, item: Item) -> None:
+        """A picture is about to be written."""
+        facts = {"recipe": item.recipe, "sha256": item.sha256}
+        self._append([{"kind": "begun", "run": item.run, "index": item.index, **facts}])
 
     def computed_with(self, run: int, settings: dict[str, str]) -> None:
         """How the pictures from here on are computed."""

@@ -37,38 +37,49 @@ class Books:
         self.failures = manifest.folder / FAILED
         self._manifest = manifest
         self._guided = guided
-        self._goes_on = resumed and history.run > 0
-        self._run = history.run if self._goes_on else history.run + 1
-        self._settings = history.settings if self._goes_on else None
+        self._base = history.base if resumed else 0
+        self._last = history.run
+        self._resumed = resumed
+        self._run = 0
+        self._settings = history.settings if resumed else None
 
     def open(self, planned: Plan, *, model: str, seed: int) -> None:
         """Write down what is planned, after clearing away what a killed run left half written."""
         sweep(self._folders(planned))
-        if not self._goes_on:
-            self._manifest.begin(self._run, model=model, seed=seed)
+        if self._base or (self._resumed and not planned.uses_seed):
+            self._run = self._base or self._last
+        else:
+            self._run = self._last + 1
+            self._manifest.begin(self._run, model=model, seed=seed if planned.uses_seed else None)
         self._manifest.plan((job.row, self._item(job)) for job in planned.jobs if not job.recorded)
         for known in planned.adopted:
             self._manifest.made(known.item, known.recipe, None)
 
-    def computed_with(self, settings: Settings) -> str | None:
-        """Write down how pictures are computed; what to say if the earlier ones were otherwise."""
+    def computed_with(self, settings: Settings, *, bare: bool) -> str | None:
+        """Write down how pictures are computed, and whether they tell of it (they are `bare` if
+        not); what to say if the earlier ones were made otherwise.
+        """
         now = {name: str(value) for name, value in asdict(settings).items()}
-        before = self._settings
+        now["metadata"] = "no" if bare else "yes"
+        before = self._settings or {}
         if now == before:
             return None
         self._manifest.computed_with(self._run, now)
-        if before is None:
+        # An older manifest does not tell of everything.
+        changed = [name for name in now if before.get(name, now[name]) != now[name]]
+        if not changed:
             return None
-        changed = [name for name in now if now[name] != before.get(name)]
         return "the pictures so far were made with " + ", ".join(
-            f"{name} {before.get(name)}, not {now[name]}" for name in changed
+            f"{name} {before[name]}, not {now[name]}" for name in changed
         )
+
+    def begun(self, job: Job, sha256: str) -> None:
+        """A picture is about to be written whose file tells nothing of it."""
+        self._manifest.begun(self._made(job, job.path, sha256))
 
     def saved(self, job: Job, path: Path, sha256: str, seconds: float) -> None:
         """A picture is whole at `path`."""
-        item = self._item(job, path)
-        item.recipe, item.sha256 = recipe_hash(job.recipe), sha256
-        self._manifest.made(item, job.recipe, seconds)
+        self._manifest.made(self._made(job, path, sha256), job.recipe, seconds)
 
     def failed(self, job: Job, error: str) -> None:
         """A picture could not be made."""
@@ -105,6 +116,11 @@ class Books:
             if place.is_relative_to(top)
         }
         return inside | {top}
+
+    def _made(self, job: Job, path: Path | None, sha256: str) -> Item:
+        item = self._item(job, path)
+        item.recipe, item.sha256 = recipe_hash(job.recipe), sha256
+        return item
 
     def _item(self, job: Job, path: Path | None = None) -> Item:
         file = os.path.relpath(path or job.path or "", self._manifest.folder)

@@ -32,8 +32,11 @@ def look(path: Path, recipe: Recipe, item: Item) -> Found:
     if not os.path.lexists(path):
         return Found.NOTHING
     try:
-        if item.recipe == recipe_hash(recipe) and item.sha256 == file_hash(path):
+        found = recipe_hash(recipe), file_hash(path)
+        if found == (item.recipe, item.sha256):
             return Found.MADE
+        if found == item.begun:
+            return Found.UNRECORDED
         if not is_whole(path):
             return Found.WRECK
         return Found.UNRECORDED if read_record(path).recipe == recipe else Found.FOREIGN

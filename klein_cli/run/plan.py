@@ -187,7 +187,7 @@ class _Planner:
             asked = recipe_of(row, self._as_written, own or 0)
             check_sides(asked, self.preset)
         key = _row_key(row, own, asked, self.defaults)
-        item = self.history.take(key) if self.history else None
+        item = self._known(key, row, own)
         if item is None:
             index = self._next_index
             seed = self.seed + index - 1 if own is None else own
@@ -221,6 +221,17 @@ class _Planner:
                 recorded=recorded,
             )
         )
+
+    def _known(self, key: str, row: Row, own: int | None) -> Item | None:
+        """The row's picture in the history: by what it says, or by a name and a seed that were
+        planned and not made, as those in failed.jsonl.
+        """
+        if self.history is None:
+            return None
+        item = self.history.take(key)
+        if item is None and row.output is not None and own is not None:
+            item = self.history.waiting(row.output, own)
+        return item
 
     def _new_path(self, row: Row, index: int, number: int | None, recipe: Recipe) -> Path | None:
         if not self.where.template:

@@ -223,6 +223,9 @@ class Run:
         extension = ".png" if job.path is None else job.path.suffix
         try:
             data = encode(pixels, extension, record, parameters(job.recipe))
+            digest = sha256(data).hexdigest()
+            if self._books is not None and self._bare:
+                self._books.begun(job, digest)
             path = self._store(job, data)
         except OSError as error:
             failure = self._disk_error(job.path, error)
@@ -235,7 +238,7 @@ class Run:
         if self._books is None or path is None:
             return (saved,)
         try:
-            self._books.saved(job, path, sha256(data).hexdigest(), saved.seconds)
+            self._books.saved(job, path, digest, saved.seconds)
         except OSError as error:
             return saved, Stopped(error=self._disk_error(self._books.manifest, error))
         return (saved,)

@@ -122,7 +122,9 @@ def test_another_seed_than_the_runs_is_refused(klein: Klein) -> None:
     assert klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5", "--resume")[0] == 0
     code, _, err = klein("--prompts-file", "p.txt", "-o", "d/", "-s", "6", "--resume")
     assert code == 2
-    assert err.splitlines()[0] == "error: the run that is taken up began with seed 5, not 6"
+    assert err.splitlines()[0] == (
+        "error: no run in this folder began with --seed 6; the last began with 5"
+    )
 
 
 def test_a_run_that_was_never_begun_is_begun(klein: Klein) -> None:
@@ -133,7 +135,7 @@ def test_a_run_that_was_never_begun_is_begun(klein: Klein) -> None:
 def test_nothing_can_be_resumed_on_standard_output(klein: Klein) -> None:
     code, _, err = klein("a cat", "-o", "-", "--resume")
     assert code == 2
-    assert "nothing to resume" in err
+    assert "nothing for --resume" in err
 
 
 def test_a_new_run_beside_one_that_is_not_finished_says_so(klein: Klein) -> None:
@@ -146,10 +148,92 @@ def test_a_new_run_beside_one_that_is_not_finished_says_so(klein: Klein) -> None
         "an earlier run in d made 2 of its 3 pictures: --resume goes on with it; this one begins "
         "anew"
     ]
-    # And the earlier one can still be taken up.
+    # And the earlier one can still be taken up; by its seed, with what was added since.
     Path("d/0001-a-cat-5.png").unlink()
     _, out, _ = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
     assert out == "d/0001-a-cat-5.png\n"
+    Path("p.txt").write_text("a cat\na dog\na cow\na pig\n")
+    _, out, _ = klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5", "--resume")
+    assert out == "d/0004-a-pig-8.png\n"
+
+
+def fail(row: int, folder: str = "d") -> None:
+    """As if that picture of the run had failed."""
+    lines = Path(folder, "manifest.jsonl").read_text().splitlines(keepends=True)
+    facts = [json.loads(line) for line in lines]
+    gone = next(f for f in facts if f["kind"] == "picture" and f["index"] == row)
+    lines.pop(facts.index(gone))
+    Path(folder, "manifest.jsonl").write_text("".join(lines))
+    recipe = recipe_in(f"{folder}/{gone['file']}")
+    said = {key: recipe[key] for key in ("prompt", "seed", "width", "height", "steps")}
+    Path(folder, "failed.jsonl").write_text(json.dumps({**said, "output": gone["file"]}) + "\n")
+    Path(folder, gone["file"]).unlink()
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_what_failed_is_tried_by_itself_and_the_run_goes_on_as_before(
+    klein: Klein, resume: tuple[str, ...]
+) -> None:
+    """The second run has a seed of its own, which is nothing to the first."""
+    klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
+    whole = files("d")
+    fail(2)
+    code, out, _ = klein("--prompts-file", "d/failed.jsonl", "-o", "d/", *resume)
+    assert (code, out) == (0, "d/0002-a-dog-6.png\n")
+    assert not Path("d/failed.jsonl").exists()
+    assert files("d") == whole
+    Path("p.txt").write_text("a cat\na dog\na cow\na pig\n")
+    for seed in ((), ("-s", "5")):
+        code, out, err = klein("--prompts-file", "p.txt", "-o", "d/", *seed, "--resume")
+        assert (code, out) == (0, "" if seed else "d/0004-a-pig-8.png\n"), err
+
+
+def test_a_run_of_rows_with_seeds_goes_on_and_gets_a_seed_when_it_needs_one(klein: Klein) -> None:
+    Path("p.jsonl").write_text('{"prompt": "a cat", "seed": 3}\n')
+    klein("--prompts-file", "p.jsonl", "-o", "d/")
+    before = Path("d/manifest.jsonl").read_bytes()
+    assert klein("--prompts-file", "p.jsonl", "-o", "d/", "--resume")[1] == ""
+    assert Path("d/manifest.jsonl").read_bytes() == before
+    with open("p.jsonl", "a") as file:
+        file.write('{"prompt": "a dog"}\n')
+    _, out, _ = klein("--prompts-file", "p.jsonl", "-o", "d/", "-s", "8", "--resume")
+    assert out == "d/0002-a-dog-9.png\n"
+    assert klein("--prompts-file", "p.jsonl", "-o", "d/", "--resume")[1] == ""
+
+
+@pytest.mark.parametrize("output", ["d/", "d/x.png"])
+def test_a_bare_picture_is_known_again_though_it_says_nothing_of_itself(
+    klein: Klein, output: str
+) -> None:
+    """A run that dies between a picture and its line must find it again."""
+    arguments = ("--prompts-file", "p.txt", "-o", output, "-s", "5", "--no-metadata")
+    klein(*arguments)
+    whole = files("d")
+    lines = Path("d/manifest.jsonl").read_text().splitlines(keepends=True)
+    Path("d/manifest.jsonl").write_text("".join(lines[:-1]))
+    code, out, err = klein(*arguments, "--resume")
+    assert (code, out, err) == (0, "", "3 of 3 pictures are there\n")
+    assert files("d") == whole
+    assert json.loads(Path("d/manifest.jsonl").read_text().splitlines()[-1])["kind"] == "picture"
+
+
+def test_pictures_with_and_without_their_recipe_are_not_mixed_in_silence(klein: Klein) -> None:
+    arguments = ("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
+    klein(*arguments)
+    Path("d/0001-a-cat-5.png").unlink()
+    _, _, err = klein(*arguments, "--no-metadata", "--resume")
+    assert "warning: the pictures so far were made with metadata yes, not no\n" in err
+
+
+def test_what_an_older_manifest_does_not_tell_is_no_difference(klein: Klein) -> None:
+    klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
+    Path("d/0001-a-cat-5.png").unlink()
+    text = Path("d/manifest.jsonl").read_text()
+    Path("d/manifest.jsonl").write_text(
+        text.replace(',"kernels":"torch","quantize":"none","metadata":"yes"', "")
+    )
+    _, out, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
+    assert (out, err) == ("d/0001-a-cat-5.png\n", "2 of 3 pictures are there\n")
 
 
 def test_pictures_that_will_be_computed_otherwise_are_warned_of(klein: Klein) -> None:

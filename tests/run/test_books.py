@@ -123,12 +123,12 @@ def test_the_temporary_file_of_a_run_that_is_killed_is_swept(books: Books) -> No
 def test_other_settings_than_before_are_told_and_written_down(books: Books) -> None:
     cpu = Settings(device="cpu", dtype="float32", attention="sdpa")
     gpu = cpu.with_(device="cuda", dtype="bfloat16")
-    assert books.computed_with(cpu) is None
+    assert books.computed_with(cpu, bare=False) is None
     again = Path("d/manifest.jsonl").read_text()
     assert '"dtype":"float32"' in again
     resumed = Books(books._manifest, books._manifest.history(), resumed=True, guided=False)
-    assert resumed.computed_with(cpu) is None
+    assert resumed.computed_with(cpu, bare=False) is None
     assert Path("d/manifest.jsonl").read_text() == again
-    assert resumed.computed_with(gpu) == (
+    assert resumed.computed_with(gpu, bare=False) == (
         "the pictures so far were made with device cpu, not cuda, dtype float32, not bfloat16"
     )
