@@ -65,7 +65,7 @@ class Recipe:
 class Settings:
     """How a run computes its pictures: every choice here may change a bit and is recorded.
 
-    `auto` stands only until `klein_cli.pipeline.choose` has looked at the machine.
+    `auto` stands only until `klein_cli.machine.choose` has looked at the machine.
     """
 
     device: str = "auto"

@@ -18,7 +18,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ _FILE = "klein_cli.cli.config.file"
 _ALTERNATIVES = (
     ({"prompt"}, {"prompt_option"}, {"prompts_file"}),
     ({"width", "height"}, {"size"}, {"aspect"}),
+    ({"seed", "num_images"}, {"seeds"}),
     ({"guidance"}, {"guidance_scale"}),
     ({"quiet"}, {"verbose"}),
 )
@@ -108,16 +109,21 @@ def was_typed(context: Any, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def origins(context: typer.Context) -> Iterator[str]:
-    """For --verbose: which values come from the command line, and which from the settings file."""
-    for place, is_there in (
-        ("the command line", was_typed),
-        (str(context.meta.get(_FILE)), _is_filed),
+def origins(context: typer.Context, *, not_filed: Container[str] = ()) -> Iterator[str]:
+    """For --verbose: which values come from the command line, and which from the settings file.
+
+    The command takes those `not_filed` from elsewhere, whatever the file says.
+    """
+    for place, is_there, but in (
+        ("the command line", was_typed, ()),
+        (str(context.meta.get(_FILE)), _is_filed, not_filed),
     ):
         said = [
             key if value is True else f"{key} {_short(str(value))}"
             for key, name in _keys(context.command).items()
-            if is_there(context, name) and (value := context.params.get(name)) is not None
+            if name not in but
+            and is_there(context, name)
+            and (value := context.params.get(name)) is not None
         ]
         if said:
             yield f"from {place}: {', '.join(said)}"

@@ -17,6 +17,7 @@ from klein_cli.cli.request import Request, workers_of
 from klein_cli.cli.startup import freeze_imports, quick_start, read_ahead, wake_gpu
 from klein_cli.cli.timings import Timings
 from klein_cli.errors import UsageError
+from klein_cli.presets import presets
 from klein_cli.recipe import Settings
 from klein_cli.run.crew import Alone, Crew, Origin, describe_with
 from klein_cli.run.jobs import Job, Jobs
@@ -63,11 +64,11 @@ def hired(
     from klein_cli.run.workers import hire
 
     report.bar.say("starting workers")
-    is_folder = snapshot.repo is None and request.model != snapshot.preset.name
+    is_folder = snapshot.repo is None and request.model not in presets()
     model = str(snapshot.root.resolve()) if is_folder else request.model
     order = Order(model=model, settings=settings, threads=torch.get_num_threads())
     with hire(order, workers, most=len(jobs), address=request.ray) as pool:
-        report.detail(_described(request.model, pool.hello.origin.settings))
+        _say_settings(request.model, pool.hello.origin.settings, report, here=request.ray is None)
         report.bar.say("")
         yield Hired(
             crew=pool,
@@ -165,12 +166,9 @@ def _workers(request: Request, pictures: int) -> int | None:
 def _loaded(
     model: str, snapshot: Snapshot, settings: Settings, pictures: int, report: Report
 ) -> Hired:
-    from klein_cli.machine import left_out
     from klein_cli.pipeline import Pipeline
 
-    report.detail(_described(model, settings))
-    for off in left_out(settings):
-        report.detail(f"off: {off}")
+    _say_settings(model, settings, report, here=True)
     report.bar.say(f"loading {model}")
     pipeline = Pipeline.load(snapshot, settings, on_event=report.bar.say)
     if pipeline.skipped_tensors:
@@ -186,9 +184,14 @@ def _loaded(
     )
 
 
-def _described(model: str, settings: Settings) -> str:
-    return (
+def _say_settings(model: str, settings: Settings, report: Report, *, here: bool) -> None:
+    """Under --verbose, how it is computed and, if that is on this machine, what is off."""
+    from klein_cli.machine import left_out
+
+    report.detail(
         f"{model} on {settings.device}, {settings.dtype}, attention {settings.attention}, "
         f"engine {settings.engine}, kernels {settings.kernels}, quantize {settings.quantize}, "
         f"noise from {settings.rng}"
     )
+    for off in left_out(settings) if here else ():
+        report.detail(f"off: {off}")

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from klein_cli.cli.crew import Hired, alone
-from klein_cli.cli.lengths import tokenizer_of
+from klein_cli.cli import crew
+from klein_cli.cli.crew import Hired
+from klein_cli.cli.dry_run import dry_run
+from klein_cli.cli.lengths import check_lengths, tokenizer_of
 from klein_cli.cli.report import Report, printable
 from klein_cli.cli.request import Request, batch_size_of
 from klein_cli.cli.startup import quick_start
@@ -31,8 +33,9 @@ from klein_cli.run.again import (
 )
 from klein_cli.run.crew import Origin
 from klein_cli.run.jobs import Job
-from klein_cli.run.runner import Event, Run, Saved
-from klein_cli.snapshot import Snapshot
+from klein_cli.run.runner import Event, Failed, Run, Saved, Stopped
+from klein_cli.snapshot import Snapshot, on_disk
+from klein_cli.text.tokenizer import TokenizedPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +85,27 @@ class Drawing:
 
     def dry_run(self) -> int:
         """Print what would be drawn; the exit code."""
+        tokens: dict[int, TokenizedPrompt] = {}
         for jobs in self._groups(self._jobs):
             source = self._origin[jobs[0].index]
-            tokenize = None if source.snapshot is None else tokenizer_of(source.snapshot)
-            for job in jobs:
-                self._report.planned(job, None if tokenize is None else tokenize(job.recipe.prompt))
+            snapshot = source.snapshot or on_disk(source.request.model)
+            if snapshot is None:
+                continue
+            tokenize = tokenizer_of(snapshot)
+            strict, several = source.request.strict, len(self._jobs) > 1
+            check_lengths(tokenize, jobs, several=several, strict=strict, report=self._report)
+            tokens |= {job.index: tokenize(job.recipe.prompt) for job in jobs}
+        dry_run(self._jobs, lambda job: tokens.get(job.index), None, report=self._report)
         return 0
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """Draw the pictures of `jobs`, which are its own; say of each what became of it."""
-        for group in self._groups(jobs):
-            yield from self._draw(group)
+        groups = self._groups(jobs)
+        for group in groups:
+            for event in self._draw(group, alone=len(groups) == 1):
+                yield event
+                if isinstance(event, Stopped):
+                    return
         if self._compared > 1:
             self._report.note(
                 f"{self._same} of {self._compared} pictures are the same again, pixel for pixel"
@@ -109,15 +122,22 @@ class Drawing:
             groups.setdefault(self._origin[job.index].key, []).append(job)
         return list(groups.values())
 
-    def _draw(self, jobs: Sequence[Job]) -> Iterator[Event]:
+    def _draw(self, jobs: Sequence[Job], *, alone: bool) -> Iterator[Event]:
+        """Pictures of one model. Where it is not `alone`, the others do not suffer if it fails."""
         timings = Timings()
         source, report = self._origin[jobs[0].index], self._report
         report.bar.say("starting torch")
         with quick_start(), timings.imports():
             import torch  # noqa: F401 (here, before its threads are counted)
         with as_many_threads(source.record):
-            with quick_start():
-                hands = self._hire(jobs, source, timings)
+            try:
+                with quick_start():
+                    hands = self._hire(jobs, source, timings)
+            except KleinError as error:
+                if alone:
+                    raise
+                yield from (Failed(job=job, error=error) for job in jobs)
+                return
             report.bar.expect(len(self._jobs))
             self._run = Run(
                 crew=hands.crew,
@@ -139,7 +159,7 @@ class Drawing:
         settings, lines = settings_here(
             source.record.settings, self._given, self._device, source.preset
         )
-        hands = alone(source.request, settings, jobs, source.snapshot, timings, self._report)
+        hands = crew.alone(source.request, settings, jobs, source.snapshot, timings, self._report)
         self._say_differences(jobs, lines, source.preset.name, hands.origin)
         return hands
 

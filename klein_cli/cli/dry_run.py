@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from klein_cli.cli.report import Report
 from klein_cli.output.history import History
-from klein_cli.run.plan import Plan
+from klein_cli.run.jobs import Job
 from klein_cli.text.tokenizer import TokenizedPrompt
 
 _GROUPS = 8
@@ -17,35 +17,37 @@ Group = tuple[int, int, int, float]
 
 
 def dry_run(
-    planned: Plan,
-    tokenize: Callable[[str], TokenizedPrompt] | None,
+    jobs: Iterable[Job],
+    tokens: Callable[[Job], TokenizedPrompt | None],
     history: History | None,
     *,
-    workers: int,
+    there: int = 0,
+    workers: int = 1,
     report: Report,
 ) -> None:
-    """Tell every picture and then the whole; `tokenize` is None when the model is not here yet.
+    """Tell every picture and then the whole, beside `there` pictures that exist.
 
+    `tokens` gives a picture's prompt as its model reads it, or None when the model is not here yet.
     How long it takes is known of such pictures as the manifest's history has seconds for.
     """
     groups: Counter[Group] = Counter()
     unknown, seconds = 0, 0.0
-    for job in planned.jobs:
-        report.planned(job, None if tokenize is None else tokenize(job.recipe.prompt))
+    for job in jobs:
+        report.planned(job, tokens(job))
         groups[job.recipe.shape] += 1
         one = history.seconds(job.recipe) if history else None
         unknown += one is None
         seconds += one or 0.0
-    pictures = len(planned.jobs)
+    pictures = groups.total()
     known = seconds / workers if pictures > unknown else None
     report.event(
         "plan",
         pictures=pictures,
-        there=planned.done,
+        there=there,
         groups=[_facts(group, count) for group, count in groups.items()],
         seconds=None if known is None or unknown else round(known, 1),
     )
-    report.note(_summary(pictures, planned.done, groups))
+    report.note(_summary(pictures, there, groups))
     if known is not None:
         about = timedelta(seconds=round(known))
         rest = f", and {unknown} of sizes that were not made here yet" if unknown else ""

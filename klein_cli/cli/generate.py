@@ -91,13 +91,19 @@ def generate(
     given = locals()
     del given["context"]
     request = Request(**given)
-    report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=output == STDOUT)
+    report = Report(
+        as_json=json,
+        quiet=quiet,
+        verbose=verbose,
+        silent_stdout=output == STDOUT and not dry_run,
+    )
     try:
         code = _generate(request, report, context)
     except KleinError as error:
         report.event("error", message=error.message, hint=error.hint)
         raise
     except KeyboardInterrupt:
+        report.event("interrupted", made=0, wanted=None)
         report.note("interrupted")
         code = INTERRUPTED
     raise typer.Exit(code)
@@ -122,7 +128,12 @@ def _generate(request: Request, report: Report, context: typer.Context) -> int:
                 preset=preset,
                 defaults=defaults,
                 seed=seed,
-                output=Output(path=request.output, overwrite=request.overwrite, today=date.today()),
+                output=Output(
+                    path=request.output,
+                    overwrite=request.overwrite,
+                    today=date.today(),
+                    bare=request.no_metadata,
+                ),
                 history=folder.history if folder.resumed else None,
             )
         check_folders(planned.folders, swept=folder.manifest is not None)
@@ -203,7 +214,14 @@ def _dry_run(request: Request, planned: Plan, history: History, report: Report) 
             strict=request.strict,
             report=report,
         )
-    dry_run(planned, tokenize, history, workers=workers_of(request) or 1, report=report)
+    dry_run(
+        planned.jobs,
+        lambda job: None if tokenize is None else tokenize(job.recipe.prompt),
+        history,
+        there=planned.done,
+        workers=workers_of(request) or 1,
+        report=report,
+    )
     return 0
 
 

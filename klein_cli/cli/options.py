@@ -358,6 +358,7 @@ Quantize = Annotated[
         metavar="|".join(QUANTIZATIONS),
         help="fp8 computes the transformer's large matrix products in 8 bits: half its memory, a "
         "little less exact, and quicker on the GPUs that can, Ada and Hopper and later.",
+        autocompletion=_one_of(QUANTIZATIONS),
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -368,6 +369,7 @@ Kernels = Annotated[
         metavar="|".join(KERNELS),
         help="Who computes between the matrix products: Triton's kernels are quicker. auto takes "
         "them where they can run.",
+        autocompletion=_one_of(KERNELS),
         rich_help_panel=_MACHINE,
     ),
 ]

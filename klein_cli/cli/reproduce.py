@@ -45,7 +45,7 @@ THE_PICTURES = "the picture's"
 _SETTINGS = tuple(field.name for field in fields(Settings))
 _SAID_BY_THE_PICTURE = (
     *("prompt_option", "negative_prompt", "seed", "width", "height", "size", "aspect"),
-    *("steps", "guidance", "guidance_scale", "model"),
+    *("steps", "guidance", "guidance_scale", "model", "num_images"),
     *_SETTINGS,
 )
 
@@ -135,13 +135,19 @@ def reproduce(
     is on this machine is used, unless -m names one: nothing is downloaded
     because a picture says so.
     """
-    report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=output == STDOUT)
+    report = Report(
+        as_json=json,
+        quiet=quiet,
+        verbose=verbose,
+        silent_stdout=output == STDOUT and not dry_run,
+    )
     try:
         code = _reproduce(context, pictures, report)
     except KleinError as error:
         report.event("error", message=error.message, hint=error.hint)
         raise
     except KeyboardInterrupt:
+        report.event("interrupted", made=0, wanted=None)
         report.note("interrupted")
         code = INTERRUPTED
     raise typer.Exit(code)
@@ -158,7 +164,7 @@ def _reproduce(context: typer.Context, pictures: Sequence[Path], report: Report)
         prompt = row.prompt if isinstance(row, Row) else None
     sources = _sources(pictures, request, prompt)
     jobs = _named(sources, request)
-    for line in origins(context):
+    for line in origins(context, not_filed={*_SAID_BY_THE_PICTURE} - {"device"}):
         report.detail(line)
     report.detail(f"from {names_of(pictures)}: all else that the recipe says")
     liked = context.params["device"]
@@ -199,7 +205,9 @@ def _sources(pictures: Sequence[Path], request: Request, prompt: str | None) -> 
         raise faults[0]
     if faults:
         lines = [f"  {fault.message}" for fault in faults]
-        raise UsageError(
+        # One kind of fault keeps its exit code.
+        kind = type(faults[0]) if len({fault.exit_code for fault in faults}) == 1 else UsageError
+        raise kind(
             "\n".join([f"{len(faults)} of {len(pictures)} pictures cannot be used", *lines]),
             f"{faults[0].hint}; no picture was made",
         )
@@ -242,7 +250,8 @@ def _named(sources: Sequence[Source], request: Request) -> list[Job]:
     jobs = []
     for index, recipe in enumerate(drawn, start=1):
         path = names.of(index, recipe)
-        check_room(recipe, path.suffix)
+        if not request.no_metadata:
+            check_room(recipe, path.suffix)
         jobs.append(Job(index=index, recipe=recipe, path=path, exact=where.exact))
     check_folders({job.path.parent for job in jobs if job.path is not None})
     return jobs

@@ -96,23 +96,42 @@ def settings_here(
             "the picture's noise came from a GPU (--rng cuda), and there is none here",
             "--rng cpu draws another picture from the same words",
         )
-    try:
-        return choose(wanted, preset), differences
-    except UsageError:
-        # Where a machine is asked to choose, another choice makes nearly the same picture, and so
-        # does the model that is not quantised.
-        free = {
-            field.name: str(field.default)
-            for field in fields(Settings)
-            if (field.default == "auto" or field.name == "quantize")
-            and field.name not in ("device", "dtype", *given)
-        }
-    chosen = choose(wanted.with_(**free), preset)
+    # Where a machine is asked to choose, another choice makes nearly the same picture, and so does
+    # the model that is not quantised.
+    free = {
+        field.name: str(field.default)
+        for field in fields(Settings)
+        if (field.default == "auto" or field.name == "quantize")
+        and field.name not in ("device", "dtype", *given)
+    }
+    chosen = choose(_possible(wanted, free, preset), preset)
     for name in free:
         before, now = getattr(wanted, name), getattr(chosen, name)
-        if before != now:
+        if before not in (now, "auto"):
             differences.append(f"{name}: {before} then, {now} here")
     return chosen, differences
+
+
+def _possible(wanted: Settings, free: Mapping[str, str], preset: Preset) -> Settings:
+    """`wanted`, with the free ones of its fields given up, one by one, that cannot be had here."""
+    while (complaint := _complaint(wanted, preset)) is not None:
+        without = (wanted.with_(**{name: other}) for name, other in free.items())
+        better = (less for less in without if _complaint(less, preset) != complaint)
+        found = next(better, None)
+        if found is None:
+            return wanted
+        wanted = found
+    return wanted
+
+
+def _complaint(settings: Settings, preset: Preset) -> str | None:
+    from klein_cli.machine import choose
+
+    try:
+        choose(settings, preset)
+    except UsageError as error:
+        return error.message
+    return None
 
 
 def differences(record: Record, model: str, here: Origin) -> Iterator[str]:

@@ -66,11 +66,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What the user said about files: -o, -y, and the day that {date} stands for."""
+    """What the user said about files: -o, -y, and the day that {date} stands for.
+
+    `bare` files hold no recipe, so that it need not fit.
+    """
 
     path: str | None
     overwrite: bool
     today: date
+    bare: bool = False
 
 
 def plan(
@@ -95,7 +99,7 @@ def plan(
         raise UsageError(f"{name_of(source)} holds no prompts", "write one prompt a line")
     where = _destination(head, output, defaults)
     names = Names(where, overwrite=output.overwrite, today=output.today)
-    planner = _Planner(preset, defaults, seed, history, where, names, output.overwrite)
+    planner = _Planner(preset, defaults, seed, history, where, names, output)
     for row in chain(head, rows):
         planner.add(row)
     if planner.faults:
@@ -132,7 +136,7 @@ class _Planner:
     history: History | None
     where: Destination
     names: Names
-    overwrite: bool
+    output: Output
     faults: list[BadRow] = field(default_factory=list)
     _jobs: Jobs = field(default_factory=Jobs)
     _adopted: list[Adopted] = field(default_factory=list)
@@ -205,8 +209,9 @@ class _Planner:
                 return
             path, wreck = self._known_path(row, item, found), found is Found.WRECK
         if path is not None:
-            with _row_faults():
-                check_room(recipe, path.suffix)
+            if not self.output.bare:
+                with _row_faults():
+                    check_room(recipe, path.suffix)
             self._folders.add(path.parent)
         exact = self.where.exact and row.output is None
         recorded = item.run if item else 0
@@ -243,7 +248,7 @@ class _Planner:
 
     def _known_path(self, row: Row, item: Item, found: Found) -> Path:
         path = self.where.folder / item.file
-        if found is not Found.FOREIGN or self.overwrite:
+        if found is not Found.FOREIGN or self.output.overwrite:
             return path
         if self.where.exact and row.output is None:
             raise UsageError(f"{path} is another picture now", "-y replaces it; or move it away")

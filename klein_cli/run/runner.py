@@ -68,7 +68,6 @@ class Failed:
 class SteppedDown:
     """Something did not go as it should; `reason` says what, and what is done instead."""
 
-    jobs: tuple[Job, ...]
     reason: str
 
 
@@ -185,7 +184,7 @@ class Run:
             return
         again, said = self._instead(attempt, error)
         if said is not None:
-            yield SteppedDown(jobs=attempt.jobs, reason=said)
+            yield SteppedDown(reason=said)
         self._again.extendleft(reversed(again))
         if not again:
             failures = (Failed(job=job, error=error) for job in attempt.jobs)
@@ -261,7 +260,8 @@ class Run:
             return KleinError(what, "-y replaces it; or give another name")
         if self._books is not None:
             return KleinError(what, "mend that, then give the same command with --resume")
-        return KleinError(what, "make room there, or give another -o")
+        where = "send it elsewhere" if path is None else "make room there, or give another -o"
+        return KleinError(what, where)
 
 
 def words(error: Exception) -> str:

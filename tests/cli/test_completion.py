@@ -53,6 +53,8 @@ def test_models_are_completed_by_name() -> None:
         (("gen",), ["generate"]),
         (("generate", "--neg"), ["--negative-prompt"]),
         (("generate", "--dtype", "f"), ["float16", "float32"]),
+        (("generate", "--quantize", ""), ["none", "fp8"]),
+        (("generate", "--kernels", "t"), ["triton", "torch"]),
         (("reproduce", "a.png", "--engine", ""), ["native", "diffusers"]),
         (("generate", "--device", "c"), ["cuda", "cpu"]),
         (("generate", "--prompts-file", "p"), []),

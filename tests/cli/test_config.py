@@ -91,6 +91,24 @@ def test_another_way_to_say_it_replaces_the_lower_one(
     assert (facts["width"], facts["height"]) == size
 
 
+@pytest.mark.parametrize(
+    ("text", "arguments", "seeds"),
+    [
+        ("num-images = 4", ["--seeds", "1-2"], {1, 2}),
+        ("seed = 4", ["--seeds", "1-2"], {1, 2}),
+        ('seeds = "1-2"', ["-s", "3"], {3}),
+        ("seed = 4\nnum-images = 2", [], {4, 5}),
+    ],
+)
+def test_seeds_replace_a_seed_and_a_number_and_the_other_way_round(
+    text: str, arguments: list[str], seeds: set[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = ["generate", "a cat", "-m", "tiny", "--dry-run", "--json", "--config", settings(text)]
+    assert main([*line, *arguments]) == 0
+    events = map(json.loads, capfd.readouterr().out.splitlines())
+    assert {event["seed"] for event in events if event["event"] == "planned"} == seeds
+
+
 def test_a_prompt_that_is_typed_replaces_the_files(planned: Any) -> None:
     file = settings('prompts-file = "nowhere.txt"\nmodel = "tiny"')
     assert planned("--config", file)[0]["prompt"] == "a cat"

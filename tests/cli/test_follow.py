@@ -87,7 +87,7 @@ def follow(*told: Event, failures: Path | None = None) -> int:
 
 
 def test_steps_down_and_notices_are_warnings(capsys: pytest.CaptureFixture[str]) -> None:
-    follow(SteppedDown(jobs=(), reason="one by one"), Notice(text="a worker died"))
+    follow(SteppedDown(reason="one by one"), Notice(text="a worker died"))
     assert capsys.readouterr().err.splitlines()[:2] == [
         "warning: one by one",
         "warning: a worker died",

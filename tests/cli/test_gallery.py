@@ -89,3 +89,13 @@ def test_a_folder_that_is_not_there_is_an_event_too(capfd: pytest.CaptureFixture
     out, err = run(["gallery", "no-such-folder", "--json"], capfd, 2)
     assert json.loads(out)["event"] == "error"
     assert err.startswith("error: there is no folder no-such-folder\nhint: ")
+
+
+def test_a_page_that_fails_does_not_hide_how_the_run_ended(
+    random_snapshot: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("klein_cli.cli.follow.Followed.follow", lambda *_: 4)
+    run([*MAKE, "-m", random_snapshot, "-o", f"{tmp_path}/none/", "--gallery"], capfd, expected=4)

@@ -228,6 +228,29 @@ def test_an_interrupt_keeps_what_was_made_and_leaves_no_half_file(random_snapsho
     assert all(recipe_in(path) for path in on_disk)
 
 
+def test_an_interrupt_before_the_first_picture_is_an_event_too(
+    klein: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("klein_cli.cli.generate.hired", interrupted)
+    code, out, _ = klein("a", "--json")
+    assert code == 130
+    assert json.loads(out.splitlines()[-1]) == {"event": "interrupted", "made": 0, "wanted": None}
+
+
+def test_a_bare_file_needs_no_room_for_its_recipe(klein: Any) -> None:
+    words = "cat " * 20_000
+    assert klein(words, "-o", "long.jpg")[0] == 2
+    assert klein(words, "-o", "long.jpg", "--no-metadata", "-q")[0] == 0
+
+
+def test_the_plan_of_a_picture_for_standard_output_is_shown(klein: Any) -> None:
+    code, out, _ = klein("a cat", "-s", "5", "-o", "-", "--dry-run")
+    assert (code, out.startswith("-  seed 5  64x64")) == (0, True)
+
+
 def test_without_a_gpu_the_default_model_offers_tiny(capfd: pytest.CaptureFixture[str]) -> None:
     import torch
 

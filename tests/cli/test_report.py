@@ -171,7 +171,10 @@ def test_every_event_is_documented_and_every_documented_one_exists() -> None:
     repository = Path(__file__).parents[2]
     sources = [
         repository / "klein_cli" / "cli" / f"{name}.py"
-        for name in ("generate", "follow", "report", "dry_run")
+        for name in (
+            *("generate", "reproduce", "drawing", "follow", "report", "dry_run", "gallery"),
+            "fetching",
+        )
     ]
     told = {
         kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,8 +18,11 @@ from PIL import Image, PngImagePlugin
 
 import klein_cli
 from klein_cli.cli.app import main
+from klein_cli.errors import ModelError
 from klein_cli.output.metadata import to_json
+from klein_cli.pipeline import Pipeline
 from klein_cli.presets import presets
+from klein_cli.recipe import Settings
 
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
 CIRCLE = "a red circle on a white background"
@@ -260,12 +264,18 @@ def test_a_picture_of_another_machine_is_drawn_as_well_as_here_can(
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    settings = {"device": "cuda:3", "attention": "flash-attn", "dtype": "float16"}
+    settings = {
+        "device": "cuda:3",
+        "attention": "flash-attn",
+        "dtype": "float16",
+        "kernels": "triton",
+    }
     gpu = rewritten(circle, "gpu.png", settings=settings, provenance={"cuda": "13.0"})
     code, _, err = klein("reproduce", gpu, "-o", "again.png")
     assert code == 0
     assert "warning: device: cuda then, and there is no GPU here\n" in err
     assert "warning: attention: flash-attn then, sdpa here\n" in err
+    assert "warning: kernels: triton then, torch here\n" in err
     assert "cuda:" not in err, "its version says nothing on a CPU"
     assert record_in(Path("again.png"))["settings"]["dtype"] == "float16"
     noise = rewritten(circle, "noise.png", settings={"device": "cuda", "rng": "cuda"})
@@ -346,6 +356,65 @@ def test_all_pictures_that_cannot_be_used_are_named_and_none_is_made(
     ]
     assert not Path("d").exists()
     assert klein("reproduce", "plain.png")[0] == 2
+
+
+def test_faults_of_one_kind_keep_their_exit_code(klein: Any, circle: Path) -> None:
+    for name in ("a.png", "b.png"):
+        rewritten(circle, name, recipe={"model": "klein-4b"})
+    assert klein("reproduce", "a.png", "-o", "d/")[0] == 3
+    assert klein("reproduce", "a.png", "b.png", "-o", "d/")[0] == 3
+
+
+def test_a_model_that_fails_does_not_keep_others_from_drawing(
+    klein: Any, circle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewritten(circle, "other.png", settings={"dtype": "bfloat16"})
+    load = Pipeline.load
+
+    def fails(snapshot: Any, settings: Settings, **options: Any) -> Pipeline:
+        if settings.dtype == "bfloat16":
+            raise ModelError("it is broken", "mend it")
+        return load(snapshot, settings, **options)
+
+    monkeypatch.setattr(Pipeline, "load", fails)
+    code, out, err = klein("reproduce", "other.png", circle, "-o", "d/")
+    assert (code, out) == (1, "d/0002-a-red-circle-on-a-white-background-7.png\n")
+    assert "error: picture 1: it is broken\nhint: mend it\n" in err
+    assert err.endswith("1 of 2 pictures made, 1 failed\n")
+    assert klein("reproduce", "other.png")[0] == 3
+
+
+def test_a_disk_that_refuses_is_told_of_once(
+    klein: Any, circle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewritten(circle, "other.png", settings={"dtype": "bfloat16"})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("klein_cli.run.runner.save", full)
+    code, _, err = klein("reproduce", "other.png", circle, "-o", "d/")
+    assert (code, err.count("No space left")) == (1, 1)
+
+
+def test_a_settings_file_says_how_to_work_and_not_what_to_draw(klein: Any, circle: Path) -> None:
+    Path("c.toml").write_text(
+        'num-images = 4\nsteps = 30\nmodel = "klein-4b"\ndtype = "bfloat16"\noutput = "d/"\n'
+    )
+    code, out, err = klein("reproduce", circle, "--config", "c.toml", "-v")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "from c.toml: output d/\n" in err
+    assert record_in(Path(out.strip()))["recipe"] == record_in(circle)["recipe"]
+
+
+def test_a_dry_run_is_that_of_generate(klein: Any, circle: Path) -> None:
+    code, out, err = klein("reproduce", circle, "-n", "2", "-m", "tiny", "--dry-run", "--json")
+    *pictures, whole = map(json.loads, out.splitlines())
+    assert [picture["tokens"] for picture in pictures] == [7, 7]
+    assert (whole["event"], whole["pictures"]) == ("plan", 2)
+    assert klein("reproduce", circle, "-o", "-", "--dry-run")[1].startswith("-  seed 7  128x128")
+    code, _, err = klein("reproduce", circle, "-p", "cat " * 600, "--strict", "--dry-run")
+    assert (code, "too long" in err) == (2, True)
 
 
 def test_standard_output_takes_one_picture(klein: Any, circle: Path) -> None:

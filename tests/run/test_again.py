@@ -148,6 +148,8 @@ def test_what_cannot_run_here_is_replaced_where_a_machine_may_choose(
         "kernels: triton then, torch here",
         "quantize: fp8 then, none here",
     ]
+    eager = replace(gpu, attention="eager")
+    assert settings_here(eager, {}, None, TINY)[0].attention == "eager", "a CPU has that too"
     with pytest.raises(ModelError, match="no GPU was found"):
         settings_here(gpu, {}, None, presets()["klein-4b"])
     with pytest.raises(UsageError, match="flash-attn"):
