@@ -3,7 +3,8 @@
     KleinError            message, hint, exit_code
      ├── UsageError       2   the command, a prompts file or an output path is wrong
      ├── ModelError       3   a model, its files or its weights
-     └── OutOfMemoryError 4   host or device memory
+     │    └── ModelTooLargeError 4
+     └── OutOfMemoryError 4   host or device memory, for a picture
 
 Anything else that is raised is a bug and keeps its traceback.
 """
@@ -36,6 +37,12 @@ class ModelError(KleinError):
     """A model cannot be found, read or trusted."""
 
     exit_code = 3
+
+
+class ModelTooLargeError(ModelError):
+    """The model itself does not fit in the memory of this machine: no smaller picture would."""
+
+    exit_code = 4
 
 
 class OutOfMemoryError(KleinError):

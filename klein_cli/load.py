@@ -99,6 +99,7 @@ class Loading:
         self.skipped = skipped
         self.waited = 0.0
         self._module: nn.Module | None = module
+        self._failure: tuple[Any, ...] | None = None
         self._then = then
         self._tensors: dict[str, tuple[Tensor, torch.dtype]] = {}
         self._arrival: Arrival | None = None
@@ -121,21 +122,43 @@ class Loading:
         """The tensors are whole when `arrival` is."""
         self._arrival = arrival
 
+    @property
+    def failed(self) -> bool:
+        """Whether the module will never be whole."""
+        return self._failure is not None
+
     def wait(self) -> None:
-        """Return when the module is whole and ready. Raises ModelError when a file fails."""
+        """Return when the module is whole and ready.
+
+        Raises ModelError when a file fails, and whatever keeps the module from being made of it;
+        then it does so each time.
+        """
+        if self._failure is not None:
+            kind, its, *_ = self._failure
+            raise kind(*its)
         if self._module is None:
             return
         started = time.perf_counter()
+        module, self._module = self._module, None
+        try:
+            self._arrive()
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._fill(module)
+                self._then(module)
+        except Exception as error:
+            self._tensors.clear()
+            # Not the error itself, whose traceback holds on to what was made by then.
+            self._failure = tuple(error.__reduce__())
+            raise
+        torch.cuda.empty_cache()  # `then` may have put weights together in new places
+        self.waited += time.perf_counter() - started
+
+    def _arrive(self) -> None:
         try:
             if self._arrival is not None:
                 self._arrival.wait()
         except (OSError, EOFError) as error:
             raise ModelError(f"the weights cannot be read: {error}", _AGAIN) from None
-        module, self._module = self._module, None
-        with torch.inference_mode(mode=False), torch.no_grad():
-            self._fill(module)
-            self._then(module)
-        self.waited += time.perf_counter() - started
 
     def _fill(self, module: nn.Module) -> None:
         tensors = {}
@@ -212,7 +235,7 @@ def _tensors(
     stored = []
     for name in wanted:
         kind, offset = headers[found[name]][name]
-        tensor = torch.empty(wanted[name].shape, dtype=kind, device=device)
+        tensor = torch.empty(wanted[name].shape, dtype=_TYPES[kind], device=device)
         stored.append(Stored(found[name], offset, tensor))
         yield name, tensor
     loading.arrive_by(reader.read(stored))
@@ -227,8 +250,8 @@ def _opened(path: Path, device: torch.device | str = "cpu") -> Iterator[Any]:
         raise ModelError(f"{path} cannot be read: {error}", _AGAIN) from None
 
 
-def _header(path: Path) -> dict[str, tuple[torch.dtype, int]]:
-    """Each tensor's type, and where in a file that safetensors has opened its bytes begin.
+def _header(path: Path) -> dict[str, tuple[str, int]]:
+    """The name of each tensor's type, and where its bytes begin in a file that safetensors opened.
 
     The format: the length of the header in 8 bytes, the header as JSON, the tensors.
     """
@@ -237,7 +260,7 @@ def _header(path: Path) -> dict[str, tuple[torch.dtype, int]]:
         entries = json.loads(file.read(length))
     entries.pop("__metadata__", None)
     return {
-        name: (_TYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0])
+        name: (entry["dtype"], 8 + length + entry["data_offsets"][0])
         for name, entry in entries.items()
     }
 

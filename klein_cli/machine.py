@@ -6,7 +6,6 @@ timing or the memory that happens to be free.
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
 import re
@@ -15,7 +14,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,6 @@ _OLDEST_FOR_TRITON = (8, 0)
 _OLDEST_FOR_FP8 = (8, 9)
 _TORCH = "https://pytorch.org/get-started/locally/"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_NO_MEMORY = re.compile(
-    # The last is what oneDNN says on a CPU that has no memory for a convolution.
-    r"can't allocate memory|not enough memory|out of memory|could not create a primitive$",
-    re.IGNORECASE,
-)
 
 
 def choose(settings: Settings, preset: Preset | None = None) -> Settings:
@@ -76,6 +70,15 @@ def choose(settings: Settings, preset: Preset | None = None) -> Settings:
         attention=attention,
         kernels=_kernels(settings.kernels, device),
     )
+
+
+def _triton_version() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # there are builds of other names
+        import triton
+
+        return str(triton.__version__)
 
 
 def without_triton(device: torch.device) -> str | None:
@@ -139,7 +142,7 @@ def provenance(settings: Settings) -> dict[str, str]:
     if settings.attention == "flash-attn":
         record["flash-attn"] = version("flash-attn")
     if settings.kernels == "triton":
-        record["triton"] = version("triton")
+        record["triton"] = _triton_version()
     if device.type == "cuda":
         record["device name"] = torch.cuda.get_device_name(device)
         record["cuda"] = str(torch.version.cuda)
@@ -162,13 +165,6 @@ def full_precision() -> Iterator[None]:
         allow_tf32=False,
     ):
         yield
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for the several ways in which torch and Python say that memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
 def _kernels(wanted: str, device: torch.device) -> str:
@@ -219,13 +215,6 @@ def built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool
         if fits:
             return True
     return False
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what nothing uses any more, so that a smaller try finds it in one piece."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _device(name: str, preset: Preset | None) -> torch.device:

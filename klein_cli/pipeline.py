@@ -18,16 +18,15 @@ from klein_cli.denoise.latents import noise, position_ids
 from klein_cli.denoise.loop import OnStep, denoise
 from klein_cli.denoise.schedule import sigmas
 from klein_cli.engines.engine import Engine, load_engine
-from klein_cli.errors import ModelError, OutOfMemoryError
+from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
 from klein_cli.load import Loading
 from klein_cli.machine import (
     choose,
     full_precision,
-    is_out_of_memory,
     provenance,
-    release_memory,
     torch_dtype,
 )
+from klein_cli.memory import is_out_of_memory, release_memory
 from klein_cli.model_files import weight_files
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import Snapshot
@@ -99,8 +98,8 @@ class Pipeline:
         `on_event` hears what is being done, now and while pictures are made. On a GPU this returns
         while the weights come: the first prompt is encoded meanwhile.
 
-        Raises ModelError for a snapshot that is damaged or does not fit together, OutOfMemoryError
-        when it is too large for the device.
+        Raises ModelError for a snapshot that is damaged or does not fit together,
+        ModelTooLargeError when it is too large for the device.
         """
         try:
             with at_work(torch.device(settings.device)):
@@ -108,10 +107,7 @@ class Pipeline:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        raise OutOfMemoryError(
-            f"{snapshot.name} does not fit into the memory of {settings.device}",
-            "close what else uses it, or use --model tiny",
-        )
+        raise _too_large(snapshot, settings)
 
     @classmethod
     def _load(
@@ -167,7 +163,8 @@ class Pipeline:
         """One (height, width, 3) uint8 picture a recipe, in their order.
 
         The recipes share `Recipe.shape`; a `trace` is filled; `tiled` saves memory at the price of
-        small differences (`klein_cli.decode`). Raises OutOfMemoryError when the batch does not fit.
+        small differences (`klein_cli.decode`). Raises OutOfMemoryError when the batch does not fit,
+        and what `load` raises if that only shows now, when weights arrive.
         """
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
@@ -179,7 +176,9 @@ class Pipeline:
                 raise
         # Raised outside the handler, so that it does not hold on to the frames' tensors.
         self._kit.give_back_memory()
-        release_memory(self._device)
+        release_memory()
+        if any(loading.failed for loading in self.loadings.values()):
+            raise _too_large(self.snapshot, self.settings)
         size = f"{recipes[0].width}x{recipes[0].height}"
         what, option = f"a picture of {size}", "--size"
         if len(recipes) > 1:
@@ -279,6 +278,13 @@ def _weight(root: Path, *parts: str) -> str:
     """ ", 7.9 GB": how much there is to read, where it takes a while."""
     size = sum(path.stat().st_size for part in parts for path in weight_files(root / part))
     return f", {size / 1e9:.1f} GB" if size >= 1e8 else ""
+
+
+def _too_large(snapshot: Snapshot, settings: Settings) -> ModelTooLargeError:
+    return ModelTooLargeError(
+        f"{snapshot.name} does not fit into the memory of {settings.device}",
+        "close what else uses it, or use --model tiny",
+    )
 
 
 def _ignore(event: str) -> None:

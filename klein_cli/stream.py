@@ -6,9 +6,11 @@ holds one buffer and nothing more.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -86,10 +88,12 @@ class _Piece:
 class Reader:
     """Threads that read for one device until the `with` block is over and all has been read.
 
-    After an error in the block they drop what is left.
+    After an error in the block, and when Python ends, they drop what is left.
     """
 
     def __init__(self, device: torch.device, piece_bytes: int = PIECE_BYTES) -> None:
+        if device.type == "cuda" and device.index is None:  # what is current differs by thread
+            device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
         self._piece_bytes = piece_bytes
         self._pieces: SimpleQueue[_Piece | None] = SimpleQueue()
@@ -100,6 +104,8 @@ class Reader:
         ]
 
     def __enter__(self) -> Reader:
+        # Python would end threads that are at work in torch by a way that aborts the process.
+        atexit.register(_stop, weakref.ref(self))
         for thread in self._threads:
             thread.start()
         return self
@@ -110,7 +116,19 @@ class Reader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._dropped = error is not None
+        if error is not None:
+            self.stop()
+            return
+        self._finish()
+
+    def stop(self) -> None:
+        """Drop what is not read yet; no thread is left when this returns."""
+        self._dropped = True
+        self._finish()
+        for thread in self._threads:
+            thread.join()
+
+    def _finish(self) -> None:
         for _ in self._threads:
             self._pieces.put(None)
 
@@ -151,6 +169,12 @@ class Reader:
         if self._device.type == "cuda":  # or pinning would wake the first GPU too
             stack.enter_context(torch.cuda.device(self._device))
         return stack.enter_context(_Lane(self._device, self._piece_bytes))
+
+
+def _stop(reader: weakref.ref[Reader]) -> None:
+    left = reader()
+    if left is not None:
+        left.stop()
 
 
 class _Lane:

@@ -218,6 +218,32 @@ def test_the_weights_are_prepared_once_they_are_there(folder: Path) -> None:
     assert seen == [15.0]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), ModelError("it cannot be", "do without")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_module_that_cannot_be_made_is_never_whole(folder: Path, error: Exception) -> None:
+    """A second try must not compute with weights that are not there."""
+
+    def then(part: nn.Module) -> None:
+        raise error
+
+    with without_memory():
+        part = Part()
+    with Reader(CPU) as reader:
+        loading = load_weights(
+            part, folder, device=CPU, dtype=torch.float32, reader=reader, then=then
+        )
+    for _ in range(2):
+        with pytest.raises(type(error), match=str(error)):
+            loading.wait()
+        assert loading.failed
+    with pytest.raises(type(error)) as caught:
+        loading.wait()
+    assert caught.value is not error, "its traceback would keep the memory"
+
+
 def test_a_module_is_empty_until_it_is_waited_for(folder: Path) -> None:
     """And whole, and no inference tensor, even if that was in the middle of a picture."""
     with without_memory():

@@ -15,7 +15,6 @@ from klein_cli.machine import (
     built_for,
     choose,
     full_precision,
-    is_out_of_memory,
     left_out,
     provenance,
 )
@@ -243,18 +242,6 @@ def test_precision_is_put_back() -> None:
     with full_precision():
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
-
-
-def test_running_out_of_memory_is_recognised() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(RuntimeError("could not create a primitive"))
-    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor"))
-    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
-    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 def test_importing_the_pipeline_changes_nothing_global(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from klein_cli.errors import ModelError, OutOfMemoryError
+from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
+from klein_cli.load import Loading
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import resolve
@@ -147,6 +148,23 @@ def test_running_out_of_memory_has_a_hint(
     with pytest.raises(OutOfMemoryError, match="a picture of 64x48") as caught:
         pipeline.render([RECIPE])
     assert "--size" in caught.value.hint
+
+
+def test_a_model_that_proves_too_large_when_its_weights_come_is_no_pictures_fault(
+    small_snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor would fewer pictures, smaller ones or tiles help."""
+    pipeline = load(small_snapshot, CPU)
+
+    def then(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loading = Loading(torch.nn.Module(), (), then)
+    pipeline.loadings["transformer"] = loading
+    monkeypatch.setattr(pipeline._engine, "transformer", lambda *_: loading.wait())
+    for _ in range(2):
+        with pytest.raises(ModelTooLargeError, match="does not fit into the memory of cpu"):
+            pipeline.render([RECIPE])
 
 
 def test_a_bug_is_not_called_out_of_memory(

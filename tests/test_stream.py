@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,9 +92,28 @@ def test_nothing_is_read_on_after_an_error(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with pytest.raises(InterruptedError):
         arrival.wait()
-    for thread in reader._threads:
-        thread.join(timeout=30)
-        assert not thread.is_alive()
+    assert not any(thread.is_alive() for thread in reader._threads)
+
+
+@pytest.mark.parametrize("ends", ["", "sys.exit(3)", "raise KeyboardInterrupt"])
+def test_a_process_that_ends_while_weights_come_ends_as_it_should(
+    tmp_path: Path, ends: str
+) -> None:
+    """Python would end threads that are inside torch by a way that aborts."""
+    path, _ = written(tmp_path, "file", 50_000_000)
+    script = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from klein_cli.stream import Reader, Stored\n"
+        "with Reader(torch.device('cpu'), 4096) as reader:\n"
+        "    into = torch.empty(50_000_000, dtype=torch.uint8)\n"
+        f"    reader.read([Stored(Path({str(path)!r}), 0, into)] * 20)\n"
+        f"{ends}\n"
+    )
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert "terminate" not in done.stderr
+        assert done.returncode == {"": 0, "sys.exit(3)": 3}.get(ends, -signal.SIGINT)
 
 
 def test_nothing_to_read_is_there_at_once() -> None:

@@ -33,7 +33,8 @@ from klein_cli.bench.wanted import Wanted
 from klein_cli.bench.warm import warm
 from klein_cli.bench.work import Model, work
 from klein_cli.errors import OutOfMemoryError
-from klein_cli.machine import is_out_of_memory, provenance, torch_dtype
+from klein_cli.machine import provenance, torch_dtype
+from klein_cli.memory import is_out_of_memory
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import Snapshot
 

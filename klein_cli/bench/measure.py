@@ -86,8 +86,8 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, budget: f
 class Memory:
     """What one of several sides takes of a GPU's memory, in bytes; nothing is known of a CPU.
 
-    `held` stays between pictures: weights, graphs and their pools. `reserved` is what torch's
-    allocator has taken from the device for it at most.
+    `held` stays between pictures: weights, and of graphs what goes in and out. `reserved` is what
+    torch's allocator has taken from the device for it at most, the graphs' pool included.
     """
 
     def __init__(self, device: torch.device) -> None:

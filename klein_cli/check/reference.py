@@ -12,7 +12,8 @@ from torch import Tensor
 
 from klein_cli.check.metrics import Picture
 from klein_cli.errors import OutOfMemoryError
-from klein_cli.machine import full_precision, is_out_of_memory
+from klein_cli.machine import full_precision
+from klein_cli.memory import is_out_of_memory
 from klein_cli.official import load_official, noise_for
 from klein_cli.pipeline import Trace
 from klein_cli.recipe import Recipe, Settings

@@ -127,8 +127,11 @@ class Drawing:
         timings = Timings()
         source, report = self._origin[jobs[0].index], self._report
         report.bar.say("starting torch")
-        with quick_start(), timings.imports():
-            import torch  # noqa: F401 (here, before its threads are counted)
+        with quick_start(), timings.imports():  # here, before torch's threads are counted
+            from klein_cli.memory import release_memory
+        if self._run is not None:  # it holds the model of the pictures before
+            self._run = None
+            release_memory()
         with as_many_threads(source.record):
             try:
                 with quick_start():

@@ -41,9 +41,10 @@ def quick_start() -> Iterator[None]:
 def freeze_imports() -> None:
     """What has been imported so far stays: the garbage collector need not look at it again.
 
-    Not with Triton among it, whose bindings tell of each object that is not freed at the end.
+    Not with Triton among it, whose bindings tell of each object that is not freed at the end; and
+    once only, since there may be a model by the next time.
     """
-    if "triton" not in sys.modules:
+    if "triton" not in sys.modules and not gc.get_freeze_count():
         gc.freeze()
 
 

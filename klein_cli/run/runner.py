@@ -2,7 +2,8 @@
 
 Batches are drawn by a crew while the pictures before them are encoded and written. A picture that
 fails does not stop the others: its batch is drawn again one by one. Memory that runs out is a step
-down (`klein_cli.run.ladder`). A disk that refuses stops the run, with what is done intact.
+down (`klein_cli.run.ladder`). A disk that refuses, or a model whose weights do, stops the run, with
+what is done intact.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from klein_cli.errors import KleinError, OutOfMemoryError
+from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
 from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
@@ -181,6 +182,9 @@ class Run:
                 record = None if self._bare else outcome.describe(job.recipe, attempt.step_down)
                 with self._held_up():
                     self._writers.put(partial(self._write, job, pixels, record, share))
+            return
+        if isinstance(error, ModelError):  # it would fail them all
+            self._stop = self._stop or error
             return
         again, said = self._instead(attempt, error)
         if said is not None:

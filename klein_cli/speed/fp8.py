@@ -21,6 +21,8 @@ FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 _SMALLEST = 1e-12
 _MULTIPLE = 16
+_ROWS = 2048
+"""Of a weight quantised at a time: in float32 they take little beside the weight."""
 
 
 class Scaled(NamedTuple):
@@ -52,11 +54,16 @@ class Fp8Linear(nn.Module):
             raise ModelError(
                 f"a layer of {weight.shape[1]} by {weight.shape[0]} channels cannot be in fp8: "
                 f"that takes multiples of {_MULTIPLE}",
-                "leave out --quantize fp8",
+                "use --quantize none",
             )
-        values, scales = scaled(weight)
+        values = torch.empty(weight.shape, dtype=FP8, device=weight.device)
+        scales = torch.empty(1, weight.shape[0], dtype=torch.float32, device=weight.device)
+        for at in range(0, weight.shape[0], _ROWS):
+            rows = slice(at, at + _ROWS)
+            part = scaled(weight[rows])
+            values[rows], scales[0, rows] = part.values, part.scales[:, 0]
         self.register_buffer("values", values)
-        self.register_buffer("scales", scales.t().contiguous())
+        self.register_buffer("scales", scales)
         self._quantise = quantise
 
     def forward(self, x: Tensor | Scaled) -> Tensor:

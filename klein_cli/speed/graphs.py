@@ -7,15 +7,16 @@ is used is no setting, and is not recorded.
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from klein_cli.memory import is_out_of_memory
+
 MOST_GRAPHS = 8
-"""Kept graphs: one size of picture needs three, for the text encoder, a step and the VAE."""
+"""Graphs at a time: one size of picture needs three, for the text encoder, a step and the VAE."""
 
 TensorFunction = Callable[..., Tensor]
 _Key = tuple[object, ...]
@@ -36,8 +37,9 @@ class Graphs:
     """Runs functions of tensors as CUDA graphs, captured at the first use for each shape.
 
     The functions read their inputs and what never changes, such as weights, wait for nothing and
-    leave nothing behind. The graphs share one pool of memory, which holds as much as the largest
-    of them needs: never run two at once.
+    leave nothing behind. The graphs share one pool of memory: never run two at once. A pool gives
+    nothing back as long as one of its graphs is left, so they go all together: when there are
+    `most`, and when a function finds no memory. One that finds none for its graph runs as it is.
     """
 
     def __init__(self, device: torch.device, most: int = MOST_GRAPHS) -> None:
@@ -45,28 +47,45 @@ class Graphs:
         self._most = most
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = None
-        self._captured: OrderedDict[_Key, _Captured] = OrderedDict()
+        self._captured: dict[_Key, _Captured] = {}
+        self._too_large: set[_Key] = set()
 
     def __call__(self, function: TensorFunction, *inputs: Tensor) -> Tensor:
         """function(*inputs), in memory of its own."""
         key = (function, *((x.shape, x.stride(), x.dtype) for x in inputs))
-        captured = self._captured.get(key)
-        if captured is None:
-            while len(self._captured) >= self._most:
-                self._drop(next(iter(self._captured)))
-            captured = self._captured[key] = self._capture(function, inputs)
-        self._captured.move_to_end(key)
-        return captured.replay(inputs)
+        if key not in self._captured and key not in self._too_large:
+            self._make_room()
+            try:
+                self._captured[key] = self._capture(function, inputs)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._too_large.add(key)
+        if key in self._captured:
+            return self._captured[key].replay(inputs)
+        return self._directly(function, inputs)
 
     def clear(self) -> None:
         """Give back the memory. The next use of a function captures it again."""
-        for key in list(self._captured):
-            self._drop(key)
+        torch.cuda.synchronize(self._device)
+        for captured in self._captured.values():
+            captured.graph.reset()
+        self._captured.clear()
         torch.cuda.empty_cache()
 
-    def _drop(self, key: _Key) -> None:
-        torch.cuda.synchronize(self._device)
-        self._captured.pop(key).graph.reset()
+    def _make_room(self) -> None:
+        if len(self._captured) >= self._most:
+            self.clear()
+
+    def _directly(self, function: TensorFunction, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Without a graph, if need be in the memory of those that there are."""
+        try:
+            return function(*inputs)
+        except RuntimeError as error:
+            if not (self._captured and is_out_of_memory(error)):
+                raise
+        self.clear()
+        return function(*inputs)
 
     def _capture(self, function: TensorFunction, inputs: tuple[Tensor, ...]) -> _Captured:
         """The first call compiles kernels and makes workspaces, which a graph cannot record."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import klein_cli.run.runner
-from klein_cli.errors import KleinError, OutOfMemoryError
+from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
 from klein_cli.recipe import Recipe
 from klein_cli.run.crew import Alone, Outcome, WorkerDied
 from klein_cli.run.jobs import Job
@@ -282,6 +282,14 @@ def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
     while not true() and time.monotonic() < ends:
         time.sleep(0.01)
     return true()
+
+
+def test_a_model_that_is_broken_stops_the_run_and_fails_no_picture(tmp_path: Path) -> None:
+    """Weights may arrive while the first pictures are drawn: 10,000 rows must not fail of them."""
+    painter = Painter(bad=[3], error=ModelError("a file is damaged", "download it again"))
+    events = run(painter, jobs(tmp_path, 9), batch_size=1)
+    assert [type(event) for event in events] == [Saved, Saved, Stopped]
+    assert painter.batches == [[1], [2], [3]]
 
 
 def test_an_interrupt_writes_what_was_drawn_and_tells_of_it(tmp_path: Path) -> None:
