@@ -1,4 +1,7 @@
-"""The options of `klein generate`, in the words that --help prints, grouped by intent."""
+"""The options of `klein generate`, in the words that --help prints, grouped by intent.
+
+One long list, a name an option, since it is read as one: to compare words, and to find a name.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ sequence (single blocks). The timestep acts through modulations that all blocks 
 Parameter names are those of the official checkpoint. Nothing here masks the text: the DiT reads
 all its positions, the padded ones too.
 
-What lies between the matrix products is done by `Flux2Ops`, at the end, in plain torch.
+What lies between the matrix products is done by `Flux2Ops`, at the end, in plain torch. The whole
+model is one file, to be read top-down beside its paper.
 """
 
 from __future__ import annotations

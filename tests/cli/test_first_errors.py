@@ -16,6 +16,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from klein_cli.output.manifest import opened
 from klein_cli.output.metadata import parameters, record
 from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe, Settings
@@ -23,6 +24,7 @@ from klein_cli.recipe import Recipe, Settings
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 HEADINGS = re.findall(r"^### `(.*)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
+ROWS = ("generate", "a cat", "-m", "tiny", "-n", "2")
 PROVOKED: dict[str, Callable[[Ground], tuple[int, str]]] = {}
 
 
@@ -79,6 +81,11 @@ def _(ground: Ground) -> tuple[int, str]:
 def _(ground: Ground) -> tuple[int, str]:
     line = ("generate", "a cat", "-m", "tiny", "--device", "cpu", "--attention", "flash-attn")
     return ground.klein(*line)
+
+
+@provoke("--quantize fp8 needs a GPU")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("generate", "a cat", "-m", "tiny", "--device", "cpu", "--quantize", "fp8")
 
 
 @provoke("a picture of … did not fit into the memory of …")
@@ -147,6 +154,25 @@ def _(ground: Ground) -> tuple[int, str]:
     if not Path("/proc").is_dir():
         pytest.skip("no folder here that nobody can write in")
     return ground.klein("generate", "a cat", "-m", "tiny", "-o", "/proc/")
+
+
+@provoke("another run is writing into …")
+def _(ground: Ground) -> tuple[int, str]:
+    with opened(Path("out")):
+        return ground.klein(*ROWS, "-o", "out/")
+
+
+@provoke("no run in this folder began with --seed …; the last began with …")
+def _(ground: Ground) -> tuple[int, str]:
+    with opened(Path("out")) as manifest:
+        manifest.begin(1, model="tiny", seed=5)
+    return ground.klein(*ROWS, "-o", "out/", "-s", "6", "--resume")
+
+
+@provoke("--workers … needs Ray, which is not installed")
+def _(ground: Ground) -> tuple[int, str]:
+    without = "import importlib.util\nimportlib.util.find_spec = lambda name, package=None: None"
+    return ground.klein(*ROWS, "--workers", "2", before=without)
 
 
 @provoke("cannot write …: No space left on device")
