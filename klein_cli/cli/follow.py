@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from klein_cli.cli.report import Report
+from klein_cli.errors import KleinError
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Event, Failed, Notice, Saved, SteppedDown, Stopped
 
@@ -78,6 +79,19 @@ class Followed:
 
     def _where(self) -> str:
         return f": see {self._failures}" if self._codes and self._failures is not None else ""
+
+
+def concluded(run: Callable[[], int], report: Report) -> int:
+    """The exit code of a command; an error, and an interrupt outside a run, become events too."""
+    try:
+        return run()
+    except KleinError as error:
+        report.event("error", message=error.message, hint=error.hint)
+        raise
+    except KeyboardInterrupt:
+        report.event("interrupted", made=0, wanted=None)
+        report.note("interrupted")
+        return INTERRUPTED
 
 
 def exit_code(made: int, failures: list[int]) -> int:

@@ -16,7 +16,7 @@ from klein_cli import __version__
 from klein_cli.cli import options
 from klein_cli.cli.config import origins
 from klein_cli.cli.crew import check_workers, hired
-from klein_cli.cli.follow import INTERRUPTED, Followed
+from klein_cli.cli.follow import INTERRUPTED, Followed, concluded
 from klein_cli.cli.gallery import add_page, gallery_folder
 from klein_cli.cli.lengths import check_lengths, tokenizer_of
 from klein_cli.cli.preview import preview
@@ -33,7 +33,7 @@ from klein_cli.cli.request import (
 )
 from klein_cli.cli.taking_up import output_folder, write_plan, write_settings
 from klein_cli.cli.timings import Timings
-from klein_cli.errors import KleinError, UsageError
+from klein_cli.errors import UsageError
 from klein_cli.output.gallery import check_page
 from klein_cli.output.history import History
 from klein_cli.output.naming import STDOUT
@@ -97,16 +97,7 @@ def generate(
         verbose=verbose,
         silent_stdout=output == STDOUT and not dry_run,
     )
-    try:
-        code = _generate(request, report, context)
-    except KleinError as error:
-        report.event("error", message=error.message, hint=error.hint)
-        raise
-    except KeyboardInterrupt:
-        report.event("interrupted", made=0, wanted=None)
-        report.note("interrupted")
-        code = INTERRUPTED
-    raise typer.Exit(code)
+    raise typer.Exit(concluded(lambda: _generate(request, report, context), report))
 
 
 def _generate(request: Request, report: Report, context: typer.Context) -> int:

@@ -19,7 +19,7 @@ from klein_cli import __version__
 from klein_cli.cli import options
 from klein_cli.cli.config import origins, was_typed
 from klein_cli.cli.drawing import Drawing, Source, names_of
-from klein_cli.cli.follow import INTERRUPTED, Followed
+from klein_cli.cli.follow import Followed, concluded
 from klein_cli.cli.generate import check_stdout
 from klein_cli.cli.report import Report
 from klein_cli.cli.request import (
@@ -141,16 +141,7 @@ def reproduce(
         verbose=verbose,
         silent_stdout=output == STDOUT and not dry_run,
     )
-    try:
-        code = _reproduce(context, pictures, report)
-    except KleinError as error:
-        report.event("error", message=error.message, hint=error.hint)
-        raise
-    except KeyboardInterrupt:
-        report.event("interrupted", made=0, wanted=None)
-        report.note("interrupted")
-        code = INTERRUPTED
-    raise typer.Exit(code)
+    raise typer.Exit(concluded(lambda: _reproduce(context, pictures, report), report))
 
 
 def _reproduce(context: typer.Context, pictures: Sequence[Path], report: Report) -> int:
