@@ -19,7 +19,7 @@ from klein_cli.cli.report import Report, printable
 from klein_cli.cli.request import Request, batch_size_of
 from klein_cli.cli.startup import quick_start
 from klein_cli.cli.timings import Timings
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, ModelError
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset
 from klein_cli.recipe import Recipe
@@ -150,8 +150,14 @@ class Drawing:
                 bare=source.request.no_metadata,
                 threads=hands.writers,
             )
+            left = {job.index: job for job in jobs}
             for event in self._run.events(jobs):
+                if isinstance(event, Stopped) and isinstance(event.error, ModelError) and not alone:
+                    yield from (Failed(job=job, error=event.error) for job in left.values())
+                    return
                 yield event
+                if isinstance(event, Saved | Failed):
+                    del left[event.job.index]
                 if isinstance(event, Saved):
                     with contextlib.suppress(KleinError):  # the original may be gone by now
                         self._compare(event)

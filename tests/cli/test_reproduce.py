@@ -365,16 +365,24 @@ def test_faults_of_one_kind_keep_their_exit_code(klein: Any, circle: Path) -> No
     assert klein("reproduce", "a.png", "b.png", "-o", "d/")[0] == 3
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_a_model_that_fails_does_not_keep_others_from_drawing(
-    klein: Any, circle: Path, monkeypatch: pytest.MonkeyPatch
+    klein: Any, circle: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
+    """Be it at once, or when its weights arrive beside the first picture."""
     rewritten(circle, "other.png", settings={"dtype": "bfloat16"})
     load = Pipeline.load
 
+    def broken(*_: object, **__: object) -> Any:
+        raise ModelError("it is broken", "mend it")
+
     def fails(snapshot: Any, settings: Settings, **options: Any) -> Pipeline:
+        if settings.dtype == "bfloat16" and not late:
+            broken()
+        pipeline = load(snapshot, settings, **options)
         if settings.dtype == "bfloat16":
-            raise ModelError("it is broken", "mend it")
-        return load(snapshot, settings, **options)
+            monkeypatch.setattr(pipeline, "render", broken)
+        return pipeline
 
     monkeypatch.setattr(Pipeline, "load", fails)
     code, out, err = klein("reproduce", "other.png", circle, "-o", "d/")
