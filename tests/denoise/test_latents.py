@@ -27,6 +27,13 @@ def test_a_picture_gets_the_noise_of_its_seed_in_any_batch() -> None:
     assert not torch.equal(together[0], together[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_noise_is_not_rounded_to_what_the_model_computes_in(dtype: torch.dtype) -> None:
+    options = {"width": 32, "height": 48, "channels": 8, "device": CPU}
+    wide = noise([5], **options, dtype=torch.float32).packed  # type: ignore[arg-type]
+    assert torch.equal(noise([5], **options, dtype=dtype).packed, wide)  # type: ignore[arg-type]
+
+
 def test_noise_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     noise([1], width=32, height=32, channels=8, device=CPU)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed, Flux2Transformer2DModel
 from torch import Tensor
 
 from klein_cli.denoise.latents import position_ids
 from klein_cli.errors import ModelError
-from klein_cli.models.flux2 import Flux2Config, Flux2Transformer
+from klein_cli.models.flux2 import Flux2Config, Flux2Transformer, rotary_embedding
 
 CONFIG: dict[str, Any] = {
     "patch_size": 1,
@@ -73,6 +73,14 @@ def velocities(
         return_dict=False,
     )[0]
     return ours(latents, timestep, text, ids), expected
+
+
+def test_far_positions_turn_as_diffusers_turns_them() -> None:
+    """Angles of hundreds of radians in float32 would be off by 1e-5."""
+    axes, ids = [32, 32, 32, 32], position_ids(512, (64, 64), torch.device("cpu"))
+    wanted = Flux2PosEmbed(theta=2000, axes_dim=axes)(ids)
+    for found, expected in zip(rotary_embedding(ids, axes, 2000), wanted, strict=True):
+        assert float((found[:, 0] - expected).abs().max()) < 2e-7
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
