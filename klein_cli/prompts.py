@@ -1,4 +1,4 @@
-"""Prompts files and prompts typed at a shell -> Rows -> Recipes.
+"""Prompts files, and prompts typed at a shell -> Rows.
 
 Three formats, chosen by the file's ending: `.txt` (one prompt a line), `.jsonl` and `.csv` (rows
 with the keys of `KEYS`). A file is read as a stream, once. A line that cannot be used becomes a
@@ -19,18 +19,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn
 
 from klein_cli.errors import UsageError
-from klein_cli.recipe import Recipe
-from klein_cli.wildcards import chosen
-
-T = TypeVar("T")
+from klein_cli.rows import MAX_PICTURES, Row, prompt_fault
 
 STDIN = "-"
-MAX_PICTURES = 1_000_000
 KEYS = (
     "prompt",
     "seed",
@@ -51,84 +46,12 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One line of a prompts file: a prompt and what it says for itself; None means unsaid.
-
-    `line` counts from 1; 0 is a prompt that was typed at the shell.
-    """
-
-    prompt: str
-    line: int = 0
-    seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    negative_prompt: str | None = None
-    output: str | None = None
-    n: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
     """A line that cannot be used: what is wrong with it and what to do."""
 
     line: int
     message: str
     hint: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What a recipe gets where its row is silent: from the options, else from the preset.
-
-    `seeds` sweeps: every prompt that says neither seed nor n is drawn once with each of them.
-    With `wildcards`, groups such as {a|b} in a prompt are chosen by each picture's seed.
-    """
-
-    model: str
-    width: int
-    height: int
-    steps: int
-    guidance: float
-    negative_prompt: str | None = None
-    n: int = 1
-    seeds: tuple[range, ...] = ()
-    wildcards: bool = False
-
-
-def own_seeds(row: Row, defaults: Defaults) -> Iterator[int | None]:
-    """One entry a picture of the row, in order: its seed, or None where it takes the run's.
-
-    A row with seed s and n pictures makes s, s + 1, ... Raises UsageError when the row and a
-    sweep both say how many pictures there are.
-    """
-    if defaults.seeds and row.seed is None:
-        if row.n is not None:
-            raise UsageError("n and --seeds both say how many pictures", "leave one of them out")
-        return chain.from_iterable(defaults.seeds)
-    count = _first(row.n, 1 if defaults.seeds else defaults.n)
-    return repeat(None, count) if row.seed is None else iter(range(row.seed, row.seed + count))
-
-
-def recipe_of(row: Row, defaults: Defaults, seed: int) -> Recipe:
-    """One picture of the row. Raises UsageError when a value cannot make a picture."""
-    prompt = row.prompt
-    if defaults.wildcards:
-        prompt = chosen(prompt, seed)
-        fault = prompt_fault(prompt)
-        if fault:
-            raise UsageError(*fault)
-    return Recipe(
-        prompt=prompt,
-        seed=seed,
-        width=_first(row.width, defaults.width),
-        height=_first(row.height, defaults.height),
-        steps=_first(row.steps, defaults.steps),
-        guidance=_first(row.guidance, defaults.guidance),
-        model=defaults.model,
-        negative_prompt=_first(row.negative_prompt, defaults.negative_prompt),
-    )
 
 
 def read_rows(source: str, stdin: BinaryIO) -> Iterator[Row | BadRow]:
@@ -150,18 +73,6 @@ def read_prompt(stdin: BinaryIO) -> str:
 def name_of(source: str) -> str:
     """How messages name a prompts file; `source` is "" for a prompt typed at the shell."""
     return "standard input" if source == STDIN else source
-
-
-def prompt_fault(prompt: str) -> tuple[str, str] | None:
-    """Why `prompt` cannot be used, as (message, hint), or None."""
-    if not prompt.strip():
-        return "the prompt is empty", "say what to draw"
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        what = f"the prompt is not valid Unicode (character {error.start + 1})"
-        return what, "write the prompt as UTF-8"
-    return None
 
 
 def decode(data: bytes, name: str) -> str:
@@ -385,7 +296,3 @@ def _without_ending(line: str) -> str:
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _first(own: T | None, default: T) -> T:
-    return default if own is None else own

@@ -13,21 +13,17 @@ import pytest
 from klein_cli.errors import UsageError
 from klein_cli.prompts import (
     BadRow,
-    Defaults,
-    Row,
     complain,
     decode,
     lines_of,
-    own_seeds,
     parse_csv,
     parse_jsonl,
     parse_txt,
-    prompt_fault,
     read_prompt,
     read_rows,
-    recipe_of,
 )
 from klein_cli.recipe import Recipe
+from klein_cli.rows import Defaults, Row, own_seeds, prompt_fault, recipe_of
 
 DEFAULTS = Defaults(model="tiny", width=256, height=256, steps=4, guidance=1.0)
 NO_STDIN = io.BytesIO()

@@ -34,8 +34,8 @@ from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.naming import STDOUT, Names, destination
 from klein_cli.output.png import check_room
 from klein_cli.output.reading import read_record
-from klein_cli.prompts import Row, recipe_of
 from klein_cli.recipe import Settings
+from klein_cli.rows import Row, recipe_of
 from klein_cli.run.again import as_then, model_of
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import check_folders, check_sides

@@ -11,17 +11,7 @@ from klein_cli.cli.seeds import parse_seeds
 from klein_cli.cli.sizes import picture_size
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
-from klein_cli.prompts import (
-    MAX_PICTURES,
-    STDIN,
-    BadRow,
-    Defaults,
-    Row,
-    name_of,
-    prompt_fault,
-    read_prompt,
-    read_rows,
-)
+from klein_cli.prompts import STDIN, BadRow, name_of, read_prompt, read_rows
 from klein_cli.recipe import (
     ATTENTIONS,
     DEVICES,
@@ -32,6 +22,7 @@ from klein_cli.recipe import (
     RNGS,
     Settings,
 )
+from klein_cli.rows import MAX_PICTURES, Defaults, Row, prompt_fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

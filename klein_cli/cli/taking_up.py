@@ -12,8 +12,8 @@ from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.history import FILE, History, read_history
 from klein_cli.output.manifest import Manifest, opened
 from klein_cli.output.naming import STDOUT, Destination, destination
-from klein_cli.prompts import Defaults
 from klein_cli.recipe import Settings
+from klein_cli.rows import Defaults
 from klein_cli.run.books import Books
 from klein_cli.run.plan import Plan
 

@@ -23,16 +23,9 @@ from klein_cli.output.history import History, Item, file_hash, recipe_hash, row_
 from klein_cli.output.naming import STDOUT, Destination, Names, destination
 from klein_cli.output.png import check_room, check_writable
 from klein_cli.presets import Preset
-from klein_cli.prompts import (
-    BadRow,
-    Defaults,
-    Row,
-    complain,
-    name_of,
-    own_seeds,
-    recipe_of,
-)
+from klein_cli.prompts import BadRow, complain, name_of
 from klein_cli.recipe import Recipe
+from klein_cli.rows import Defaults, Row, own_seeds, recipe_of
 from klein_cli.run.found import Found, look
 from klein_cli.run.jobs import Job, Jobs
 

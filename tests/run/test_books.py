@@ -14,8 +14,9 @@ import pytest
 
 from klein_cli.output.manifest import opened
 from klein_cli.presets import presets
-from klein_cli.prompts import Defaults, Row, read_rows
+from klein_cli.prompts import read_rows
 from klein_cli.recipe import Settings
+from klein_cli.rows import Defaults, Row
 from klein_cli.run.books import Books
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, plan

@@ -18,7 +18,8 @@ import pytest
 from klein_cli.cli.app import main
 from klein_cli.output.manifest import opened
 from klein_cli.output.reading import is_whole
-from klein_cli.prompts import Row, read_rows
+from klein_cli.prompts import read_rows
+from klein_cli.rows import Row
 
 QUICK = ("--size", "64x64", "--steps", "1", "--device", "cpu", "-s", "5")
 

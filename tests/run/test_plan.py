@@ -11,7 +11,8 @@ import pytest
 from klein_cli.errors import UsageError
 from klein_cli.output.history import History
 from klein_cli.presets import presets
-from klein_cli.prompts import BadRow, Defaults, Row
+from klein_cli.prompts import BadRow
+from klein_cli.rows import Defaults, Row
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 

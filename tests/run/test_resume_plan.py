@@ -17,8 +17,8 @@ from klein_cli.output.manifest import opened
 from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
 from klein_cli.presets import presets
-from klein_cli.prompts import Defaults, Row
 from klein_cli.recipe import Recipe, Settings
+from klein_cli.rows import Defaults, Row
 from klein_cli.run.books import Books
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, plan
