@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "fixtures"))
 
+from injected import in_place  # noqa: E402
 from wrong_encoders import WRONG  # noqa: E402
 
 from klein_cli.check.metrics import Picture  # noqa: E402
@@ -104,16 +104,9 @@ def _legend(y: int) -> Iterator[str]:
 
 def draw(encoder: str) -> list[Picture]:
     """Pictures of PROMPTS by `tiny` with this encoder in the place of the right one."""
-    settings = choose(Settings(device="cpu", dtype="float32", attention="sdpa"))
-    if encoder == "right":
+    with in_place(None if encoder == "right" else encoder):
+        settings = choose(Settings(device="cpu", dtype="float32", attention="sdpa"))
         pipeline = Pipeline.load(resolve("tiny"), settings)
-    else:
-        kind = WRONG[encoder]
-        with (
-            patch("klein_cli.models.attention.SdpaAttention", lambda: kind.attend),
-            patch("klein_cli.text.encoder.Qwen3Model", kind.model),
-        ):
-            pipeline = Pipeline.load(resolve("tiny"), settings)
     recipes = [
         Recipe(prompt=p, seed=s, width=256, height=256, steps=4, guidance=1.0, model="tiny")
         for s, p in enumerate(PROMPTS, start=1)
