@@ -115,15 +115,15 @@ bar = Bar(shown=True)
 with bar:
     for said in ("loading tiny", "reading the prompt"):
         bar.say(said)
-        time.sleep(0.15)
+        time.sleep(0.5)
     bar.expect(1)
     bar._began -= float(sys.argv[1])
     bar.reach(0.25)
     bar.say("step 2 of 4")
-    time.sleep(0.15)
+    time.sleep(0.5)
     bar.reach(1)
     bar.say("decoding")
-    time.sleep(0.15)
+    time.sleep(0.5)
 """
 
 
