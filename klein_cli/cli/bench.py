@@ -25,7 +25,7 @@ from klein_cli.cli.report import Report
 from klein_cli.cli.request import Request, batch_size_of, settings_of
 from klein_cli.cli.sizes import parse_size
 from klein_cli.cli.startup import quick_start
-from klein_cli.errors import KleinError, UsageError
+from klein_cli.errors import UsageError
 from klein_cli.output.png import check_writable
 from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.recipe import Recipe, Settings
@@ -72,7 +72,7 @@ def bench(
     machine = {field.name for field in fields(Settings)} & locals().keys()
     chosen = {name: value for name, value in locals().items() if name in machine}
     report = Report(as_json=as_json, quiet=quiet, verbose=False, silent_stdout=as_json)
-    try:
+    with report.errors():
         if from_file is not None:
             result = _read(from_file)
         else:
@@ -95,9 +95,6 @@ def bench(
             elif keep is not None:
                 raise UsageError("--keep is for random weights, and -m names a model", "drop one")
             result = _measure(request.model, model is None, keep, settings, wanted, report)
-    except KleinError as error:
-        report.event("error", message=error.message, hint=error.hint)
-        raise
     _show(result, as_markdown=as_markdown, as_json=as_json)
 
 

@@ -102,7 +102,8 @@ class Drawing:
         """Draw the pictures of `jobs`, which are its own; say of each what became of it."""
         groups = self._groups(jobs)
         for group in groups:
-            for event in self._draw(group, alone=len(groups) == 1):
+            drawn = self._draw(group)
+            for event in drawn if len(groups) == 1 else _beside_others(group, drawn):
                 yield event
                 if isinstance(event, Stopped):
                     return
@@ -122,8 +123,7 @@ class Drawing:
             groups.setdefault(self._origin[job.index].key, []).append(job)
         return list(groups.values())
 
-    def _draw(self, jobs: Sequence[Job], *, alone: bool) -> Iterator[Event]:
-        """Pictures of one model. Where it is not `alone`, the others do not suffer if it fails."""
+    def _draw(self, jobs: Sequence[Job]) -> Iterator[Event]:
         timings = Timings()
         source, report = self._origin[jobs[0].index], self._report
         report.bar.say("starting torch")
@@ -133,14 +133,8 @@ class Drawing:
             self._run = None
             release_memory()
         with as_many_threads(source.record):
-            try:
-                with quick_start():
-                    hands = self._hire(jobs, source, timings)
-            except KleinError as error:
-                if alone:
-                    raise
-                yield from (Failed(job=job, error=error) for job in jobs)
-                return
+            with quick_start():
+                hands = self._hire(jobs, source, timings)
             report.bar.expect(len(self._jobs))
             self._run = Run(
                 crew=hands.crew,
@@ -150,14 +144,8 @@ class Drawing:
                 bare=source.request.no_metadata,
                 threads=hands.writers,
             )
-            left = {job.index: job for job in jobs}
             for event in self._run.events(jobs):
-                if isinstance(event, Stopped) and isinstance(event.error, ModelError) and not alone:
-                    yield from (Failed(job=job, error=event.error) for job in left.values())
-                    return
                 yield event
-                if isinstance(event, Saved | Failed):
-                    del left[event.job.index]
                 if isinstance(event, Saved):
                     with contextlib.suppress(KleinError):  # the original may be gone by now
                         self._compare(event)
@@ -220,6 +208,20 @@ class Drawing:
             f"{path} is not quite {source.path}: {found.differ} of {found.pixels} pixels differ, "
             f"by at most {found.most} of 255"
         )
+
+
+def _beside_others(jobs: Sequence[Job], drawn: Iterator[Event]) -> Iterator[Event]:
+    """One model's pictures: if it fails, they do, and those of other models can still be drawn."""
+    left = {job.index: job for job in jobs}
+    try:
+        for event in drawn:
+            if isinstance(event, Stopped) and isinstance(event.error, ModelError):
+                raise event.error
+            if isinstance(event, Saved | Failed):
+                del left[event.job.index]
+            yield event
+    except KleinError as error:
+        yield from (Failed(job=job, error=error) for job in left.values())
 
 
 def names_of(paths: Sequence[Path]) -> str:

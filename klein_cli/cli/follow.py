@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from klein_cli.cli.report import Report
-from klein_cli.errors import KleinError
+from klein_cli.output.naming import STDOUT
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Event, Failed, Notice, Saved, SteppedDown, Stopped
 
@@ -81,13 +81,24 @@ class Followed:
         return f": see {self._failures}" if self._codes and self._failures is not None else ""
 
 
-def concluded(run: Callable[[], int], report: Report) -> int:
-    """The exit code of a command; an error, and an interrupt outside a run, become events too."""
+def carried_out(
+    run: Callable[[Report], int],
+    *,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+    output: str | None,
+    dry_run: bool,
+) -> int:
+    """The exit code of a command that draws, which is given the report that these options ask for.
+
+    An error, and an interrupt outside a run, become events too.
+    """
+    silent = output == STDOUT and not dry_run
+    report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=silent)
     try:
-        return run()
-    except KleinError as error:
-        report.event("error", message=error.message, hint=error.hint)
-        raise
+        with report.errors():
+            return run(report)
     except KeyboardInterrupt:
         report.event("interrupted", made=0, wanted=None)
         report.note("interrupted")

@@ -36,12 +36,8 @@ def gallery(
     Writes FOLDER/index.html, which needs no network and no other file, and prints its path.
     """
     report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
-    try:
-        with report.bar:
-            made = write_page(folder.expanduser(), report, overwrite=overwrite)
-    except KleinError as error:
-        report.event("error", message=error.message, hint=error.hint)
-        raise
+    with report.errors(), report.bar:
+        made = write_page(folder.expanduser(), report, overwrite=overwrite)
     if not json:
         typer.echo(str(made.page))
 

@@ -9,6 +9,7 @@ import secrets
 import sys
 from contextlib import nullcontext, suppress
 from datetime import date
+from functools import partial
 
 import typer
 
@@ -16,7 +17,7 @@ from klein_cli import __version__
 from klein_cli.cli import options
 from klein_cli.cli.config import origins
 from klein_cli.cli.crew import check_workers, hired
-from klein_cli.cli.follow import INTERRUPTED, Followed, concluded
+from klein_cli.cli.follow import INTERRUPTED, Followed, carried_out
 from klein_cli.cli.gallery import add_page, gallery_folder
 from klein_cli.cli.lengths import check_lengths, tokenizer_of
 from klein_cli.cli.preview import preview
@@ -91,16 +92,12 @@ def generate(
     given = locals()
     del given["context"]
     request = Request(**given)
-    report = Report(
-        as_json=json,
-        quiet=quiet,
-        verbose=verbose,
-        silent_stdout=output == STDOUT and not dry_run,
-    )
-    raise typer.Exit(concluded(lambda: _generate(request, report, context), report))
+    told = {"json": json, "quiet": quiet, "verbose": verbose, "dry_run": dry_run}
+    run = partial(_generate, request, context)
+    raise typer.Exit(carried_out(run, output=output, **told))
 
 
-def _generate(request: Request, report: Report, context: typer.Context) -> int:
+def _generate(request: Request, context: typer.Context, report: Report) -> int:
     settings = settings_of(request)
     batch_size = batch_size_of(request)
     check_stdout(request)

@@ -14,7 +14,7 @@ import typer
 from klein_cli.cli.fetching import Fetching
 from klein_cli.cli.report import Report
 from klein_cli.cli.terminal import gigabytes, home_as_tilde, table
-from klein_cli.errors import KleinError, ModelError, UsageError
+from klein_cli.errors import ModelError, UsageError
 from klein_cli.hub.cache import bytes_of, cache_folder, cached, remove, repositories
 from klein_cli.model_files import faults, size_on_disk
 from klein_cli.presets import Preset, presets
@@ -213,10 +213,8 @@ def _say_licence(preset: Preset, repo: str, report: Report) -> None:
 def _told(report: Report) -> Iterator[None]:
     """Under --json an error is an event too; an interrupt loses nothing, which is worth saying."""
     try:
-        yield
-    except KleinError as error:
-        report.event("error", message=error.message, hint=error.hint)
-        raise
+        with report.errors():
+            yield
     except KeyboardInterrupt:
         report.note("interrupted: what has come is kept, and the next pull goes on with it")
         raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,15 @@ class Report:
         """Something that may spoil the pictures; --quiet does not silence it."""
         self._to_stderr(f"warning: {text}")
         self.event("warning", message=text)
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """An error of the block, which goes on its way, is an event too."""
+        try:
+            yield
+        except KleinError as error:
+            self.event("error", message=error.message, hint=error.hint)
+            raise
 
     def event(self, kind: str, **fields: Any) -> None:
         """One line of JSON, under --json only."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from klein_cli import __version__
 from klein_cli.cli import options
 from klein_cli.cli.config import origins, was_typed
 from klein_cli.cli.drawing import Drawing, Source, names_of
-from klein_cli.cli.follow import Followed, concluded
+from klein_cli.cli.follow import Followed, carried_out
 from klein_cli.cli.generate import check_stdout
 from klein_cli.cli.report import Report
 from klein_cli.cli.request import (
@@ -135,13 +136,9 @@ def reproduce(
     is on this machine is used, unless -m names one: nothing is downloaded
     because a picture says so.
     """
-    report = Report(
-        as_json=json,
-        quiet=quiet,
-        verbose=verbose,
-        silent_stdout=output == STDOUT and not dry_run,
-    )
-    raise typer.Exit(concluded(lambda: _reproduce(context, pictures, report), report))
+    told = {"json": json, "quiet": quiet, "verbose": verbose, "dry_run": dry_run}
+    run = partial(_reproduce, context, pictures)
+    raise typer.Exit(carried_out(run, output=output, **told))
 
 
 def _reproduce(context: typer.Context, pictures: Sequence[Path], report: Report) -> int:

@@ -124,11 +124,8 @@ def verify(
         seed=seed,
     )
     report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
-    try:
+    with report.errors():
         facts, comparisons = _verify(request, clip, html, overwrite, report)
-    except KleinError as error:
-        report.event("error", message=error.message, hint=error.hint)
-        raise
     passed = all(comparison.passed for comparison in comparisons)
     if json:
         for comparison in comparisons:

@@ -54,7 +54,8 @@ class Graphs:
         """function(*inputs), in memory of its own."""
         key = (function, *((x.shape, x.stride(), x.dtype) for x in inputs))
         if key not in self._captured and key not in self._too_large:
-            self._make_room()
+            if len(self._captured) >= self._most:
+                self.clear()
             try:
                 self._captured[key] = self._capture(function, inputs)
             except RuntimeError as error:
@@ -72,10 +73,6 @@ class Graphs:
             captured.graph.reset()
         self._captured.clear()
         torch.cuda.empty_cache()
-
-    def _make_room(self) -> None:
-        if len(self._captured) >= self._most:
-            self.clear()
 
     def _directly(self, function: TensorFunction, inputs: tuple[Tensor, ...]) -> Tensor:
         """Without a graph, if need be in the memory of those that there are."""

@@ -191,39 +191,36 @@ def test_what_graphs_hold_is_given_back_before_memory_has_run_out() -> None:
         graphs(needs_more, torch.ones(2))
 
 
+class FailsWhileRecorded:
+    """x + 1, but for the second call: the first is the one before a graph is recorded."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.calls = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        more = x + 1
+        if self.calls == 2:
+            raise self.error
+        return more
+
+
 @pytest.mark.gpu
 @torch.inference_mode()
 def test_a_function_that_fails_leaves_the_graphs_usable(graphs: Graphs) -> None:
-    x = torch.ones(4, device=CUDA)
-    calls = []
-
-    def fails_while_recorded(x: Tensor) -> Tensor:
-        calls.append(1)
-        more = x + 1
-        if len(calls) == 2:
-            raise ZeroDivisionError
-        return more
-
+    x, function = torch.ones(4, device=CUDA), FailsWhileRecorded(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        graphs(fails_while_recorded, x)
+        graphs(function, x)
     assert graphs(double, x).tolist() == [2.0] * 4
-    assert graphs(fails_while_recorded, x).tolist() == [2.0] * 4
+    assert graphs(function, x).tolist() == [2.0] * 4
 
 
 @pytest.mark.gpu
 @torch.inference_mode()
 def test_a_graph_that_finds_no_memory_is_done_without(graphs: Graphs) -> None:
-    x = torch.ones(4, device=CUDA)
-    calls = []
-
-    def fails_while_recorded(x: Tensor) -> Tensor:
-        calls.append(1)
-        more = x + 1
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError("no room")
-        return more
-
+    x, function = torch.ones(4, device=CUDA), FailsWhileRecorded(torch.OutOfMemoryError("no room"))
     for _ in range(3):
-        assert graphs(fails_while_recorded, x).tolist() == [2.0] * 4
-    assert len(calls) == 5, "run, recorded, and then as it is each time"
+        assert graphs(function, x).tolist() == [2.0] * 4
+    assert function.calls == 5, "run, recorded, and then as it is each time"
     assert graphs(double, x).tolist() == [2.0] * 4
