@@ -139,17 +139,17 @@ class Loading:
         if self._module is None:
             return
         started = time.perf_counter()
-        module, self._module = self._module, None
         try:
             self._arrive()
             with torch.inference_mode(mode=False), torch.no_grad():
-                self._fill(module)
-                self._then(module)
+                self._fill(self._module)
+                self._then(self._module)
         except Exception as error:
             self._tensors.clear()
             # Not the error itself, whose traceback holds on to what was made by then.
             self._failure = tuple(error.__reduce__())
             raise
+        self._module = None
         torch.cuda.empty_cache()  # `then` may have put weights together in new places
         self.waited += time.perf_counter() - started
 

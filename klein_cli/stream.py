@@ -126,7 +126,8 @@ class Reader:
         self._dropped = True
         self._finish()
         for thread in self._threads:
-            thread.join()
+            if thread.is_alive():
+                thread.join()
 
     def _finish(self) -> None:
         for _ in self._threads:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from klein_cli.errors import ModelError
 from klein_cli.load import load_weights, part_config, without_memory
 from klein_cli.model_files import weight_files
-from klein_cli.stream import Reader
+from klein_cli.stream import Arrival, Reader
 
 CPU = torch.device("cpu")
 
@@ -242,6 +242,25 @@ def test_a_module_that_cannot_be_made_is_never_whole(folder: Path, error: Except
     with pytest.raises(type(error)) as caught:
         loading.wait()
     assert caught.value is not error, "its traceback would keep the memory"
+
+
+def test_an_interrupt_while_weights_come_does_not_leave_a_module_that_seems_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with without_memory():
+        part = Part()
+    with Reader(CPU) as reader:
+        loading = load_weights(part, folder, device=CPU, dtype=torch.float32, reader=reader)
+
+    def interrupted(_: Arrival) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Arrival, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loading.wait()
+    loading.wait()
+    assert torch.equal(part.linear.weight, tensors()["linear.weight"])
 
 
 def test_a_module_is_empty_until_it_is_waited_for(folder: Path) -> None:

@@ -83,7 +83,8 @@ def verify(
 
     `settings` come from `choose`. Ours are drawn in batches of `batch_size`, the pipeline's own
     choice if None, and share `Recipe.shape`; the reference draws them alone. Raises ModelError for
-    a snapshot that either cannot load, OutOfMemoryError when one does not fit.
+    a snapshot that either cannot load, or that is too large for klein's, OutOfMemoryError when the
+    other or a picture does not fit.
     """
     ours = _ours(snapshot, settings, recipes, batch_size, on_event)
     theirs = reference(snapshot.root, settings, recipes, on_event)

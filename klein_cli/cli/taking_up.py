@@ -30,7 +30,10 @@ class Folder:
     resumed: bool
 
     def seed(self, given: int | None, drawn: int) -> int:
-        """The run's base seed: what it began with, else what was given, else `drawn`."""
+        """The run's base seed: what it began with, else what was given, else `drawn`.
+
+        Of several runs with a base seed, the one that began with `given` is gone on with.
+        """
         began = self.history.seed if self.resumed else None
         if began is None:
             return drawn if given is None else given

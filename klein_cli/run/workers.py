@@ -195,8 +195,8 @@ def hire(order: Order, count: int | None, *, most: int, address: str | None) -> 
 
     `count` None is one for each GPU, or for each machine where there is none, but no more than
     `most`. `address` is a Ray that runs already; without it, one is started here, and ended.
-    Raises UsageError without Ray or without that many GPUs, ModelError and OutOfMemoryError when
-    no worker can load the model.
+    Raises UsageError without Ray or without that many GPUs, ModelError when no worker can load
+    the model.
     """
     check_ray(f"--workers {count}")
     options: dict[str, Any] = {"address": address}
