@@ -445,6 +445,9 @@ def test_no_metadata_leaves_the_same_pixels_and_not_a_word(klein: Any, circle: P
         assert CIRCLE.encode() not in data
         assert b"klein" not in data
     assert numpy.array_equal(pixels(Path("bare.png")), pixels(circle))
+    long = ("reproduce", circle, "-p", "cat " * 20_000, "-o", "long.jpg")
+    assert klein(*long)[0] == 2
+    assert klein(*long, "--no-metadata")[0] == 0, "what is not written needs no room"
 
 
 # What a stranger's picture must not bring about.

@@ -45,6 +45,17 @@ def test_a_layer_takes_a_tensor_or_what_is_quantised_already() -> None:
     assert isinstance(scaled(x), Scaled)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 48, 99])
+def test_a_weight_quantised_in_parts_is_the_same(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("klein_cli.speed.fp8._ROWS", rows)
+    weight = torch.randn(48, 64, dtype=torch.bfloat16)
+    layer, whole = Fp8Linear(weight, scaled), scaled(weight)
+    assert torch.equal(layer.get_buffer("values").float(), whole.values.float())
+    assert torch.equal(layer.get_buffer("scales"), whole.scales.t())
+
+
 def test_sides_that_the_product_cannot_take_are_refused() -> None:
     with pytest.raises(ModelError, match="24 by 32 channels") as caught:
         Fp8Linear(torch.ones(32, 24), scaled)
