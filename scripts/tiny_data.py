@@ -50,9 +50,17 @@ class Prompts:
         mask = causal[None] & (keys < self.lengths[rows][:, None])[:, None]
         return ids, mask[:, None]
 
-    def pick(self, count: int) -> Tensor:
-        """Random rows (count,)."""
-        return torch.randint(len(self.ids), (count,), device=self.ids.device)
+    def pick(self, count: int, stars: float = 0.0) -> Tensor:
+        """Random rows (count,), of which the share `stars`, or more by chance, hold a star.
+
+        A star's tips are what the model draws worst.
+        """
+        rows = torch.randint(len(self.ids), (count,), device=self.ids.device)
+        if not stars:
+            return rows
+        star = (self.scenes.shapes == world.SHAPES.index("star")).any(1).nonzero()[:, 0]
+        some = star[torch.randint(len(star), (count,), device=star.device)]
+        return torch.where(torch.rand(count, device=star.device) < stars, some, rows)
 
 
 def prompt_pools(
@@ -120,11 +128,16 @@ class LatentBuffer:
     """
 
     def __init__(
-        self, vae: AutoencoderKLFlux2, prompts: Prompts, pairs: int, grid: tuple[int, int]
+        self,
+        vae: AutoencoderKLFlux2,
+        prompts: Prompts,
+        pairs: int,
+        grid: tuple[int, int],
+        stars: float,
     ) -> None:
-        self.vae, self.prompts, self.grid = vae, prompts, grid
+        self.vae, self.prompts, self.grid, self.stars = vae, prompts, grid, stars
         device, tokens = prompts.ids.device, grid[0] * grid[1]
-        self.rows = prompts.pick(pairs)
+        self.rows = prompts.pick(pairs, stars)
         self.means = torch.empty(pairs, 2, 2, device=device)
         self.latents = torch.empty(pairs, 2, tokens, 128, device=device, dtype=torch.bfloat16)
         self.oldest = 0
@@ -138,7 +151,7 @@ class LatentBuffer:
         place = torch.arange(self.oldest, self.oldest + pairs, device=self.rows.device)
         place = place % len(self.rows)
         self.oldest = (self.oldest + pairs) % len(self.rows)
-        self.rows[place] = self.prompts.pick(pairs)
+        self.rows[place] = self.prompts.pick(pairs, self.stars)
         tokens = self.grid[0] * self.grid[1]
         means = torch.randn(2 * pairs, 2, device=place.device) / tokens**0.5
         pictures = self.pictures(self.rows[place], means)

@@ -11,10 +11,9 @@ import time
 
 import tiny_world as world
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2
 from tiny_data import Prompts
-from tiny_losses import STEPS, at, autocast
+from tiny_losses import STEPS, at, autocast, pixel_loss
 from tiny_models import (
     POSITIONS,
     Student,
@@ -30,21 +29,24 @@ from klein_cli.denoise.latents import position_ids
 from klein_cli.denoise.schedule import sigmas
 
 GRID = (16, 16)
-STARS = 0.6
-"""At least so many of the pictures hold a star, whose tips are what the decoder draws worst."""
 NOISE = 0.1
-EDGE_WEIGHT = 8.0
 
 
 class Pairs:
     """Latents (N, 256, 128), half of them the student's, and what draws their pictures."""
 
     def __init__(
-        self, student: Student, vae: AutoencoderKLFlux2, prompts: Prompts, count: int, log: Log
+        self,
+        student: Student,
+        vae: AutoencoderKLFlux2,
+        prompts: Prompts,
+        count: int,
+        stars: float,
+        log: Log,
     ) -> None:
-        self.vae, self.prompts = vae, prompts
+        self.vae, self.prompts, self.stars = vae, prompts, stars
         self.device = prompts.ids.device
-        self.rows = _mostly_stars(prompts, count)
+        self.rows = prompts.pick(count, stars)
         self.means = torch.randn(count, 2, device=self.device) / (GRID[0] * GRID[1]) ** 0.5
         started, parts = time.monotonic(), []
         for first in range(0, count, 16):
@@ -57,7 +59,7 @@ class Pairs:
         """Latents (B, 128, 16, 16) and the right pictures (B, 3, 256, 256)."""
         half = count // 2
         own = torch.randint(len(self.rows), (half,), device=self.device)
-        others = _mostly_stars(self.prompts, count - half)
+        others = self.prompts.pick(count - half, self.stars)
         means = torch.randn(count - half, 2, device=self.device) / (GRID[0] * GRID[1]) ** 0.5
         rows, means = torch.cat((self.rows[own], others)), torch.cat((self.means[own], means))
         pictures = world.draw(self.prompts.scenes[rows], means, GRID)
@@ -91,13 +93,15 @@ def train_decoder(
     batch: int,
     count: int,
     learning_rate: float,
+    stars: float,
+    edges: float,
     log: Log,
 ) -> AutoencoderKLFlux2:
     """Train the decoder of `vae` in place, its averaged weights at the end."""
     torch.manual_seed(3)
     device = prompts.ids.device
     vae = vae.to(device).eval().requires_grad_(False)
-    pairs = Pairs(student.to(device).eval(), vae, prompts, count, log)
+    pairs = Pairs(student.to(device).eval(), vae, prompts, count, stars, log)
     learner = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
     optimiser = Muon(learner, learning_rate, lambda name, p: p.ndim == 4 and min(p.shape[:2]) > 3)
     ema, started, step, errors = Ema(learner, 0.99), time.monotonic(), 0, []
@@ -107,7 +111,7 @@ def train_decoder(
         learner.zero_grad()
         with autocast(pictures):
             out = decode_latents(vae, latents)
-        loss, error = _loss(out.float(), pictures)
+        loss, error = pixel_loss(out, pictures, edges)
         loss.backward()
         optimiser.step()
         ema.update(learner)
@@ -121,22 +125,3 @@ def train_decoder(
         for name, p in learner.named_parameters():
             p.copy_(ema.averages[name])
     return vae
-
-
-def _mostly_stars(prompts: Prompts, count: int) -> Tensor:
-    """Random rows (count,), of which STARS or more hold a star."""
-    star = (prompts.scenes.shapes == world.SHAPES.index("star")).any(1).nonzero()[:, 0]
-    some = star[torch.randint(len(star), (count,), device=star.device)]
-    any_ = prompts.pick(count)
-    return torch.where(torch.rand(count, device=star.device) < STARS, some, any_)
-
-
-def _loss(out: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss, mean absolute error along the edges in levels of 255)."""
-    near = F.max_pool2d(pictures, 5, 1, 2) + F.max_pool2d(-pictures, 5, 1, 2)
-    edge = (near.amax(1, keepdim=True) > 0.05).float()
-    difference = (out - pictures).abs()
-    weighted = difference * (1 + EDGE_WEIGHT * edge)
-    loss = weighted.mean() + (difference.square() * (1 + EDGE_WEIGHT * edge)).mean()
-    along = (difference.detach() * edge).sum() / (3 * edge.sum()) * 127.5
-    return loss, along

@@ -72,7 +72,8 @@ class Plan:
     long_prompts: float = 0.06
     buffered: int = 20_000
     renewed: int = 8
-    pixels: float = 1.0
+    stars: float = 0.0
+    edges: float = 0.0
     compiled: bool = True
     graphs: bool = True
 
@@ -110,11 +111,11 @@ class Flow:
         self.captured: dict[str, Captured] = {}
         few = max(4, plan.buffered // 16)
         self.buffers = {
-            SQUARE: LatentBuffer(self.vae, self.prompts, plan.buffered, (16, 16)),
-            LONG: LatentBuffer(self.vae, self.long_prompts, 2 * few, (16, 16)),
+            SQUARE: LatentBuffer(self.vae, self.prompts, plan.buffered, (16, 16), plan.stars),
+            LONG: LatentBuffer(self.vae, self.long_prompts, 2 * few, (16, 16), plan.stars),
         }
         for grid in OTHER_GRIDS:
-            self.buffers[_name(grid)] = LatentBuffer(self.vae, self.prompts, few, grid)
+            self.buffers[_name(grid)] = LatentBuffer(self.vae, self.prompts, few, grid, plan.stars)
         if (work / "flow.pt").exists():
             self._resume(torch.load(work / "flow.pt", map_location=self.device, weights_only=False))
 
@@ -183,7 +184,7 @@ class Flow:
         if kind == "unroll":
             grid = self.buffers[source].grid
             return lambda student, batch: unroll_loss(
-                student, batch, self.vae, grid, self.plan.pixels
+                student, batch, self.vae, grid, self.plan.edges
             )
         return lambda student, batch: follow_loss(student, batch, int(kind[-1]))
 
@@ -217,10 +218,14 @@ class Flow:
         return torch.where(torch.rand(count, device=self.device) < OTHER_SIGMAS, other, own)
 
     def _warm_up(self) -> None:
-        """Compile every phase, and capture the usual size, before the clock starts."""
-        started = time.monotonic()
-        kinds = [("match", SHORT_POSITIONS), ("match", POSITIONS), ("unroll", POSITIONS)]
-        kinds += [(f"follow{k}", POSITIONS) for k in (1, 2, 3)]
+        """Compile every phase to come, and capture the usual size, before the clock starts."""
+        started, done = time.monotonic(), self.elapsed / self.plan.seconds
+        kinds = []
+        if self.plan.end > self.plan.follow_until:
+            kinds.append(("unroll", POSITIONS))
+        if done < self.plan.follow_until:
+            kinds += [("match", SHORT_POSITIONS), ("match", POSITIONS)]
+            kinds += [(f"follow{k}", POSITIONS) for k in (1, 2, 3)]
         for kind, positions in kinds:
             for source in (SQUARE, _name(OTHER_GRIDS[-1])):
                 inputs = self._inputs(source, kind, positions)

@@ -46,7 +46,7 @@ def follow_loss(student: Student, batch: Inputs, stop: int) -> Tensor:
 
 
 def unroll_loss(
-    student: Student, batch: Inputs, vae: AutoencoderKLFlux2, grid: tuple[int, int], pixels: float
+    student: Student, batch: Inputs, vae: AutoencoderKLFlux2, grid: tuple[int, int], edges: float
 ) -> Tensor:
     """Every step's picture, and the last one's pixels, with gradients through all steps."""
     levels, x, target = batch["levels"], batch["noise"], batch["target"]
@@ -58,8 +58,17 @@ def unroll_loss(
             loss = loss + STEP_WEIGHTS[k] * F.mse_loss(x - levels[k] * v, target)
             x = x + (levels[k + 1] - levels[k]) * v
     few = batch["pictures"]
-    difference = decode_latents(vae, unpack(x[: len(few)], grid)) - few
-    return loss + pixels * (difference.abs().mean() + difference.square().mean())
+    return loss + pixel_loss(decode_latents(vae, unpack(x[: len(few)], grid)), few, edges)[0]
+
+
+def pixel_loss(out: Tensor, pictures: Tensor, edges: float) -> tuple[Tensor, Tensor]:
+    """(loss, mean absolute error along the edges in levels of 255); `edges`: their extra weight."""
+    near = F.max_pool2d(pictures, 5, 1, 2) + F.max_pool2d(-pictures, 5, 1, 2)
+    edge = (near.amax(1, keepdim=True) > 0.05).float()
+    difference = (out.float() - pictures).abs()
+    loss = ((difference + difference.square()) * (1 + edges * edge)).mean()
+    along = (difference.detach() * edge).sum() / (3 * edge.sum()) * 127.5
+    return loss, along
 
 
 def _probe_loss(student: Student, batch: Inputs) -> Tensor:

@@ -3,7 +3,7 @@
     python scripts/train_tiny.py vae   --work WORK --seconds 85
     python scripts/train_tiny.py flow  --work WORK --seconds 1200
     python scripts/train_tiny.py write --work WORK --to FOLDER
-    python scripts/train_tiny.py decoder --work WORK --from FOLDER --seconds 3600
+    python scripts/train_tiny.py decoder --work WORK --from FOLDER --stars .6 --edges 8
 
 One GPU; minutes. `vae` learns the autoencoder, then fixes its batch-norm statistics. `flow` learns
 the Qwen3 encoder and the DiT together (see `tiny_flow`), and resumes from WORK when run again;
@@ -116,6 +116,8 @@ def _flow(args: argparse.Namespace, device: torch.device, pools: tuple[Prompts, 
         batch=args.batch or 256,
         learning_rate=args.lr,
         buffered=args.buffered,
+        stars=args.stars,
+        edges=args.edges,
         compiled=not args.eager,
         graphs=not (args.eager or args.no_graphs),
     )
@@ -137,6 +139,8 @@ def _decoder(args: argparse.Namespace, prompts: Prompts) -> None:
         batch=args.batch or 8,
         count=args.buffered,
         learning_rate=args.lr,
+        stars=args.stars,
+        edges=args.edges,
         log=Log(args.work / "decoder.log"),
     )
     _write_weights(args.start / WEIGHTS["vae"], vae.state_dict(), getattr(torch, args.dtype))
@@ -159,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--end", type=float, default=1.0, help="flow: and where to end")
     parser.add_argument("--batch", type=int, help="vae: 24, flow: 256, decoder: 8")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument(
+        "--stars", type=float, default=0.0, help="flow, decoder: at least this share hold a star"
+    )
+    parser.add_argument(
+        "--edges", type=float, default=0.0, help="flow, decoder: extra weight of pixels at edges"
+    )
     parser.add_argument("--prompts", type=int, default=240_000, help="size of the prompt pool")
     parser.add_argument("--buffered", type=int, default=20_000, help="pairs of encoded pictures")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")

@@ -1,13 +1,13 @@
 """The decoder of the FLUX.2 autoencoder in plain torch: latents -> pictures.
 
 Parameter names are those of the official checkpoint. Making pictures needs no encoder: it is
-neither built nor read. Norms and attention are done by `VaeOps`, at the end, in plain torch.
+neither built nor read. What is not a convolution is done by `VaeOps`, at the end, in plain torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,7 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList(
             ResnetBlock(width if layer else before, width, groups, ops) for layer in range(layers)
         )
-        self.upsamplers = nn.ModuleList([Upsample(width)] if upsample else [])
+        self.upsamplers = nn.ModuleList([Upsample(width, ops)] if upsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
         for block in (*self.resnets, *self.upsamplers):
@@ -152,11 +152,12 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(self.ops.normalise(x, self.norm1, silu=True))
-        out = self.conv2(self.ops.normalise(out, self.norm2, silu=True))
-        shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
-        total: Tensor = shortcut + out
-        return total
+        ops, shortcut = self.ops, Convolved(x)
+        out = ops.convolve(ops.normalise(x, self.norm1, silu=True), self.conv1)
+        normal = ops.normalise(out.values, self.norm2, silu=True, bias=out.bias)
+        if hasattr(self, "conv_shortcut"):
+            shortcut = ops.convolve(x, self.conv_shortcut)
+        return ops.add(shortcut, ops.convolve(normal, self.conv2))
 
 
 class SpatialAttention(nn.Module):
@@ -181,22 +182,50 @@ class SpatialAttention(nn.Module):
 class Upsample(nn.Module):
     """Every pixel becomes four, then a convolution."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ops: VaeOps) -> None:
         super().__init__()
+        self.ops = ops
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.conv(self.ops.enlarge(x))
         return out
 
 
-class VaeOps:
-    """Norms and attention. `klein_cli.speed` has the same in fewer passes."""
+class Convolved(NamedTuple):
+    """What a convolution made of a picture, (B, C, H, W).
 
-    def normalise(self, x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
-        """Group norm of (B, C, H, W), then SiLU if asked."""
-        out: Tensor = norm(x)
+    `bias` (C,) is still to be added by whoever reads the values next; None when it is in them.
+    """
+
+    values: Tensor
+    bias: Tensor | None = None
+
+
+class VaeOps:
+    """All but the convolutions themselves. `klein_cli.speed` has the same in fewer passes."""
+
+    def convolve(self, x: Tensor, conv: nn.Conv2d) -> Convolved:
+        """(B, C, H, W) through a convolution."""
+        return Convolved(conv(x))
+
+    def normalise(
+        self, x: Tensor, norm: nn.GroupNorm, *, silu: bool, bias: Tensor | None = None
+    ) -> Tensor:
+        """Group norm of (B, C, H, W), the bias of its convolution added, then SiLU if asked."""
+        out: Tensor = norm(x if bias is None else x + bias[:, None, None])
         return F.silu(out) if silu else out
+
+    def add(self, x: Convolved, y: Convolved) -> Tensor:
+        """The sum of both, biases included; `y` may be written to."""
+        total = x.values + y.values
+        for bias in (x.bias, y.bias):
+            total = total if bias is None else total + bias[:, None, None]
+        return total
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W): every pixel becomes four."""
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of one head, (B, places, width) each, in the same shape."""

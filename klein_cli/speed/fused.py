@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klein_cli.models.flux2 import Flux2Ops, Operand, Projected, Rotary
 from klein_cli.models.layers import split_heads
 from klein_cli.models.qwen3 import Qwen3Ops, Qwen3RMSNorm
-from klein_cli.models.vae import VaeOps
+from klein_cli.models.vae import Convolved, VaeOps
 
 _MOST_SCORES = 2**26
 """Scores that the VAE's attention holds at once: 256 MB of float32, whatever the picture."""
@@ -92,12 +93,32 @@ class FusedQwen3Ops(Qwen3Ops):
 
 
 class FusedVaeOps(VaeOps):
-    """See `VaeOps`. Pictures are channels_last."""
+    """See `VaeOps`. Pictures are channels_last.
 
-    def normalise(self, x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
+    torch adds a bias in a pass of its own, after cuDNN; here it goes with what comes next.
+    """
+
+    def convolve(self, x: Tensor, conv: nn.Conv2d) -> Convolved:
+        return Convolved(F.conv2d(x, conv.weight, None, conv.stride, conv.padding), conv.bias)
+
+    def normalise(
+        self, x: Tensor, norm: nn.GroupNorm, *, silu: bool, bias: Tensor | None = None
+    ) -> Tensor:
         from klein_cli.speed.kernels.groups import group_norm
 
-        return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu)
+        affine = norm.weight, norm.bias
+        return group_norm(x, norm.num_groups, *affine, norm.eps, silu=silu, before=bias)
+
+    def add(self, x: Convolved, y: Convolved) -> Tensor:
+        from klein_cli.speed.kernels.pictures import add_biased
+
+        biases = [bias.float() for bias in (x.bias, y.bias) if bias is not None]
+        return add_biased(x.values, y.values, sum(biases[1:], biases[0]))
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        from klein_cli.speed.kernels.pictures import enlarge
+
+        return enlarge(x)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Scores in float32, some queries at a time.

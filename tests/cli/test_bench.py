@@ -228,6 +228,7 @@ def test_without_a_model_random_weights_are_made_and_go_again(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what is old
 def test_a_gpu_has_it_all(small_snapshot: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The tuned pipeline, memory and the limit in fp8; both peers draw klein's picture."""
     arguments = ["--device", "cuda", "--dtype", "bfloat16", "--peer", "--size", "256x256"]

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from klein_cli.errors import OutOfMemoryError
+from klein_cli.memory import release_memory
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.run.crew import Alone, Origin, describe_with
@@ -159,51 +160,59 @@ def capped() -> Iterator[Callable[[float], None]]:
     """Caps the GPU memory of this process, in bytes."""
 
     def cap(most: float) -> None:
-        torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(most / total)
 
     yield cap
     torch.cuda.set_per_process_memory_fraction(1.0)
-    torch.cuda.empty_cache()
+    release_memory()
 
 
-def peak(pipeline: Pipeline, recipes: Sequence[Recipe], *, tiled: bool = False) -> int:
-    """Bytes that the allocator wants from the GPU for a batch, at most."""
-    pipeline.render(recipes, tiled=tiled)
-    torch.cuda.empty_cache()
+SETTINGS = Settings(device="cuda", attention="eager")
+"""Of which a batch takes the more memory the larger it is, even with small weights."""
+
+
+def peak(root: Path, recipes: Sequence[Recipe], *, tiled: bool = False) -> int:
+    """Bytes that the allocator wants from the GPU for a model and a batch, at most."""
+    release_memory()
     torch.cuda.reset_peak_memory_stats()
+    pipeline = load(root, SETTINGS)
     pipeline.render(recipes, tiled=tiled)
-    return torch.cuda.max_memory_reserved()
+    pipeline.render(recipes, tiled=tiled)
+    most = torch.cuda.max_memory_reserved()
+    del pipeline
+    release_memory()
+    return most
 
 
 @pytest.mark.gpu
 def test_a_batch_is_halved_on_a_gpu_that_is_full(
     small_snapshot: Path, tmp_path: Path, capped: Callable[[float], None]
 ) -> None:
-    pipeline = load(small_snapshot, Settings(device="cuda"))
-    todo = recipes(8, width=1024, height=1024)
-    one, eight = peak(pipeline, todo[:1]), peak(pipeline, todo)
-    assert eight > 1.5 * one, "the batch makes no difference: nothing to test"
-    capped((one + eight) / 2)
-    events = run(pipeline, tmp_path, todo, 8)
+    todo = [
+        replace(recipe, prompt=f"cat {recipe.seed}")
+        for recipe in recipes(64, width=128, height=128)
+    ]
+    one, all_ = peak(small_snapshot, todo[:1]), peak(small_snapshot, todo)
+    assert all_ > 1.5 * one, "the batch makes no difference: nothing to test"
+    capped((one + all_) / 2)
+    events = run(load(small_snapshot, SETTINGS), tmp_path, todo, 64)
     said = [event for event in events if isinstance(event, SteppedDown)]
     assert said
     assert "tiles" not in said[-1].reason
-    assert sum(isinstance(event, Saved) for event in events) == 8
-    assert "at a time, not 8" in (step_down(tmp_path / "1.png") or "")
+    assert sum(isinstance(event, Saved) for event in events) == 64
+    assert "at a time, not 64" in (step_down(tmp_path / "1.png") or "")
 
 
 @pytest.mark.gpu
 def test_decoding_is_tiled_on_a_gpu_that_is_full(
     small_snapshot: Path, tmp_path: Path, capped: Callable[[float], None]
 ) -> None:
-    pipeline = load(small_snapshot, Settings(device="cuda"))
-    todo = recipes(2, width=2048, height=2048)
-    whole, tiled = peak(pipeline, todo[:1]), peak(pipeline, todo[:1], tiled=True)
+    todo = recipes(2, width=1024, height=1024)
+    whole, tiled = (peak(small_snapshot, todo[:1], tiled=tiled) for tiled in (False, True))
     assert whole > 1.2 * tiled, "tiles make no difference: nothing to test"
     capped((whole + tiled) / 2)
-    events = run(pipeline, tmp_path, todo, 1)
+    events = run(load(small_snapshot, SETTINGS), tmp_path, todo, 1)
     assert [type(event) for event in events] == [SteppedDown, Saved, Saved]
     assert step_down(tmp_path / "2.png") == "out of memory: decoded in tiles"
 
@@ -212,9 +221,9 @@ def test_decoding_is_tiled_on_a_gpu_that_is_full(
 def test_a_picture_too_large_for_the_gpu_says_what_fits(
     small_snapshot: Path, tmp_path: Path, capped: Callable[[float], None]
 ) -> None:
-    pipeline = load(small_snapshot, Settings(device="cuda"))
-    capped(peak(pipeline, recipes(1, width=512, height=512), tiled=True) * 1.1)
-    events = run(pipeline, tmp_path, recipes(1, width=4096, height=4096), 1)
+    capped(peak(small_snapshot, recipes(1, width=512, height=512), tiled=True) * 1.1)
+    todo = recipes(1, width=4096, height=4096)
+    events = run(load(small_snapshot, SETTINGS), tmp_path, todo, 1)
     failed = events[-1]
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, OutOfMemoryError)

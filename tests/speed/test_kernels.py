@@ -208,18 +208,57 @@ def test_group_norm(
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_group_norm_of_pictures_that_lack_a_bias(dtype: torch.dtype) -> None:
+    from klein_cli.speed.kernels.groups import group_norm
+
+    x = randn(2, 24, 5, 7, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias, before = (randn(24, dtype=dtype, seed=seed) * 3 for seed in (0, 1, 2))
+    whole = x.double() + before.double()[:, None, None]
+    wanted = F.group_norm(whole, 4, weight.double(), bias.double(), 1e-6)
+    found = group_norm(x, 4, weight, bias, 1e-6, silu=False, before=before)
+    close(found, wanted, ROUNDING[dtype] * 2)
+
+
+@pytest.mark.parametrize("first", [0.0, 300.0])
 def test_group_norm_keeps_a_small_variance_beside_a_large_mean(
-    monkeypatch: pytest.MonkeyPatch,
+    first: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sums of squares in float32 would lose it. Many tiles, many chunks, the last one short."""
+    """Sums of squares in float32 would lose it. Many tiles, many chunks, the last one short.
+
+    The first tile of all may be nowhere near the rest.
+    """
     from klein_cli.speed.kernels import groups
 
     monkeypatch.setattr(groups, "_TILE", 64)
     monkeypatch.setattr(groups, "_MOST_CHUNKS", 3)
     x = (randn(1, 16, 13, 11) * 0.01 + 300).contiguous(memory_format=torch.channels_last)
+    x[:, :, 0, :4] -= 300 - first
     weight, bias = torch.ones(16, device=DEVICE), torch.zeros(16, device=DEVICE)
     wanted = F.group_norm(x.double(), 4, eps=1e-6)
     close(groups.group_norm(x, 4, weight, bias, 1e-6, silu=False), wanted, 5e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 16, 3, 5), (2, 24, 41, 9), (3, 200, 4, 4)])
+def test_pictures_are_added_and_enlarged(
+    dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from klein_cli.speed.kernels import pictures
+
+    monkeypatch.setattr(pictures, "_TILE", 1024)
+    x, y = (
+        randn(*shape, dtype=dtype, seed=seed).contiguous(memory_format=torch.channels_last)
+        for seed in (0, 1)
+    )
+    bias = randn(shape[1]) * 5
+    wanted = x.double() + y.double() + bias.double()[:, None, None]
+    found = pictures.add_biased(x, y, bias)
+    close(found, wanted, ROUNDING[dtype])
+    assert found.data_ptr() == y.data_ptr()
+    larger = pictures.enlarge(x)
+    assert torch.equal(larger, F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert larger.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -23,42 +23,43 @@ def _moments(
 ):  # fmt: skip
     """Mean and sum of squared deviations of every channel over one chunk of one picture.
 
-    Tiles are merged by Chan's formula: sums of squares alone would lose a small variance beside a
-    large mean.
+    Deviations are taken from the mean of the chunk's first tile: sums of squares alone would lose a
+    small variance beside a large mean. How far off that mean is counts among the deviations, so no
+    more precision is lost than a factor of the tiles of a chunk.
     """
     part, picture = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK)[None, :]
     begin = part * chunk
     end = tl.minimum(begin + chunk, pixels)
     source = x + picture * pixels * CHANNELS
-    mean = tl.zeros((1, BLOCK), tl.float32)
-    square = tl.zeros((1, BLOCK), tl.float32)
-    seen = 0.0
+    pixel = begin + tl.arange(0, PIXELS)[:, None]
+    inside = (pixel < end) & (channel < CHANNELS)
+    first = tl.load(source + pixel * CHANNELS + channel, mask=inside, other=0.0)
+    count = tl.minimum(end - begin, PIXELS).to(tl.float32)
+    origin = tl.sum(first.to(tl.float32), axis=0, keep_dims=True) / count
+    sums = tl.zeros((PIXELS, BLOCK), tl.float32)
+    squared = tl.zeros((PIXELS, BLOCK), tl.float32)
     start = begin
     while start < end:
         pixel = start + tl.arange(0, PIXELS)[:, None]
         inside = (pixel < end) & (channel < CHANNELS)
         value = tl.load(source + pixel * CHANNELS + channel, mask=inside, other=0.0)
-        value = value.to(tl.float32)
-        count = tl.minimum(end - start, PIXELS).to(tl.float32)
-        here = tl.sum(value, axis=0, keep_dims=True) / count
-        centred = tl.where(inside, value - here, 0.0)
-        total = seen + count
-        delta = here - mean
-        mean += delta * (count / total)
-        square += tl.sum(centred * centred, axis=0, keep_dims=True)
-        square += delta * delta * (seen * count / total)
-        seen = total
+        away = tl.where(inside, value.to(tl.float32) - origin, 0.0)
+        sums += away
+        squared += away * away
         start += PIXELS
+    apart = tl.sum(sums, axis=0, keep_dims=True) / (end - begin).to(tl.float32)
+    square = tl.sum(squared - sums * apart, axis=0, keep_dims=True)
     target = (picture * tl.num_programs(0) + part) * CHANNELS + channel
-    tl.store(means + target, mean, mask=channel < CHANNELS)
+    tl.store(means + target, origin + apart, mask=channel < CHANNELS)
     tl.store(squares + target, square, mask=channel < CHANNELS)
 
 
 @triton.jit
 def _merge(
-    means, squares, weight, bias, factors, offsets, pixels, chunk, chunks, eps,
+    means, squares, before, weight, bias, factors, offsets, pixels, chunk, chunks, eps,
     CHANNELS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
+    BEFORE: tl.constexpr,
 ):  # fmt: skip
     """The moments of one group -> what its channels are multiplied by, and what is added."""
     group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -67,7 +68,11 @@ def _merge(
     channel = group * SIZE + member
     inside = (part < chunks) & (member < SIZE)
     place = (picture * chunks + part) * CHANNELS + channel
+    own = member < SIZE
     mean = tl.load(means + place, mask=inside, other=0.0)
+    if BEFORE:
+        more = tl.load(before + channel, mask=own, other=0.0).to(tl.float32)
+        mean = tl.where(inside, mean + more, 0.0)
     square = tl.load(squares + place, mask=inside, other=0.0)
     count = tl.minimum(pixels - part * chunk, chunk).to(tl.float32)
     count = tl.where(inside, count, 0.0)
@@ -76,9 +81,10 @@ def _merge(
     apart = mean - middle
     total = tl.sum(tl.sum(square + apart * apart * count, axis=1), axis=0)
     inverse = tl.rsqrt(total / values + eps)
-    own = member < SIZE
     factor = inverse * tl.load(weight + channel, mask=own).to(tl.float32)
     offset = tl.load(bias + channel, mask=own).to(tl.float32) - middle * factor
+    if BEFORE:
+        offset += more * factor
     target = picture * CHANNELS + channel
     tl.store(factors + target, factor, mask=own)
     tl.store(offsets + target, offset, mask=own)
@@ -128,9 +134,19 @@ def _softmax(scores, out, columns, scale, BLOCK: tl.constexpr):
 
 
 def group_norm(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    silu: bool,
+    before: Tensor | None = None,
 ) -> Tensor:
-    """Group norm of pictures (B, C, H, W), then SiLU if asked; the result is channels_last."""
+    """Group norm of pictures (B, C, H, W), then SiLU if asked; the result is channels_last.
+
+    `before` (C,) is added to the pictures first.
+    """
     x = x.contiguous(memory_format=torch.channels_last)
     pictures, channels, height, width = x.shape
     pixels = height * width
@@ -146,9 +162,10 @@ def group_norm(
     )
     size = channels // groups
     _merge[(groups, pictures)](
-        means, squares, weight, bias, factors, offsets, pixels, chunk, chunks, eps,
+        means, squares, bias if before is None else before, weight, bias, factors, offsets,
+        pixels, chunk, chunks, eps,
         CHANNELS=channels, SIZE=size, BLOCK=triton.next_power_of_2(size),
-        CHUNKS=triton.next_power_of_2(chunks), **options(4),
+        CHUNKS=triton.next_power_of_2(chunks), BEFORE=before is not None, **options(4),
     )  # fmt: skip
     out = torch.empty_like(x)
     _apply[(triton.cdiv(pixels, tile), pictures)](
