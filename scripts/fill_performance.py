@@ -1,10 +1,11 @@
-"""Fill the tables of docs/performance.md from the results of `klein bench`: none is typed by hand.
+"""Fill tables of docs/performance.md and the README from results of `klein bench`, none by hand.
 
     klein bench --peer --json > docs/benches/h200-bf16.json
     python scripts/fill_performance.py
 
-Everything between `<!-- table: NAME -->` and `<!-- end -->` is replaced: NAME.json's tables, or for
-`targets` what of them is met. A result that is not there is said to be not measured.
+Everything between `<!-- table: NAME -->` and `<!-- end -->` is replaced: NAME.json's tables, for
+`targets` what of them is met, for `summary` what a reader of the README may want to know. A result
+that is not there is said to be not measured.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from klein_cli.bench.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
 RESULTS = ROOT / "docs" / "benches"
 
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -96,6 +98,57 @@ TARGETS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One line of the README's table: a number of klein's and the same of diffusers'."""
+
+    what: str
+    result: str
+    number: Callable[[Result, str], float]
+    unit: str
+
+    def row(self, results: dict[str, Result]) -> str:
+        """The line: both numbers, and the first over the second."""
+        try:
+            ours, theirs = (self.number(results[self.result], side) for side in ("klein", _PEER))
+        except (KeyError, StopIteration):
+            return f"| {self.what} | not measured | | |"
+        shown = " | ".join(f"{number:#.3g}{self.unit}" for number in (ours, theirs))
+        return f"| {self.what} | {shown} | {ours / theirs:.2f} |"
+
+
+SUMMARY = (
+    Compared(
+        "one picture, 1024x1024, the model loaded", BF16,
+        lambda result, side: float(_size(result, 1024)["warm"][side]["picture"]["median"]), " s",
+    ),
+    Compared(
+        "the same with `--quantize fp8`", FP8,
+        lambda result, side: float(_size(result, 1024)["warm"][side]["picture"]["median"]), " s",
+    ),
+    Compared(
+        "one picture, 512x512", BF16,
+        lambda result, side: float(_size(result, 512)["warm"][side]["picture"]["median"]), " s",
+    ),
+    Compared(
+        "many prompts, 1024x1024, PNGs on disk, a second", BF16,
+        lambda result, side: float(_size(result, 1024)["throughput"][side]["per_second"]), "",
+    ),
+    Compared(
+        "many prompts, 512x512", BF16,
+        lambda result, side: float(_size(result, 512)["throughput"][side]["per_second"]), "",
+    ),
+    Compared(
+        "the whole command, from Enter to the PNG", BF16,
+        lambda result, side: float(result["cold"][side]["warm"]["median"]), " s",
+    ),
+    Compared(
+        "GPU memory at most, 1024x1024", BF16,
+        lambda result, side: float(_size(result, 1024)["warm"][side]["peak"] / 1e9), " GB",
+    ),
+)  # fmt: skip
+
+
 def filled(page: str, results: dict[str, Result]) -> str:
     """The page with every block made anew from the results by name."""
 
@@ -109,10 +162,16 @@ def filled(page: str, results: dict[str, Result]) -> str:
 def _content(name: str, results: dict[str, Result]) -> str:
     if name == "targets":
         rows = [target.row(results) for target in TARGETS]
-        return (
-            "\n".join(["| what | target | measured | |", "| --- | --- | --- | --- |", *rows]) + "\n"
+        return _table("| what | target | measured | |", rows)
+    if name == "summary":
+        return _table(
+            "| | klein | diffusers | klein / diffusers |", [line.row(results) for line in SUMMARY]
         )
     return markdown(results[name]) if name in results else "Not measured yet.\n"
+
+
+def _table(head: str, rows: list[str]) -> str:
+    return "\n".join([head, "| --- | --- | --- | --- |", *rows]) + "\n"
 
 
 def read_results(folder: Path) -> dict[str, Result]:
@@ -122,9 +181,10 @@ def read_results(folder: Path) -> dict[str, Result]:
 
 
 def main() -> None:
-    """Rewrite the page in place."""
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(filled(page, read_results(RESULTS)), encoding="utf-8")
+    """Rewrite the pages in place."""
+    for page in (PAGE, README):
+        text = filled(page.read_text(encoding="utf-8"), read_results(RESULTS))
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ class Memory:
     """What one of several sides takes of a GPU's memory, in bytes; nothing is known of a CPU.
 
     `held` stays between pictures: weights, and of graphs what goes in and out. `reserved` is what
-    torch's allocator has taken from the device for it at most, the graphs' pool included.
+    torch's allocator has taken from the device for it at most, the graphs' pool included; beside
+    others at least the peak, since it may work in gaps of what they have reserved.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -120,6 +121,6 @@ class Memory:
         peak.append(self.held + cuda.max_memory_allocated(device) - allocated)
         self.held += cuda.memory_allocated(device) - allocated
         most = self._kept + cuda.max_memory_reserved(device) - reserved
-        self.reserved = max(self.reserved, most)
+        self.reserved = max(self.reserved, most, *peak)
         cuda.empty_cache()
         self._kept += cuda.memory_reserved(device) - reserved

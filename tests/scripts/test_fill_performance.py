@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fill_performance import PAGE, RESULTS, TARGETS, filled, read_results
+from fill_performance import PAGE, README, RESULTS, SUMMARY, TARGETS, filled, read_results
 
 RATES = {"klein": {"per_second": 3.0}}
 
@@ -33,10 +33,12 @@ def result(picture: float, peer: float) -> dict[str, Any]:
     }
 
 
-def test_the_page_is_what_the_results_make_of_it() -> None:
+@pytest.mark.parametrize("page", [PAGE, README], ids=lambda page: page.name)
+def test_a_page_is_what_the_results_make_of_it(page: Path) -> None:
     """Fails when a result or the tables have changed and the page has not, or it was edited."""
-    page = PAGE.read_text(encoding="utf-8")
-    assert filled(page, read_results(RESULTS)) == page
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- table: " in text
+    assert filled(text, read_results(RESULTS)) == text
 
 
 def test_every_result_has_its_place_on_the_page() -> None:
@@ -68,6 +70,15 @@ def test_a_part_that_was_not_run_is_not_measured() -> None:
     assert [row.endswith("not measured | |") for row in rows] == [
         *(False, False, True, True, False, True, True, False)
     ]
+
+
+def test_the_summary_has_both_numbers_and_their_ratio() -> None:
+    results = {"h200-bf16": result(0.2583, 0.487)}
+    rows = [line.row(results) for line in SUMMARY]
+    assert rows[0].endswith(" | 0.258 s | 0.487 s | 0.53 |")
+    assert rows[1].endswith(" | not measured | | |")
+    assert rows[-1].endswith(" | 17.0 GB | 17.0 GB | 1.00 |")
+    assert rows[0] in filled("<!-- table: summary -->\n<!-- end -->", results)
 
 
 @pytest.mark.parametrize("before", ["", "anything\n"])
