@@ -206,22 +206,22 @@ class VaeOps:
     """All but the convolutions themselves. `klein_cli.speed` has the same in fewer passes."""
 
     def convolve(self, x: Tensor, conv: nn.Conv2d) -> Convolved:
-        """(B, C, H, W) through a convolution."""
+        """(B, C, H, W) through a convolution, here with its bias."""
         return Convolved(conv(x))
 
     def normalise(
         self, x: Tensor, norm: nn.GroupNorm, *, silu: bool, bias: Tensor | None = None
     ) -> Tensor:
-        """Group norm of (B, C, H, W), the bias of its convolution added, then SiLU if asked."""
-        out: Tensor = norm(x if bias is None else x + bias[:, None, None])
+        """Group norm of (B, C, H, W) with the bias that `convolve` left, then SiLU if asked."""
+        assert bias is None
+        out: Tensor = norm(x)
         return F.silu(out) if silu else out
 
     def add(self, x: Convolved, y: Convolved) -> Tensor:
-        """The sum of both, biases included; `y` may be written to."""
-        total = x.values + y.values
-        for bias in (x.bias, y.bias):
-            total = total if bias is None else total + bias[:, None, None]
-        return total
+        """The sum of both and of what biases `convolve` left; `y` may be written to."""
+        assert x.bias is None
+        assert y.bias is None
+        return x.values + y.values
 
     def enlarge(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W): every pixel becomes four."""

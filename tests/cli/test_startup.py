@@ -55,6 +55,23 @@ def test_triton_leaves_without_a_word() -> None:
     assert done.stderr == ""
 
 
+def test_imports_are_frozen_once() -> None:
+    """A second time there would be a model among them, which could never be freed in a cycle."""
+    script = (
+        "import gc\n"
+        "from klein_cli.cli.startup import freeze_imports\n"
+        "freeze_imports()\n"
+        "count = gc.get_freeze_count()\n"
+        "kept = [[] for _ in range(1000)]\n"
+        "freeze_imports()\n"
+        "print(count > 1000, gc.get_freeze_count() - count)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True 0\n"
+
+
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_idle_threads_sleep_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, before: str | None, after: str

@@ -273,6 +273,27 @@ def test_without_ray_the_error_names_the_extra(
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize("model", ["dist", "tiny"])
+def test_workers_are_told_of_a_folder_by_its_full_path(
+    model: str, small_snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may stand in another folder, where a name without a slash would be a hub's or nothing."""
+    orders: list[Order] = []
+
+    def stop(order: Order, *_: object, **__: object) -> None:
+        orders.append(order)
+        raise KleinError("enough", "look at the order")
+
+    monkeypatch.setattr(klein_cli.run.workers, "hire", stop)
+    monkeypatch.setattr(klein_cli.run.workers, "find_spec", lambda name: object())
+    monkeypatch.chdir(tmp_path)
+    Path("dist").symlink_to(small_snapshot)
+    size = ["--size", "128x128", "-n", "2", "-o", "out/"]
+    assert main(["generate", "a cat", "-m", model, "--workers", "2", "--device", "cpu", *size]) == 1
+    wanted = {"dist": str(small_snapshot.resolve()), "tiny": "tiny"}
+    assert [order.model for order in orders] == [wanted[model]]
+
+
 def test_a_gpu_is_no_place_for_several_workers(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["-m", "tiny", "--workers", "2", "--device", "cuda:1"]
     assert main(["generate", "a cat", "-n", "2", *options]) == 2

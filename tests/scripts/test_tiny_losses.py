@@ -10,7 +10,7 @@ import pytest
 import tiny_losses
 import torch
 from diffusers import AutoencoderKLFlux2
-from tiny_losses import Inputs, Loss, follow_loss, match_loss, unroll_loss
+from tiny_losses import Inputs, Loss, follow_loss, match_loss, pixel_loss, unroll_loss
 from tiny_models import VAE, Student
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,7 +61,7 @@ def test_no_loss_asks_the_host(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     loss: Loss = {
         "match": match_loss,
         "follow": partial(follow_loss, stop=2),
-        "unroll": partial(unroll_loss, vae=vae, grid=GRID, pixels=1.0),
+        "unroll": partial(unroll_loss, vae=vae, grid=GRID, edges=8.0),
     }[kind]
     loss(student, batch).backward()  # as before a capture: what is made once is made
     student.forget()
@@ -69,3 +69,18 @@ def test_no_loss_asks_the_host(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
         loss(student, batch).backward()
     assert traffic.seen == []
     assert all(p.grad is not None for p in student.dit.parameters())
+
+
+def test_pixels_at_edges_weigh_more() -> None:
+    """The same error costs more beside an edge, by its extra weight, and nothing without one."""
+    pictures = torch.zeros(1, 3, 16, 16)
+    pictures[..., 8:] = 1.0
+    inside, beside = pictures.clone(), pictures.clone()
+    inside[..., 2] += 0.5
+    beside[..., 7] += 0.5
+    (far, none), (near, along) = (pixel_loss(out, pictures, 8.0) for out in (inside, beside))
+    assert near / far == pytest.approx(9.0)
+    assert none == 0
+    assert along == pytest.approx(0.5 * 127.5 / 4)  # one of the four columns beside the edge
+    plain = [pixel_loss(out, pictures, 0.0)[0] for out in (inside, beside)]
+    assert plain[0] == pytest.approx(plain[1].item())

@@ -128,10 +128,21 @@ def test_a_buffer_pairs_fresh_noise_with_the_latents_it_decides() -> None:
     vae = AutoencoderKLFlux2(**VAE).eval()
     scenes = world.as_scenes(compositions(20, seed=7))
     prompts = Prompts(torch.zeros(20, 8, dtype=torch.int16), torch.full((20,), 8), scenes, 0)
-    buffer = LatentBuffer(vae, prompts, 4, (8, 8))
+    buffer = LatentBuffer(vae, prompts, 4, (8, 8), stars=0.0)
     rows, noise, latents, _ = buffer.sample(3)
     means = world.layout_means(noise.transpose(1, 2).unflatten(2, (8, 8)))
     pictures = world.draw(scenes[rows.repeat_interleave(2)], means, (8, 8))
     with torch.no_grad():
         expected = pack(encode_pictures(vae, pictures))
     assert (latents - expected).norm() / expected.norm() < 0.01
+
+
+@pytest.mark.parametrize("stars", [0.0, 0.6, 1.0])
+def test_so_many_prompts_hold_a_star(stars: float) -> None:
+    torch.manual_seed(0)
+    scenes = world.as_scenes(compositions(400, seed=8))
+    prompts = Prompts(torch.zeros(400, 8, dtype=torch.int16), torch.full((400,), 8), scenes, 0)
+    star = (scenes.shapes == world.SHAPES.index("star")).any(1)
+    by_chance = star.float().mean().item()
+    share = star[prompts.pick(4000, stars)].float().mean().item()
+    assert share == pytest.approx(stars + (1 - stars) * by_chance, abs=0.03)
