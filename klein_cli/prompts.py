@@ -42,6 +42,9 @@ IGNORED_KEYS = ("error",)
 
 _WHOLE = ("seed", "width", "height", "steps", "n")
 _LISTED = 20
+_PIECE = 2**16
+_MAX_LINE = 2**21
+"""Bytes of a line: more than a row of the longest prompts has, however they are written."""
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -66,7 +69,10 @@ def read_rows(source: str, stdin: BinaryIO) -> Iterator[Row | BadRow]:
 
 def read_prompt(stdin: BinaryIO) -> str:
     """All of `stdin` as one prompt, less the line ending that `echo` adds. Raises UsageError."""
-    text = decode(stdin.read(), name_of(STDIN))
+    data = stdin.read(_MAX_LINE + 1)
+    if len(data) > _MAX_LINE:
+        raise _too_long(f"what comes from {name_of(STDIN)}")
+    text = decode(data, name_of(STDIN))
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -85,26 +91,56 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
 
     A line ends with \\n, \\r\\n or \\r. Raises UsageError that names the byte that is not UTF-8.
     """
-    offset = 0
-    # Bytes are cut at line feeds, which are part of no other character: an error knows its place.
-    for number, line in enumerate(file, start=1):
+    offset, before = 0, 0
+    for lines in _whole_lines(file, name):
         skipped = 0
-        if number == 1:
-            if line.startswith(_UTF16_MARKS):
+        if offset == 0:
+            if lines.startswith(_UTF16_MARKS):
                 raise UsageError(f"{name} is UTF-16, not UTF-8", "save it as UTF-8")
-            skipped = 3 if line.startswith(b"\xef\xbb\xbf") else 0
+            skipped = 3 if lines.startswith(b"\xef\xbb\xbf") else 0
         try:
-            text = line[skipped:].decode("utf-8")
+            text = lines[skipped:].decode("utf-8")
         except UnicodeDecodeError as error:
             at = skipped + error.start
+            number = before + 1 + _endings(lines[:at])
             raise UsageError(
-                f"{name} is not UTF-8: byte {line[at]:#04x} at offset {offset + at} "
+                f"{name} is not UTF-8: byte {lines[at]:#04x} at offset {offset + at} "
                 f"(line {number})",
                 "save it as UTF-8",
             ) from None
-        offset += len(line)
+        offset, before = offset + len(lines), before + _endings(lines)
         # Not str.splitlines, which would also cut at U+2028 and its like.
         yield from io.StringIO(text, newline="")
+
+
+def _whole_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The bytes of a file, cut behind line endings only: these are part of no other character.
+
+    Raises UsageError for a line longer than _MAX_LINE.
+    """
+    held, number = b"", 1
+    while piece := file.readline(_PIECE):
+        held += piece
+        # A \r at the very end may be half of a \r\n.
+        cut = len(held) if held.endswith(b"\n") else held.rfind(b"\r", 0, -1) + 1
+        if cut:
+            yield held[:cut]
+            number += _endings(held[:cut])
+            held = held[cut:]
+        if len(held) > _MAX_LINE:
+            raise _too_long(f"line {number} of {name}")
+    if held:
+        yield held
+
+
+def _endings(data: bytes) -> int:
+    return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+
+
+def _too_long(what: str) -> UsageError:
+    return UsageError(
+        f"{what} is longer than {_MAX_LINE // 2**20} MB", "is it text? write one prompt a line"
+    )
 
 
 def parse_txt(lines: Iterable[str]) -> Iterator[Row | BadRow]:
@@ -206,7 +242,7 @@ def _check_type(key: str, value: object) -> None:
 
 def _json_object(line: str) -> dict[str, Any]:
     try:
-        value = json.loads(line, object_pairs_hook=_without_repeats)
+        value = json.loads(line, object_pairs_hook=_without_repeats, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise _Fault(
             f"malformed JSON: {error.msg} at column {error.colno}",
@@ -220,6 +256,10 @@ def _json_object(line: str) -> dict[str, Any]:
             'write one object a line, as in {"prompt": "a red circle"}',
         )
     return value
+
+
+def _no_number(word: str) -> NoReturn:
+    raise _Fault(f"malformed JSON: {word} is no number", "write plain numbers and text")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ SIZE_MULTIPLE = 16
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 4096
 MAX_STEPS = 1000
+MAX_PROMPT = 40_000
+"""Characters: many times what a model reads, and few enough for a picture's record."""
 
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -40,6 +42,12 @@ class Recipe:
     negative_prompt: str | None = None
 
     def __post_init__(self) -> None:
+        for what, text in (("prompt", self.prompt), ("negative prompt", self.negative_prompt)):
+            if text is not None and len(text) > MAX_PROMPT:
+                raise UsageError(
+                    f"the {what} has {len(text):,} characters",
+                    f"use at most {MAX_PROMPT:,}, of which a model reads the first few thousand",
+                )
         _check_side("width", self.width)
         _check_side("height", self.height)
         if not 0 <= self.seed <= MAX_SEED:
@@ -50,15 +58,18 @@ class Recipe:
             raise UsageError(
                 f"steps {self.steps} is out of range", f"use a whole number from 1 to {MAX_STEPS}"
             )
-        if not 0.0 <= self.guidance <= 100.0:
-            raise UsageError(
-                f"guidance {self.guidance} is out of range", "use a number from 0 to 100"
-            )
+        check_guidance(self.guidance)
 
     @property
     def shape(self) -> tuple[int, int, int, float]:
         """(width, height, steps, guidance): recipes that share it can be denoised as one batch."""
         return self.width, self.height, self.steps, self.guidance
+
+
+def check_guidance(guidance: float) -> None:
+    """Raise UsageError for a number that is no guidance, NaN among them."""
+    if not 0.0 <= guidance <= 100.0:
+        raise UsageError(f"guidance {guidance} is out of range", "use a number from 0 to 100")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ WANTED_FILES = (
 file at the top in another layout."""
 
 _SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin", ".sft")
+_FOLDER_HINT = f"give a folder in the diffusers layout (with a {INDEX_FILE}), or a model by name"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -148,10 +149,14 @@ def _is_local(model: str) -> bool:
 
 def _folder(model: str) -> Snapshot:
     root = Path(model).expanduser()
-    if root.is_file() or (not root.exists() and model.endswith(_SINGLE_FILES)):
+    if not model.strip():
+        raise ModelError("-m is empty", f"give a model by name ({_names()}), a folder or a hub id")
+    if root.is_file() and not model.endswith(_SINGLE_FILES):
+        raise ModelError(f"{model} is a file, not a model", _FOLDER_HINT)
+    if model.endswith(_SINGLE_FILES) and not root.is_dir():
         raise ModelError(
             f"{model} is a single-file checkpoint, which klein cannot read yet",
-            f"give a folder in the diffusers layout (with a {INDEX_FILE}), or a model by name",
+            _FOLDER_HINT,
         )
     if not root.is_dir():
         raise ModelError(f"there is no folder {model}", f"give a model by name: {_names()}")

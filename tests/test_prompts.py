@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import pytest
@@ -116,6 +116,8 @@ def test_jsonl_null_is_unsaid() -> None:
         ('{"prompt": "a", "seed": true}', "seed must be a whole number, not true"),
         ('{"prompt": "a", "guidance": "4"}', "guidance must be a number"),
         ('{"prompt": "a", "guidance": false}', "guidance must be a number"),
+        ('{"prompt": "a", "guidance": NaN}', "malformed JSON: NaN is no number"),
+        ('{"prompt": "a", "guidance": -Infinity}', "malformed JSON: -Infinity is no number"),
         ('{"prompt": "a", "output": 1}', "output must be text"),
         ('{"prompt": "a", "n": 0}', "n 0 is out of range"),
         ('{"prompt": "a", "n": 1000000000}', "n 1000000000 is out of range"),
@@ -173,17 +175,62 @@ def test_csv_names_the_fault_and_its_line(text: str, line: int, message: str) ->
 def test_lines_are_read_as_they_are_asked_for() -> None:
     """A file of any length, or one that never ends, takes the memory of a line."""
 
-    def endless() -> Iterator[bytes]:
-        yield b"\xef\xbb\xbfa cat\n"
-        while True:
-            yield b"a dog\r\n"
-
     class Pipe:
-        def __iter__(self) -> Iterator[bytes]:
-            return endless()
+        lines = chain([b"\xef\xbb\xbfa cat\n"], repeat(b"a dog\r\n"))
+
+        def readline(self, _: int) -> bytes:
+            return next(self.lines)
 
     rows = parse_txt(lines_of(Pipe(), "f"))  # type: ignore[arg-type]
     assert prompts(islice(rows, 3)) == ["a cat", "a dog", "a dog"]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_a_file_with_any_line_ending_is_read_in_pieces(
+    ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces end within lines, within characters and within \\r\\n."""
+    wanted = [f"é{'x' * (n % 7)}" for n in range(50)]
+    data = ending.join(wanted).encode()
+    for piece in range(1, 12):
+        monkeypatch.setattr("klein_cli.prompts._PIECE", piece)
+        found = list(lines_of(io.BytesIO(data), "f"))
+        assert [line.rstrip("\r\n") for line in found] == wanted
+        assert "".join(found).encode() == data
+        wrong = data.replace(b"\xc3\xa9xxx" + ending.encode(), b"\xe9" + ending.encode(), 1)
+        with pytest.raises(UsageError, match=rf"offset {wrong.index(0xE9.to_bytes())} \(line 4\)"):
+            list(lines_of(io.BytesIO(wrong), "f"))
+
+
+def test_a_line_that_does_not_end_is_refused_in_little_memory() -> None:
+    class Zeros:
+        read_so_far = 0
+
+        def readline(self, most: int) -> bytes:
+            self.read_so_far += most
+            return b"\0" * most
+
+        read = readline
+
+    endless = Zeros()
+    with pytest.raises(UsageError, match="line 1 of f is longer than 2 MB"):
+        list(lines_of(endless, "f"))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="what comes from standard input is longer than 2 MB"):
+        read_prompt(endless)  # type: ignore[arg-type]
+    assert endless.read_so_far < 5e6
+    short = io.BytesIO(b"a cat\n" + b"x" * 2_100_000)
+    with pytest.raises(UsageError, match="line 2 of f is longer"):
+        list(lines_of(short, "f"))
+
+
+def test_a_prompt_that_no_model_would_read_is_refused() -> None:
+    """It would make a picture whose record klein itself would not read."""
+    for text in ("x" * 40_000, "\U0001f600" * 40_000):
+        recipes(Row(prompt=text, negative_prompt=text), DEFAULTS, 5)
+    with pytest.raises(UsageError, match="the prompt has 40,001 characters"):
+        recipes(Row(prompt="x" * 40_001), DEFAULTS, 5)
+    with pytest.raises(UsageError, match="the negative prompt has 40,001 characters"):
+        recipes(Row(prompt="x", negative_prompt="x" * 40_001), DEFAULTS, 5)
 
 
 def test_failed_rows_can_be_read_back() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -79,6 +80,15 @@ def test_a_single_file_is_refused(tmp_path: Path, name: str, exists: bool) -> No
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ModelError, match="single-file checkpoint"):
         resolve(str(tmp_path / name))
+
+
+def test_an_empty_name_and_a_file_are_no_models(small_snapshot: Path, tmp_path: Path) -> None:
+    """Not even in the folder of a model, which an empty path would mean."""
+    with pytest.raises(ModelError, match="-m is empty"), contextlib.chdir(small_snapshot):
+        resolve("")
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"a\.png is a file, not a model"):
+        resolve(str(tmp_path / "a.png"))
 
 
 def test_a_folder_that_is_no_snapshot(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ A KleinError becomes two lines on stderr and its exit code; a bug keeps its trac
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from klein_cli.cli.info import info
 from klein_cli.cli.models import models
 from klein_cli.cli.report import printable
 from klein_cli.cli.reproduce import reproduce
+from klein_cli.cli.streams import mend_streams
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.cli.verify import verify
 from klein_cli.errors import KleinError
@@ -90,9 +90,10 @@ def klein(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (the process's own by default) and return its exit code."""
-    _let_odd_paths_through()
+    mend_streams()
     try:
         code = app(args=arguments, prog_name="klein", standalone_mode=False)
+        sys.stdout.flush()
     except COMPLAINTS as complaint:
         return _tell(explain(complaint))
     except KleinError as error:
@@ -106,9 +107,3 @@ def _tell(error: KleinError) -> int:
     words = printable(f"error: {error.message}\nhint: {error.hint}", keep="\n")
     print(words, file=sys.stderr)  # noqa: T201
     return error.exit_code
-
-
-def _let_odd_paths_through() -> None:
-    """A path that is not UTF-8 is printed as the bytes it is."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")

@@ -147,8 +147,7 @@ class Drawing:
             for event in self._run.events(jobs):
                 yield event
                 if isinstance(event, Saved):
-                    with contextlib.suppress(KleinError):  # the original may be gone by now
-                        self._compare(event)
+                    self._compare(event)
         for line in timings.lines(hands.pipeline, self._run.writing):
             report.detail(line)
 
@@ -186,10 +185,19 @@ class Drawing:
         source, path = self._origin[saved.job.index], saved.path
         if path is None or not source.is_drawn_by(saved.job):
             return
-        lossless = path.suffix.lower() == source.path.suffix.lower() == ".png"
-        if not lossless or path.samefile(source.path):
+        with contextlib.suppress(OSError):  # the original may be gone by now
+            if path.samefile(source.path):
+                return
+        lossy = [one for one in (source.path, path) if one.suffix.lower() != ".png"]
+        if lossy:
+            say = self._report.detail if self._several else self._report.note
+            say(f"not compared: {lossy[0]} does not keep every pixel")
             return
-        found = likeness(path, read_pixels(source.path))
+        try:
+            found = likeness(path, read_pixels(source.path))
+        except KleinError as error:
+            self._report.warn(f"not compared: {error.message}")
+            return
         facts = {"index": saved.job.index, "path": str(path), "original": str(source.path)}
         self._compared += 1
         if found is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from klein_cli.cli.report import Report
+from klein_cli.errors import KleinError
 from klein_cli.output.naming import STDOUT
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Event, Failed, Notice, Saved, SteppedDown, Stopped
@@ -44,6 +45,11 @@ class Followed:
                 self.tell(event)
         except KeyboardInterrupt:
             return self._interrupted(run)
+        except BrokenPipeError:
+            raise KleinError(
+                f"standard output was closed, so the run ends: {self._tally()}{self._more()}",
+                "send it to a file, or to a program that reads all of it",
+            ) from None
         self._report.event("finished", made=self._made, failed=len(self._codes))
         missing = self._wanted - self._made
         if missing and self._wanted > 1:
@@ -70,12 +76,14 @@ class Followed:
         for event in run.rest():
             self.tell(event)
         self._report.event("interrupted", made=self._made, wanted=self._wanted)
-        more = "" if self._failures is None else "; the same command with --resume makes the rest"
-        self._report.note(f"interrupted: {self._tally()}{more}")
+        self._report.note(f"interrupted: {self._tally()}{self._more()}")
         return INTERRUPTED
 
     def _tally(self) -> str:
         return f"{self._made} of {self._wanted} pictures made"
+
+    def _more(self) -> str:
+        return "" if self._failures is None else "; the same command with --resume makes the rest"
 
     def _where(self) -> str:
         return f": see {self._failures}" if self._codes and self._failures is not None else ""

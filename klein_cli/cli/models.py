@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from klein_cli.cli.fetching import Fetching
 from klein_cli.cli.report import Report
@@ -35,8 +36,20 @@ Quiet = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", metavar=" ", help="Do not ask.")]
 
+
+class _Models(TyperGroup):
+    """`klein models` alone, and with options, is `klein models list`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        is_list = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        if is_list and not ctx.resilient_parsing:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 models = typer.Typer(
     name="models",
+    cls=_Models,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -61,19 +74,17 @@ class Entry:
     path: str | None
 
 
-@models.callback(invoke_without_command=True)
-def _models(context: typer.Context, as_json: Json = False) -> None:
+@models.callback()
+def _models() -> None:
     """List the models: licence, size, whether they are on this machine, memory.
 
     Models lie in the Hugging Face cache, which other programs share; HF_HOME moves it.
     """
-    if context.invoked_subcommand is None:
-        list_models(as_json)
 
 
 @models.command("list")
 def list_models(as_json: Json = False) -> None:
-    """The same as klein models alone."""
+    """The same as klein models alone, options included."""
     report = Report(as_json=as_json, quiet=False, verbose=False, silent_stdout=False)
     entries = list(_entries())
     if as_json:
@@ -123,6 +134,11 @@ def path_of_model(name: Name) -> None:
         what = "only partly" if here else "not"
         raise ModelError(
             f"{name} is {what} on this machine", f"to fetch it: klein models pull {name}"
+        )
+    wrong = faults(found.root)
+    if wrong:
+        raise ModelError(
+            f"{name} is not whole: {wrong[0]}", "copy it there again, or give another folder"
         )
     typer.echo(str(found.root))
 

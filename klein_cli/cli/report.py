@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import re
 import sys
@@ -115,14 +114,7 @@ class Report:
 
     def _to_stdout(self, text: str) -> None:
         with self.bar.aside():
-            try:
-                print(text, flush=True)  # noqa: T201
-            except OSError as error:
-                if error.errno == errno.EPIPE:
-                    raise
-                raise KleinError(
-                    f"cannot write to standard output: {error.strerror}", "send it elsewhere"
-                ) from None
+            print(text, flush=True)  # noqa: T201
 
     def _to_stderr(self, text: str) -> None:
         with self.bar.aside():

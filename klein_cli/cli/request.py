@@ -21,6 +21,7 @@ from klein_cli.recipe import (
     QUANTIZATIONS,
     RNGS,
     Settings,
+    check_guidance,
 )
 from klein_cli.rows import MAX_PICTURES, Defaults, Row, prompt_fault
 
@@ -95,7 +96,7 @@ def batch_size_of(request: Request) -> int | None:
         return None
     if not re.fullmatch(r"0*[1-9]\d{0,5}", request.batch_size, re.ASCII):
         raise UsageError(
-            f"--batch-size {request.batch_size} is no number", "use 1 or more, or auto"
+            f"--batch-size {request.batch_size} cannot be", "use a number from 1 to 999999, or auto"
         )
     return int(request.batch_size)
 
@@ -109,7 +110,7 @@ def workers_of(request: Request) -> int | None:
         return None
     workers = "1" if request.workers is None else request.workers
     if not re.fullmatch(r"0*[1-9]\d{0,3}", workers, re.ASCII):
-        raise UsageError(f"--workers {workers} is no number", "use 1 or more, or auto")
+        raise UsageError(f"--workers {workers} cannot be", "use a number from 1 to 9999, or auto")
     return int(workers)
 
 
@@ -140,7 +141,11 @@ def defaults_of(request: Request, preset: Preset) -> Defaults:
         size=request.size,
         aspect=request.aspect,
     )
-    guided = None if preset.distilled else guidance_of(request)
+    guided = guidance_of(request)
+    if guided is not None:
+        check_guidance(guided)
+    if preset.distilled:
+        guided = None
     if not 1 <= request.num_images <= MAX_PICTURES:
         raise UsageError(
             f"--num-images {request.num_images} is out of range", f"use 1 to {MAX_PICTURES}"

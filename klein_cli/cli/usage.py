@@ -22,15 +22,27 @@ def explain(complaint: Any) -> UsageError:
     command = context.command_path if context else "klein generate"
     if isinstance(complaint, _click.NoSuchOption):
         return _no_such_option(complaint, command)
+    if isinstance(complaint, _click.MissingParameter) and complaint.param is not None:
+        return _missing(complaint.param, command)
     if isinstance(complaint, _click.BadParameter) and complaint.param is not None:
         return _bad_value(max(complaint.param.opts, key=len), complaint.message, command)
     message = complaint.format_message()
     unknown = re.match(r"No such command (['\"])(.*?)\1\.", message, re.DOTALL)
     if unknown:
         return _no_such_command(unknown[2], context)
-    if "unexpected extra argument" in message:
+    if "unexpected extra argument" in message and _takes_prompt(context):
         return UsageError(_lower(message), f'put the prompt in quotes: {command} "a red circle"')
-    return UsageError(_lower(message), f"{command} --help lists the options")
+    return UsageError(_lower(message), f"{command} --help lists what it takes")
+
+
+def _missing(param: Any, command: str) -> UsageError:
+    what = (param.metavar or param.name).strip("[]. ").upper()
+    return UsageError(f"{command} needs {what}", f"{command} --help explains it")
+
+
+def _takes_prompt(context: Any) -> bool:
+    params = context.command.params if context else []
+    return any(param.param_type_name == "argument" and param.name == "prompt" for param in params)
 
 
 def _bad_value(option: str, message: str, command: str) -> UsageError:

@@ -129,6 +129,7 @@ class Names:
         self._today = today
         self._exists = exists
         self._given: set[str] = set()
+        self._folders: set[str] = set()
         self._numbers: dict[str, int] = {}
 
     def of(self, index: int, recipe: Recipe) -> Path:
@@ -149,6 +150,13 @@ class Names:
         if number is not None:
             path = path.with_name(f"{path.stem}-{number:04d}{path.suffix}")
         _check_length(path)
+        above = [_key(folder) for folder in path.parents]
+        if not self._given.isdisjoint(above) or _key(path) in self._folders:
+            raise UsageError(
+                f"output {output!r} needs a folder where another row's picture goes",
+                "give one of them another name",
+            )
+        self._folders.update(above)
         return self._free(path)
 
     def reserve(self, path: Path) -> None:
@@ -182,7 +190,9 @@ def _templated(template: str) -> Destination:
             f"-o {template} is no template: {error}", "write {{ and }} for plain braces"
         ) from None
     for _, field, spec, conversion in parts:
-        if field is not None and (field not in FIELDS or conversion):
+        if conversion:
+            raise UsageError(f"-o has a !{conversion} in {{{field}!{conversion}}}", _FIELD_HINT)
+        if field is not None and field not in FIELDS:
             raise UsageError(f"-o has an unknown field {{{field}}}", _FIELD_HINT)
         if spec and re.search(r"[{}]|\d{4}", spec):
             raise UsageError(f"-o has a format that is too wide: {{{field}:{spec}}}", _FIELD_HINT)
@@ -218,7 +228,7 @@ def _fill(template: str, values: dict[str, object]) -> str:
 def _inside(folder: Path, output: str) -> Path:
     """`output` under `folder`. Raises UsageError when it leaves it, by a symbolic link too."""
     name = Path(output)
-    leaves = name.is_absolute() or name.drive or name.root or ".." in name.parts
+    leaves = name.is_absolute() or name.drive or name.root or os.path.normpath(name)[:2] == ".."
     if not name.name or output.endswith(_SEPARATORS) or "\0" in output:
         raise UsageError(f"output {output!r} is no file name", "use a name such as cat.png")
     check_extension(name)
@@ -227,6 +237,8 @@ def _inside(folder: Path, output: str) -> Path:
         raise UsageError(
             f"output {output!r} leaves the output folder {folder}", "use a name inside that folder"
         )
+    if ".." in name.parts:
+        raise UsageError(f"output {output!r} holds a ..", "use a plain name inside the folder")
     return path
 
 

@@ -171,6 +171,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _record(table: Mapping[str, Any]) -> Record:
     """A record from JSON. Raises KeyError, TypeError, ValueError or KleinError."""
+    for name in ("recipe", "settings", "model"):
+        if not isinstance(table[name], dict):
+            raise TypeError(f"{name} is no table")
     recipe, settings, model = table["recipe"], table["settings"], table["model"]
     unknown = [
         *(f"recipe.{name}" for name in _unknown(Recipe, recipe)),

@@ -24,7 +24,7 @@ from klein_cli.output.naming import STDOUT, Destination, Names, destination
 from klein_cli.output.png import check_room, check_writable
 from klein_cli.presets import Preset
 from klein_cli.prompts import BadRow, complain, name_of
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Recipe, check_guidance
 from klein_cli.rows import Defaults, Row, own_seeds, recipe_of
 from klein_cli.run.found import Found, look
 from klein_cli.run.jobs import Job, Jobs
@@ -156,6 +156,13 @@ class _Planner:
             self._ignored.update(
                 name for name in ("guidance", "negative_prompt") if getattr(row, name) is not None
             )
+            try:
+                with _row_faults():
+                    if row.guidance is not None:
+                        check_guidance(row.guidance)
+            except _RowFault as fault:
+                self._fault(row, fault)
+                return
             row = replace(row, guidance=None, negative_prompt=None)
         several = _makes_several(row, self.defaults)
         try:
@@ -165,8 +172,11 @@ class _Planner:
                 self._uses_seed |= seed is None
                 self._add_picture(row, seed, number if several else None)
         except _RowFault as fault:
-            message, hint = fault.args
-            self.faults.append(BadRow(line=row.line, message=message, hint=hint))
+            self._fault(row, fault)
+
+    def _fault(self, row: Row, fault: _RowFault) -> None:
+        message, hint = fault.args
+        self.faults.append(BadRow(line=row.line, message=message, hint=hint))
 
     def plan(self) -> Plan:
         """What has been planned, when there are no faults."""

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,32 @@ def test_the_path_of_a_model_that_is_not(home: Path, capfd: pytest.CaptureFixtur
     fill_cache(home, OFFICIAL, {"model_index.json": b"{}"})
     assert main(["models", "path", "klein-4b"]) == 3
     assert "klein-4b is only partly on this machine" in capfd.readouterr().err
+
+
+def test_the_path_of_a_folder_that_is_not_whole(
+    small_snapshot: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "path", str(small_snapshot)]) == 0
+    assert capfd.readouterr().out == f"{small_snapshot}\n"
+    shutil.copytree(small_snapshot, tmp_path / "m")
+    next((tmp_path / "m" / "vae").glob("*.safetensors")).unlink()
+    assert main(["models", "path", str(tmp_path / "m")]) == 3
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert f"{tmp_path}/m is not whole: vae holds no weights" in said.err
+
+
+def test_models_alone_is_the_list_with_all_its_options(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "list", "--json"]) == 0
+    wanted = capfd.readouterr().out
+    (tmp_path / "c.toml").write_text("[models.list]\njson = true\n")
+    for options in (["--json"], ["--config", str(tmp_path / "c.toml")]):
+        assert main(["models", *options]) == 0
+        assert capfd.readouterr().out == wanted
+    assert main(["models", "--help"]) == 0
+    assert "pull" in capfd.readouterr().out
 
 
 def test_rm_removes_a_model_and_nothing_else(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -149,22 +146,6 @@ def test_the_first_bug_shows_its_traceback_and_the_rest_a_line(
     err = capsys.readouterr().err
     assert err.count("Traceback") == 1
     assert err.count("error: picture 3: ZeroDivisionError: oops") == 2
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
-def test_a_stdout_that_is_full_is_an_error_and_not_a_bug() -> None:
-    script = (
-        "from klein_cli.cli.report import Report\n"
-        "from klein_cli.errors import KleinError\n"
-        "report = Report(as_json=True, quiet=False, verbose=False, silent_stdout=False)\n"
-        "try: report.event('started')\n"
-        "except KleinError as error: raise SystemExit(error.message)\n"
-    )
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert done.stderr.startswith("cannot write to standard output: No space left on device\n")
 
 
 def test_every_event_is_documented_and_every_documented_one_exists() -> None:

@@ -15,7 +15,7 @@ from klein_cli.errors import UsageError
 from klein_cli.output.gallery import PAGE, check_page, pictures_in, write_gallery
 from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import MAX_PROMPT, Recipe, Settings
 
 SETTINGS = Settings(device="cpu", dtype="float32", attention="sdpa")
 HOSTILE = [
@@ -139,8 +139,11 @@ def test_nothing_is_fetched_and_only_our_script_may_run(tmp_path: Path) -> None:
 
 
 def test_a_very_long_prompt_does_not_make_a_very_long_page(tmp_path: Path) -> None:
-    draw(tmp_path / "a.png", "x" * 500_000)
-    assert write_gallery(tmp_path).page.stat().st_size < 120_000
+    draw(tmp_path / "a.png", "x")
+    short = write_gallery(tmp_path).page.stat().st_size
+    draw(tmp_path / "a.png", "x" * MAX_PROMPT)
+    long = write_gallery(tmp_path, overwrite=True).page.stat().st_size
+    assert long < short + 1.5 * MAX_PROMPT
 
 
 def test_files_that_are_no_pictures_are_told_and_left_out(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ("{}.png", r"unknown field \{\}"),
         ("{seed.real}.png", "unknown field"),
         ("{slug[0]}.png", "unknown field"),
-        ("{seed!r}.png", "unknown field"),
+        ("{seed!r}.png", r"has a !r in \{seed!r\}"),
         ("{seed.png", "is no template"),
         ("seed}.png", "is no template"),
         ("{slug:04d}.png", "cannot be filled in"),
@@ -194,11 +194,27 @@ def test_a_rows_name_may_hold_braces() -> None:
 
 
 @pytest.mark.parametrize(
-    "output", ["../cat.png", "a/../../cat.png", "a/../cat.png", "/tmp/cat.png"]
+    ("output", "words"),
+    [
+        ("../cat.png", "leaves the output folder"),
+        ("a/../../cat.png", "leaves the output folder"),
+        ("a/../cat.png", r"holds a \.\."),
+        ("/tmp/cat.png", "leaves the output folder"),
+    ],
 )
-def test_a_row_that_leaves_the_folder_is_refused(output: str) -> None:
-    with pytest.raises(UsageError, match="leaves the output folder"):
+def test_a_row_that_leaves_the_folder_is_refused(output: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
         names("d/").of_row(output, None)
+
+
+@pytest.mark.parametrize(
+    "outputs", [("x.png", "X.png/y.png"), ("x.png/y.png", "x.png"), ("a.png", "a.png/b/c.png")]
+)
+def test_a_picture_is_no_folder_for_another(outputs: tuple[str, str]) -> None:
+    rows = names("d/")
+    rows.of_row(outputs[0], None)
+    with pytest.raises(UsageError, match="needs a folder where another row's picture goes"):
+        rows.of_row(outputs[1], None)
 
 
 def test_a_row_that_leaves_by_a_link_is_refused(tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def test_a_record_behind_the_pixels_is_found(tmp_path: Path) -> None:
         (changed(recipe={**WRITTEN["recipe"], "seed": "1"}), "seed is '1'"),
         (changed(recipe={**WRITTEN["recipe"], "steps": True}), "steps is 'True'"),
         (changed(settings={**WRITTEN["settings"], "device": None}), "device is 'None'"),
-        (changed(recipe="__import__('os')"), "does not make sense"),
+        (changed(recipe="__import__('os')"), "does not make sense: recipe is no table"),
+        (changed(model=None), "does not make sense: model is no table"),
         (changed(provenance=[1]), "does not make sense"),
         (changed(provenance={"torch": "x" * 2000}), "does not make sense"),
         (changed(provenance=dict.fromkeys(map(str, range(200)), "1")), "does not make sense"),
@@ -167,7 +168,7 @@ def test_a_record_behind_the_pixels_is_found(tmp_path: Path) -> None:
         (changed(recipe={**WRITTEN["recipe"], "k" * 5000: 1}), "a key is"),
         ('{"format": 2, ' + json.dumps(WRITTEN)[1:], "is damaged"),
     ],
-    ids=range(36),
+    ids=range(37),
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint) as caught:

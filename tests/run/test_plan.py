@@ -181,7 +181,7 @@ def test_a_base_model_uses_a_rows_guidance() -> None:
 
 def test_a_prompt_too_long_for_jpeg_is_refused_beforehand() -> None:
     with pytest.raises(UsageError, match="does not fit in a JPEG"):
-        planned(Row(prompt="a" * 70_000), output="x.jpg", source="")
+        planned(Row(prompt="\u00e9" * 40_000), output="x.jpg", source="")
 
 
 def test_check_folders_looks_at_every_folder() -> None:

@@ -277,7 +277,7 @@ def test_without_ray_the_error_names_the_extra(
 def test_workers_are_told_of_a_folder_by_its_full_path(
     model: str, small_snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They may stand in another folder, where a name without a slash would be a hub's or nothing."""
+    """They may stand elsewhere, where a name without a slash would be a hub's or nothing."""
     orders: list[Order] = []
 
     def stop(order: Order, *_: object, **__: object) -> None:
