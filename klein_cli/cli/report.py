@@ -20,6 +20,7 @@ from klein_cli.run.runner import Failed, Saved, Stopped, words
 if TYPE_CHECKING:
     from klein_cli.text.tokenizer import TokenizedPrompt
 
+_LONGEST = 400
 _LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 
 
@@ -77,7 +78,7 @@ class Report:
         length += f", cut from {json.dumps(cut, ensure_ascii=False)}" if cut else ""
         self._result(
             f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}  "
-            f"{recipe.steps} steps  {length}  {json.dumps(recipe.prompt, ensure_ascii=False)}"
+            f"{recipe.steps} steps  {length}  {_in_short(recipe.prompt)}"
         )
 
     def saved(self, saved: Saved) -> None:
@@ -143,6 +144,12 @@ def grouped(names: Iterable[str]) -> str:
     said = [_run([number for _, number in run]) for _, run in runs]
     said += [alike[0] if len(alike) == 1 else f"{top}.*" for top, alike in kin.items()]
     return ", ".join(said)
+
+
+def _in_short(text: str) -> str:
+    """Quoted, and in a line that a terminal can bear; events have all of it."""
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _run(numbers: list[int]) -> str:

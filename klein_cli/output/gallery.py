@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -104,7 +105,8 @@ def write_gallery(
     check_page(folder, overwrite=overwrite)
     paths = pictures_in(folder)
     exhibits, unreadable = [], []
-    with ThreadPoolExecutor() as pool:
+    # Pillow warns of how a stranger's picture was made. Filters are all threads' alike.
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
         views = pool.map(_view, paths)
         for number, (path, view) in enumerate(zip(paths, views, strict=True), start=1):
             if view is None:

@@ -70,6 +70,8 @@ def test_a_cut_prompt_says_where(klein: Klein) -> None:
     (cut,) = re.findall(r"tokens, cut from (\".*?\")  ", out)
     assert json.loads(cut).endswith("the end")
     assert len(json.loads(cut)) < 4000
+    shown = json.loads(out.rpartition("  ")[2])
+    assert shown == ("cat and dog " * 400)[:400] + "…", "the plan is for reading"
 
 
 def test_json_tells_the_plan_in_numbers(klein: Klein) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -162,6 +163,16 @@ def test_a_strangers_photograph_is_shown_upright(tmp_path: Path) -> None:
     Image.new("RGB", (400, 200), "red").save(tmp_path / "a.jpg", exif=exif)
     (card,) = page_of(tmp_path).all("li")
     assert (card["data-width"], card["data-height"]) == ("200", "400")
+
+
+def test_a_strangers_odd_palette_is_shown_without_a_word(tmp_path: Path) -> None:
+    odd = Image.new("P", (40, 20))
+    odd.putpalette([0, 0, 0, 255, 0, 0])
+    odd.save(tmp_path / "a.png", transparency=b"\x00\x80")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert len(page_of(tmp_path).all("li")) == 1
+    assert said == []
 
 
 def test_its_own_page_is_made_again_and_another_is_left_alone(tmp_path: Path) -> None:
