@@ -241,7 +241,7 @@ def test_an_interrupt_before_the_first_picture_is_an_event_too(
 
 
 def test_a_bare_file_needs_no_room_for_its_recipe(klein: Any) -> None:
-    words = "cat " * 20_000
+    words = "\u00e9" * 40_000
     assert klein(words, "-o", "long.jpg")[0] == 2
     assert klein(words, "-o", "long.jpg", "--no-metadata", "-q")[0] == 0
 
