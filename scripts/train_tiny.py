@@ -3,10 +3,11 @@
     python scripts/train_tiny.py vae   --work WORK --seconds 85
     python scripts/train_tiny.py flow  --work WORK --seconds 1200
     python scripts/train_tiny.py write --work WORK --to FOLDER
-    python scripts/train_tiny.py decoder --work WORK --from FOLDER --stars .6 --edges 8
+    python scripts/train_tiny.py decoder --work WORK --from FOLDER --stars .6 --edges 8 --lr 1e-3
 
 One GPU; minutes. `vae` learns the autoencoder, then fixes its batch-norm statistics. `flow` learns
 the Qwen3 encoder and the DiT together (see `tiny_flow`), and resumes from WORK when run again;
+with `--begin .65 --lr 1.2e-3 --stars .6 --edges 8` it only unrolls, as in the last sitting.
 `--from FOLDER` starts it from a written model: its autoencoder, its tokenizer and, unless
 `--fresh`, its weights. `decoder` sharpens the decoder of a written model in its place, and is light
 enough for a CPU.

@@ -1,7 +1,8 @@
 """The decoder of the FLUX.2 autoencoder in plain torch: latents -> pictures.
 
 Parameter names are those of the official checkpoint. Making pictures needs no encoder: it is
-neither built nor read. What is not a convolution is done by `VaeOps`, at the end, in plain torch.
+neither built nor read. Norms, attention and what else can be fused is done by `VaeOps`, at the end,
+in plain torch.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ class Convolved(NamedTuple):
 
 
 class VaeOps:
-    """All but the convolutions themselves. `klein_cli.speed` has the same in fewer passes."""
+    """What `klein_cli.speed` has in fewer passes; here in plain torch."""
 
     def convolve(self, x: Tensor, conv: nn.Conv2d) -> Convolved:
         """(B, C, H, W) through a convolution, here with its bias."""

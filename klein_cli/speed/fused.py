@@ -95,7 +95,8 @@ class FusedQwen3Ops(Qwen3Ops):
 class FusedVaeOps(VaeOps):
     """See `VaeOps`. Pictures are channels_last.
 
-    torch adds a bias in a pass of its own, after cuDNN; here it goes with what comes next.
+    torch adds a bias in a pass of its own, after cuDNN; in residual blocks it goes with what comes
+    next.
     """
 
     def convolve(self, x: Tensor, conv: nn.Conv2d) -> Convolved:

@@ -61,6 +61,37 @@ def test_what_two_sides_share_counts_for_each() -> None:
     assert (memory.held, memory.reserved) == (120, 120)
 
 
+class FakeCuda:
+    """An allocator in which another side has reserved 150 bytes and uses 100."""
+
+    allocated = most = 100
+    reserved = 150
+
+    def memory_allocated(self, _: object) -> int:
+        return self.allocated
+
+    def max_memory_allocated(self, _: object) -> int:
+        return self.most
+
+    def memory_reserved(self, _: object) -> int:
+        return self.reserved
+
+    max_memory_reserved = memory_reserved
+
+    def synchronize(self, *_: object) -> None: ...
+
+    reset_peak_memory_stats = empty_cache = synchronize
+
+
+def test_work_in_anothers_gap_counts_as_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    memory = Memory(torch.device("cuda"))
+    with memory.watch() as peak:
+        cuda.most, cuda.allocated = 140, 110
+    assert (peak, memory.held, memory.reserved) == ([40], 10, 40)
+
+
 @pytest.mark.gpu
 def test_two_sides_on_one_gpu_are_told_apart() -> None:
     """Each side's peak is what it holds and needs, whatever the other has there."""

@@ -256,6 +256,12 @@ def test_pictures_are_added_and_enlarged(
     found = pictures.add_biased(x, y, bias)
     close(found, wanted, ROUNDING[dtype])
     assert found.data_ptr() == y.data_ptr()
+    narrow = x.contiguous(), y.contiguous()  # in torch's usual layout: not written to
+    kept = narrow[1].clone()
+    again = pictures.add_biased(*narrow, bias)
+    close(again, x.double() + kept.double() + bias.double()[:, None, None], ROUNDING[dtype])
+    assert torch.equal(narrow[1], kept)
+    assert torch.equal(pictures.enlarge(x.contiguous()), pictures.enlarge(x))
     larger = pictures.enlarge(x)
     assert torch.equal(larger, F.interpolate(x, scale_factor=2.0, mode="nearest"))
     assert larger.is_contiguous(memory_format=torch.channels_last)

@@ -145,7 +145,8 @@ def group_norm(
 ) -> Tensor:
     """Group norm of pictures (B, C, H, W), then SiLU if asked; the result is channels_last.
 
-    `before` (C,) is added to the pictures first.
+    Of more than one pixel: Triton takes a 1 for a constant. `before` (C,) is added to the pictures
+    first.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     pictures, channels, height, width = x.shape
