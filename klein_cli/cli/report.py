@@ -61,7 +61,8 @@ class Report:
         try:
             yield
         except KleinError as error:
-            self.event("error", message=error.message, hint=error.hint)
+            with contextlib.suppress(BrokenPipeError):  # which may be the error
+                self.event("error", message=error.message, hint=error.hint)
             raise
 
     def event(self, kind: str, **fields: Any) -> None:

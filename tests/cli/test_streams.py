@@ -68,8 +68,9 @@ def test_a_full_output_ends_a_run_and_keeps_its_pictures(tmp_path: Path) -> None
     assert list((tmp_path / "out").glob("*.png"))
 
 
-def test_a_reader_that_leaves_is_told_how_far_the_run_came(tmp_path: Path) -> None:
-    many = words(*DRAW, "-n", "40", "-o", f"{tmp_path}/out/")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_reader_that_leaves_is_told_how_far_the_run_came(more: list[str], tmp_path: Path) -> None:
+    many = words(*DRAW, "-n", "40", "-o", f"{tmp_path}/out/", *more)
     done = shell(f"klein {many} | head -n 1; exit ${{PIPESTATUS[0]}}")
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()[-2:]
