@@ -152,31 +152,16 @@ class _Planner:
         if isinstance(row, BadRow):
             self.faults.append(row)
             return
-        if self.preset.distilled:
-            self._ignored.update(
-                name for name in ("guidance", "negative_prompt") if getattr(row, name) is not None
-            )
-            try:
-                with _row_faults():
-                    if row.guidance is not None:
-                        check_guidance(row.guidance)
-            except _RowFault as fault:
-                self._fault(row, fault)
-                return
-            row = replace(row, guidance=None, negative_prompt=None)
         several = _makes_several(row, self.defaults)
         try:
             with _row_faults():
-                seeds = own_seeds(row, self.defaults)
+                seeds, row = own_seeds(row, self.defaults), self._guided(row)
             for number, seed in enumerate(seeds, start=1):
                 self._uses_seed |= seed is None
                 self._add_picture(row, seed, number if several else None)
         except _RowFault as fault:
-            self._fault(row, fault)
-
-    def _fault(self, row: Row, fault: _RowFault) -> None:
-        message, hint = fault.args
-        self.faults.append(BadRow(line=row.line, message=message, hint=hint))
+            message, hint = fault.args
+            self.faults.append(BadRow(line=row.line, message=message, hint=hint))
 
     def plan(self) -> Plan:
         """What has been planned, when there are no faults."""
@@ -188,6 +173,17 @@ class _Planner:
             uses_seed=self._uses_seed,
             without_effect=tuple(sorted(self._ignored)),
         )
+
+    def _guided(self, row: Row) -> Row:
+        """The row less what its model ignores. Raises UsageError for what is no guidance."""
+        if row.guidance is not None:
+            check_guidance(row.guidance)
+        if not self.preset.distilled:
+            return row
+        self._ignored.update(
+            name for name in ("guidance", "negative_prompt") if getattr(row, name) is not None
+        )
+        return replace(row, guidance=None, negative_prompt=None)
 
     def _add_picture(self, row: Row, own: int | None, number: int | None) -> None:
         with _row_faults():

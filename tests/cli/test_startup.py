@@ -35,6 +35,15 @@ def test_it_wakes_after_an_error_and_sleeps_on_if_it_slept() -> None:
         gc.enable()
 
 
+def said(script: str) -> str:
+    """What a process says that runs `script`, which ends well and without a word on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
 def test_triton_leaves_without_a_word() -> None:
     """Frozen, its objects are not freed, and its bindings say so in fifty lines."""
     if find_spec("triton") is None:
@@ -48,11 +57,7 @@ def test_triton_leaves_without_a_word() -> None:
         "    freeze_imports()\n"
         "    import klein_cli.speed.kernels.rows\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) >= 100_000
-    assert done.stderr == ""
+    assert int(said(script)) >= 100_000
 
 
 def test_imports_are_frozen_once() -> None:
@@ -66,10 +71,7 @@ def test_imports_are_frozen_once() -> None:
         "freeze_imports()\n"
         "print(count > 1000, gc.get_freeze_count() - count)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "True 0\n"
+    assert said(script) == "True 0\n"
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
@@ -91,10 +93,7 @@ def test_the_end_of_python_skips_what_was_imported() -> None:
         "from klein_cli.cli.startup import quick_start\n"
         "with quick_start(): kept = [[] for _ in range(100_000)]\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) >= 100_000
+    assert int(said(script)) >= 100_000
 
 
 def test_a_picture_does_without_torchs_compiler_and_ray(random_snapshot: str) -> None:

@@ -14,12 +14,18 @@ _TILE = 8192
 
 
 @triton.jit
+def _tile(pixels, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr):
+    """This program's pixels and channels, and which of them there are."""
+    channel = tl.arange(0, BLOCK)[None, :]
+    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    return pixel, channel, (pixel < pixels) & (channel < CHANNELS)
+
+
+@triton.jit
 def _add_biased(
     x, y, bias, pixels, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr
 ):  # fmt: skip
-    channel = tl.arange(0, BLOCK)[None, :]
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
-    inside = (pixel < pixels) & (channel < CHANNELS)
+    pixel, channel, inside = _tile(pixels, CHANNELS, BLOCK, PIXELS)
     place = pixel * CHANNELS + channel
     total = tl.load(x + place, mask=inside).to(tl.float32)
     total += tl.load(y + place, mask=inside).to(tl.float32)
@@ -31,9 +37,7 @@ def _add_biased(
 def _enlarge(
     x, out, pixels, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr
 ):  # fmt: skip
-    channel = tl.arange(0, BLOCK)[None, :]
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
-    inside = (pixel < pixels) & (channel < CHANNELS)
+    pixel, channel, inside = _tile(pixels, CHANNELS, BLOCK, PIXELS)
     value = tl.load(x + pixel * CHANNELS + channel, mask=inside)
     row, column = pixel // width, pixel % width
     for down in tl.static_range(2):
