@@ -228,7 +228,8 @@ def _fill(template: str, values: dict[str, object]) -> str:
 def _inside(folder: Path, output: str) -> Path:
     """`output` under `folder`. Raises UsageError when it leaves it, by a symbolic link too."""
     name = Path(output)
-    leaves = name.is_absolute() or name.drive or name.root or os.path.normpath(name)[:2] == ".."
+    climbs = Path(os.path.normpath(name)).parts[:1] == ("..",)
+    leaves = climbs or name.is_absolute() or name.drive or name.root
     if not name.name or output.endswith(_SEPARATORS) or "\0" in output:
         raise UsageError(f"output {output!r} is no file name", "use a name such as cat.png")
     check_extension(name)

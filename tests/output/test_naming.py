@@ -189,8 +189,9 @@ def test_a_row_of_several_numbers_its_own_name() -> None:
     assert [rows.of_row("cat.png", k).name for k in (1, 2)] == ["cat-0001.png", "cat-0002.png"]
 
 
-def test_a_rows_name_may_hold_braces() -> None:
-    assert names("d/").of_row("{seed}.png", None) == Path("d/{seed}.png")
+@pytest.mark.parametrize("output", ["{seed}.png", "..cat.png", "..a/cat.png", "a..png"])
+def test_a_rows_name_may_hold_braces_and_dots(output: str) -> None:
+    assert names("d/").of_row(output, None) == Path("d") / output
 
 
 @pytest.mark.parametrize(
