@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import zlib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from klein_cli.errors import UsageError
 from klein_cli.output.metadata import FORMAT, parameters, record
 from klein_cli.output.png import encode
 from klein_cli.output.reading import MAX_FILE_BYTES, MAX_RECORD_BYTES, read_pixels, read_record
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import MAX_PROMPT, Recipe, Settings
 
 RECIPE = Recipe(
     prompt='a "café"\nat night \x1b[31m',
@@ -175,6 +176,18 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str, complaint: st
         read_record(png(tmp_path / "a.png", text))
     assert caught.value.hint
     assert len(caught.value.message) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("char", ["x", "\x01", "\U0001f600"])
+def test_the_longest_prompts_can_be_read_back(tmp_path: Path, char: str) -> None:
+    """However many characters each of theirs becomes in the record."""
+    longest = replace(
+        RECIPE, prompt="a" + char * (MAX_PROMPT - 1), negative_prompt=char * MAX_PROMPT
+    )
+    written = {**WRITTEN, "recipe": asdict(longest)}
+    data = encode(numpy.zeros((32, 64, 3), numpy.uint8), ".png", written, parameters(longest))
+    (tmp_path / "a.png").write_bytes(data)
+    assert read_record(tmp_path / "a.png").recipe == longest
 
 
 def test_a_huge_record_is_refused(tmp_path: Path) -> None:
