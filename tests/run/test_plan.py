@@ -179,6 +179,16 @@ def test_a_base_model_uses_a_rows_guidance() -> None:
     assert made.without_effect == ()
 
 
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("guidance", [-1.0, 1e9, float("inf"), float("nan")])
+def test_a_number_that_is_no_guidance_is_refused_of_every_model(
+    guidance: float, base: bool
+) -> None:
+    """A distilled one ignores it, and would hide what the next model finds."""
+    with pytest.raises(UsageError, match=r"guidance .* is out of range"):
+        planned(Row(prompt="a", guidance=guidance, line=1), base=base)
+
+
 def test_a_prompt_too_long_for_jpeg_is_refused_beforehand() -> None:
     with pytest.raises(UsageError, match="does not fit in a JPEG"):
         planned(Row(prompt="\u00e9" * 40_000), output="x.jpg", source="")
