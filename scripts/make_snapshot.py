@@ -1,7 +1,7 @@
 """Write a snapshot of random weights in the official layout, for tests and for timing.
 
     python scripts/make_snapshot.py FOLDER --size small
-    python scripts/make_snapshot.py FOLDER --size 4b
+    python scripts/make_snapshot.py FOLDER --size 4b      # 16 GB; 9b takes 35
 
 See `klein_cli.bench.snapshot`; `klein bench` writes one by itself.
 """

@@ -1,9 +1,9 @@
 """Random weights in the official layout, as a snapshot on disk: for timing, and for tests.
 
-`4b` has the true sizes, file names, shards, keys and dtype of FLUX.2-klein-4B (16 GB); `small` is
-the same model in miniature (a few MB, float32). The pictures are coloured noise. Every norm
-weight and batch-norm statistic differs from its default and no pad embedding is zero, so that a
-part left out or misplaced shows.
+`4b` has the true sizes, file names, shards, keys and dtype of FLUX.2-klein-4B (16 GB), and `9b`
+those of FLUX.2-klein-9B (35 GB); `small` is the same model in miniature (a few MB, float32). The
+pictures are coloured noise. Every norm weight and batch-norm statistic differs from its default
+and no pad embedding is zero, so that a part left out or misplaced shows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ from klein_cli.bench.snapshot_files import (
     write_tokenizer,
 )
 
-SHARD_BYTES = 5_000_000_000
+# What transformers and diffusers put into one file.
+_SHARD_BYTES = {
+    "text_encoder": 5_000_000_000,
+    "transformer": 10_000_000_000,
+    "vae": 10_000_000_000,
+}
 
 CORPUS = (
     "a red circle on a white background",
@@ -52,6 +57,9 @@ class Sizes:
     dtype: torch.dtype
 
 
+# All FLUX.2 models have this one.
+_VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32}
+
 SIZES = {
     "4b": Sizes(
         vocab_size=151936,
@@ -73,11 +81,31 @@ SIZES = {
             "axes_dims_rope": [32, 32, 32, 32],
             "timestep_guidance_channels": 256,
         },
-        vae={
-            "block_out_channels": [128, 256, 512, 512],
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
+        vae=_VAE,
+        dtype=torch.bfloat16,
+    ),
+    "9b": Sizes(
+        vocab_size=151936,
+        tokens=151669,
+        special_tokens=OFFICIAL_SPECIAL_TOKENS,
+        text_encoder={
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "tie_word_embeddings": False,
         },
+        transformer={
+            "num_layers": 8,
+            "num_single_layers": 24,
+            "num_attention_heads": 32,
+            "attention_head_dim": 128,
+            "axes_dims_rope": [32, 32, 32, 32],
+            "timestep_guidance_channels": 256,
+        },
+        vae=_VAE,
         dtype=torch.bfloat16,
     ),
     "medium": Sizes(
@@ -138,20 +166,21 @@ SIZES = {
 
 
 def write_snapshot(
-    root: Path, size: str = "small", *, distilled: bool = True, seed: int = 0, tied: bool = True
+    root: Path, size: str = "small", *, distilled: bool = True, seed: int = 0
 ) -> None:
-    """Write a whole snapshot to `root`. `tied` False gives the text encoder a head of its own."""
+    """Write a whole snapshot to `root`."""
     sizes = SIZES[size]
     root.mkdir(parents=True, exist_ok=True)
     write_model_index(root, distilled=distilled)
     write_scheduler_config(root)
     write_tokenizer(root / "tokenizer", CORPUS, sizes.tokens, sizes.special_tokens)
-    device = torch.device("cuda" if torch.cuda.is_available() and size == "4b" else "cpu")
+    large = snapshot_bytes(size) > 1 << 30
+    device = torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(seed)
-    for name, table in part_configs(sizes, tied=tied).items():
+    for name, table in part_configs(sizes).items():
         write_json(root / name / "config.json", table)
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
-        limit = SHARD_BYTES if name == "text_encoder" else None
+        limit = _SHARD_BYTES[name]
         _write_weights(_shapes(name, table), root / name, stem, limit, sizes.dtype, generator)
     write_json(root / "text_encoder" / "generation_config.json", {"do_sample": True})
 
@@ -163,7 +192,7 @@ def snapshot_bytes(size: str) -> int:
     return sum(t.numel() for part in parts for t in part.values()) * sizes.dtype.itemsize
 
 
-def part_configs(sizes: Sizes, *, tied: bool = True) -> dict[str, dict[str, Any]]:
+def part_configs(sizes: Sizes) -> dict[str, dict[str, Any]]:
     """The config.json of each part."""
     layers = sizes.text_encoder["num_hidden_layers"]
     text_encoder = {
@@ -181,7 +210,7 @@ def part_configs(sizes: Sizes, *, tied: bool = True) -> dict[str, dict[str, Any]
         "rope_scaling": None,
         "rope_theta": 1000000,
         "sliding_window": None,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": True,
         "transformers_version": "4.56.1",
         "use_cache": True,
         "use_sliding_window": False,
@@ -244,7 +273,7 @@ def _write_weights(
     shapes: dict[str, Tensor],
     folder: Path,
     stem: str,
-    limit: int | None,
+    limit: int,
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> None:
@@ -264,14 +293,12 @@ def _write_weights(
         write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def _shards(
-    shapes: dict[str, Tensor], limit: int | None, dtype: torch.dtype
-) -> Iterator[list[str]]:
+def _shards(shapes: dict[str, Tensor], limit: int, dtype: torch.dtype) -> Iterator[list[str]]:
     names: list[str] = []
     held = 0
     for name, tensor in shapes.items():
         size = tensor.numel() * dtype.itemsize
-        if limit is not None and names and held + size > limit:
+        if names and held + size > limit:
             yield names
             names, held = [], 0
         names.append(name)

@@ -65,8 +65,13 @@ def test_what_it_takes(small_snapshot: Path) -> None:
     assert snapshot_bytes("small") == pytest.approx(weights, rel=0.02)
 
 
-def test_the_true_size_is_that_of_the_real_model() -> None:
-    assert snapshot_bytes("4b") == pytest.approx(7.75e9 + 8.04e9 + 0.168e9, rel=0.002)
+@pytest.mark.parametrize(
+    ("size", "transformer", "text_encoder"), [("4b", 7.75e9, 8.04e9), ("9b", 18.16e9, 16.38e9)]
+)
+def test_the_true_sizes_are_those_of_the_real_models(
+    size: str, transformer: float, text_encoder: float
+) -> None:
+    assert snapshot_bytes(size) == pytest.approx(transformer + text_encoder + 0.168e9, rel=0.002)
 
 
 def _fail(snapshot: Snapshot) -> None:
