@@ -1,17 +1,21 @@
 """Several workers beside one: pictures a second of each, and whether their files are the same.
 
     python scripts/make_snapshot.py FOLDER --size 4b
-    python scripts/measure_workers.py --model FOLDER --size 1024x1024 --pictures 120 --workers 1 2
+    python scripts/measure_workers.py --model FOLDER --size 1024x1024 --workers 1 2 1 2
 
 Each is a process of its own: `klein generate --workers N` on the same prompts and seeds. The rate
 is that of the pictures after the first four of each worker, so that loading and warming up do not
-count. Ends in one line of JSON, and with 1 when a file differs by a byte.
+count; a number of workers given more than once has the median of its rates. Files written before,
+a fresh snapshot's say, are on the disk by then: klein waits for the disk with every picture, and
+would wait for them. Ends in one line of JSON, and with 1 when a file differs by a byte.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,12 +28,13 @@ from measure_run import LAUNCH, prompts
 WARM_UP = 4
 
 
-def measured(workers: int, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+def measured(workers: int, options: argparse.Namespace, out: Path) -> dict[str, float]:
     """One run: pictures a second once it runs, and the seconds until its first picture."""
-    file = folder / "prompts.txt"
+    file = out.with_suffix(".txt")
     file.write_text("\n".join(islice(prompts(), options.pictures)) + "\n")
-    command = ["generate", "--prompts-file", str(file), "-o", f"{folder}/{workers}/", "-s", "1"]
+    command = ["generate", "--prompts-file", str(file), "-o", f"{out}/", "-s", "1"]
     command += ["-m", options.model, "--size", options.size, "--workers", str(workers), "--json"]
+    os.sync()
     started = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, "-c", LAUNCH, *command, *options.more], stdout=subprocess.PIPE, text=True
@@ -47,6 +52,11 @@ def measured(workers: int, options: argparse.Namespace, folder: Path) -> dict[st
         "seconds to the first": round(times[0] - started, 1),
         "seconds": round(times[-1] - started, 1),
     }
+
+
+def rate(rows: list[dict[str, float]], workers: int) -> float:
+    """The median of the pictures a second of all runs of so many workers."""
+    return statistics.median(row["pictures a second"] for row in rows if row["workers"] == workers)
 
 
 def differing(one: Path, other: Path) -> list[str]:
@@ -71,12 +81,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = []
-        for workers in options.workers:
-            rows.append(measured(workers, options, folder))
+        folders = [folder / str(number) for number, _ in enumerate(options.workers)]
+        for workers, out in zip(options.workers, folders, strict=True):
+            rows.append(measured(workers, options, out))
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-        first, *others = (folder / str(workers) for workers in options.workers)
-        different = [name for other in others for name in differing(first, other)]
-    ratio = rows[-1]["pictures a second"] / rows[0]["pictures a second"]
+        first, *others = folders
+        different = sorted({name for other in others for name in differing(first, other)})
+    rates = [rate(rows, workers) for workers in (options.workers[0], options.workers[-1])]
+    ratio = rates[1] / rates[0]
     print(
         f"{options.workers[-1]} workers make {ratio:.2f} times the pictures of {options.workers[0]}"
     )
