@@ -158,7 +158,9 @@ def parse_jsonl(lines: Iterable[str]) -> Iterator[Row | BadRow]:
 
 
 def parse_csv(lines: Iterable[str]) -> Iterator[Row | BadRow]:
-    """Comma-separated rows under a header with the names of `KEYS`; an empty cell is unsaid."""
+    """Comma-separated rows under a header with the names of `KEYS`; an empty cell is unsaid, and a
+    row of them is skipped.
+    """
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     while True:
@@ -171,7 +173,7 @@ def parse_csv(lines: Iterable[str]) -> Iterator[Row | BadRow]:
             # After a broken quote nothing tells where the next row begins.
             yield BadRow(line=number, message=f"malformed CSV: {error}", hint="mend the quotes")
             return
-        if not cells:
+        if not any(cell.strip() for cell in cells):
             continue
         if header is None:
             header = [name.strip() for name in cells]
@@ -226,7 +228,17 @@ def _row(line: int, values: dict[str, Any]) -> Row:
         raise _Fault(*fault)
     if not 1 <= given.get("n", 1) <= MAX_PICTURES:
         raise _Fault(f"n {given['n']} is out of range", f"use 1 to {MAX_PICTURES}")
+    if "guidance" in given:
+        given["guidance"] = _decimal(given["guidance"])
     return Row(line=line, **given)
+
+
+def _decimal(value: float) -> float:
+    """4 and 4.0 are one guidance, and rows that differ in nothing else are one row."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise _Fault("guidance is out of range", "use a number such as 4") from None
 
 
 def _check_type(key: str, value: object) -> None:
@@ -296,6 +308,8 @@ def _csv_values(header: list[str], cells: list[str]) -> dict[str, Any]:
 def _csv_number(name: str, cell: str) -> Any:
     if name not in _WHOLE and name != "guidance":
         return cell
+    if not cell.isascii() or "_" in cell:  # Python reads more as numbers than people do
+        return cell.strip()
     try:
         return float(cell) if name == "guidance" else int(cell)
     except ValueError:

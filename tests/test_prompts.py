@@ -148,6 +148,26 @@ def test_csv_counts_lines_through_quoted_line_breaks_and_blank_lines() -> None:
     assert rows[1].line == 5
 
 
+def test_csv_rows_of_empty_cells_are_skipped_and_numbers_are_plain_ones() -> None:
+    """Spreadsheets leave such rows behind; Python's int() reads 1_0 and other scripts' digits."""
+    text = "prompt,seed\r\na cat,1\r\n,\r\n , \r\na dog,1_0\r\na cow,\uff15\r\n"
+    cat, *faults = parse_csv(lines(text))
+    assert cat == Row(prompt="a cat", seed=1, line=2)
+    assert [fault.line for fault in faults if isinstance(fault, BadRow)] == [5, 6]
+
+
+def test_a_guidance_of_4_and_one_of_4_point_0_are_one_row() -> None:
+    whole, decimal = parse_jsonl(
+        lines('{"prompt": "a", "guidance": 4}\n{"prompt": "a", "guidance": 4.0}\n')
+    )
+    assert isinstance(whole, Row)
+    assert isinstance(decimal, Row)
+    assert type(whole.guidance) is type(decimal.guidance) is float
+    digits = "9" * 400
+    fault = only_fault(parse_jsonl(lines(f'{{"prompt": "a", "guidance": {digits}}}\n')))
+    assert fault.message == "guidance is out of range"
+
+
 def test_csv_short_row_leaves_the_rest_unsaid() -> None:
     assert list(parse_csv(lines("prompt,seed\na cat\n"))) == [Row(prompt="a cat", line=2)]
 

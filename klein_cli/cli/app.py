@@ -20,9 +20,9 @@ from klein_cli.cli.gallery import gallery
 from klein_cli.cli.generate import generate
 from klein_cli.cli.info import info
 from klein_cli.cli.models import models
-from klein_cli.cli.report import printable
 from klein_cli.cli.reproduce import reproduce
 from klein_cli.cli.streams import mend_streams
+from klein_cli.cli.terminal import to_stderr
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.cli.verify import verify
 from klein_cli.errors import KleinError
@@ -104,6 +104,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: KleinError) -> int:
-    words = printable(f"error: {error.message}\nhint: {error.hint}", keep="\n")
-    print(words, file=sys.stderr)  # noqa: T201
+    to_stderr(f"error: {error.message}\nhint: {error.hint}")
     return error.exit_code

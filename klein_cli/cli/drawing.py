@@ -15,9 +15,10 @@ from klein_cli.cli import crew
 from klein_cli.cli.crew import Hired
 from klein_cli.cli.dry_run import dry_run
 from klein_cli.cli.lengths import check_lengths, tokenizer_of
-from klein_cli.cli.report import Report, printable
+from klein_cli.cli.report import Report
 from klein_cli.cli.request import Request, batch_size_of
 from klein_cli.cli.startup import quick_start
+from klein_cli.cli.terminal import printable
 from klein_cli.cli.timings import Timings
 from klein_cli.errors import KleinError, ModelError
 from klein_cli.output.reading import Record, read_pixels

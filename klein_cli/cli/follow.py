@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -46,6 +47,7 @@ class Followed:
         except KeyboardInterrupt:
             return self._interrupted(run)
         except BrokenPipeError:
+            self._finish(run)
             raise KleinError(
                 f"standard output was closed, so the run ends: {self._tally()}{self._more()}",
                 "send it to a file, or to a program that reads all of it",
@@ -72,10 +74,16 @@ class Followed:
             self._stopped = event.error.exit_code
             self._report.stopped(event)
 
-    def _interrupted(self, run: Making) -> int:
+    def _finish(self, run: Making) -> None:
+        """Tell of the pictures that were drawn by now, should there be nobody to hear it."""
         for event in run.rest():
-            self.tell(event)
-        self._report.event("interrupted", made=self._made, wanted=self._wanted)
+            with suppress(BrokenPipeError):
+                self.tell(event)
+
+    def _interrupted(self, run: Making) -> int:
+        self._finish(run)
+        with suppress(BrokenPipeError):  # the same Ctrl-C ends who reads of it
+            self._report.event("interrupted", made=self._made, wanted=self._wanted)
         self._report.note(f"interrupted: {self._tally()}{self._more()}")
         return INTERRUPTED
 
@@ -108,7 +116,8 @@ def carried_out(
         with report.errors():
             return run(report)
     except KeyboardInterrupt:
-        report.event("interrupted", made=0, wanted=None)
+        with suppress(BrokenPipeError):
+            report.event("interrupted", made=0, wanted=None)
         report.note("interrupted")
         return INTERRUPTED
 

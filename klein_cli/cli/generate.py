@@ -32,7 +32,7 @@ from klein_cli.cli.request import (
     without_effect,
     workers_of,
 )
-from klein_cli.cli.taking_up import output_folder, write_plan, write_settings
+from klein_cli.cli.taking_up import output_folder, write_origin, write_plan
 from klein_cli.cli.timings import Timings
 from klein_cli.errors import UsageError
 from klein_cli.output.gallery import check_page
@@ -124,13 +124,14 @@ def _generate(request: Request, context: typer.Context, report: Report) -> int:
                 ),
                 history=folder.history if folder.resumed else None,
             )
-        check_folders(planned.folders, swept=folder.manifest is not None)
+        if not request.dry_run:
+            check_folders(planned.folders, swept=folder.manifest is not None)
         page_folder = gallery_folder(request.output) if request.gallery else None
         if page_folder is not None:
             check_page(page_folder, overwrite=request.overwrite)
         _say_origins(context, request, preset, report)
         _warn_of_no_effect(request, preset, planned, report)
-        if planned.uses_seed and request.seed is None and not folder.resumed:
+        if planned.uses_seed and request.seed is None and not folder.has_seed:
             report.note(f"seed: {seed}")
         if request.dry_run:
             return _dry_run(request, planned, folder.history, report)
@@ -167,7 +168,7 @@ def _make(
     with report.bar, hired(request, settings, planned.jobs, timings, report) as hands:
         if books is not None:
             write_plan(books, planned, model=request.model, seed=seed)
-            write_settings(books, hands.origin.settings, report, bare=request.no_metadata)
+            write_origin(books, hands.origin, report, bare=request.no_metadata)
         run = Run(
             crew=hands.crew,
             batch_size=batch_size or hands.batch_size,

@@ -12,7 +12,7 @@ import typer
 
 from klein_cli.cli import options
 from klein_cli.cli.preview import preview
-from klein_cli.cli.report import printable
+from klein_cli.cli.terminal import printable, to_stderr
 from klein_cli.errors import KleinError
 from klein_cli.output.reading import Record, read_record
 
@@ -38,7 +38,7 @@ def info(
             if len(pictures) == 1:
                 raise
             failures.append(error)
-            typer.echo(f"error: {error.message}", err=True)
+            to_stderr(f"error: {error.message}")
             continue
         if as_json:
             typer.echo(json.dumps({"file": str(path), **asdict(record)}))
@@ -47,7 +47,7 @@ def info(
             if shown is not None:
                 shown.show(path)
     if failures:
-        typer.echo(f"hint: {failures[-1].hint}", err=True)
+        to_stderr(f"hint: {failures[-1].hint}")
         raise typer.Exit(1 if len(failures) < len(pictures) else failures[0].exit_code)
 
 

@@ -127,15 +127,18 @@ def watched() -> bool:
 def _progress() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
+    console = Console(stderr=True)
+    unicode = console.encoding.lower().startswith("utf")
     # Rich would send stdout to the bar's stream: paths printed to a file or a pipe would be lost.
     return Progress(
-        SpinnerColumn(),
+        SpinnerColumn("dots" if unicode else "line"),
         BarColumn(),
-        TimeElapsedColumn(),
-        # Last, since its length changes.
-        TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True),
+        TimeElapsedColumn(Column(min_width=len("0:00:00"))),
+        # Last, since its length changes. Folded, for not every encoding has an ellipsis.
+        TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
+        console=console,
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from klein_cli.cli.preview import Preview
 from klein_cli.cli.progress import Bar, watched
+from klein_cli.cli.terminal import printable, to_stderr
 from klein_cli.errors import KleinError
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Failed, Saved, Stopped, words
@@ -47,7 +47,7 @@ class Report:
 
     def detail(self, text: str) -> None:
         """Something for --verbose."""
-        if self._verbose:
+        if self._verbose and not self._quiet:
             self._to_stderr(text)
 
     def warn(self, text: str) -> None:
@@ -76,7 +76,7 @@ class Report:
         count, cut = (tokens.tokens, tokens.cut) if tokens else (None, None)
         self.event("planned", **_facts(job), steps=recipe.steps, tokens=count, cut=cut or None)
         length = "length unknown" if count is None else f"{count} tokens"
-        length += f", cut from {json.dumps(cut, ensure_ascii=False)}" if cut else ""
+        length += f", cut from {_quoted(cut)}" if cut else ""
         self._result(
             f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}  "
             f"{recipe.steps} steps  {length}  {_in_short(recipe.prompt)}"
@@ -120,14 +120,7 @@ class Report:
 
     def _to_stderr(self, text: str) -> None:
         with self.bar.aside():
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def printable(value: object, *, keep: str = "") -> str:
-    """Words from a file or an error as they can be shown: nothing in them moves the cursor."""
-    return "".join(
-        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in str(value)
-    )
+            to_stderr(text)
 
 
 def grouped(names: Iterable[str]) -> str:
@@ -149,8 +142,11 @@ def grouped(names: Iterable[str]) -> str:
 
 def _in_short(text: str) -> str:
     """Quoted, and in a line that a terminal can bear; events have all of it."""
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    return json.dumps(text, ensure_ascii=False)
+    return _quoted(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+
+
+def _quoted(text: str) -> str:
+    return printable(json.dumps(text, ensure_ascii=False))
 
 
 def _run(numbers: list[int]) -> str:

@@ -12,9 +12,9 @@ from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.history import FILE, History, read_history
 from klein_cli.output.manifest import Manifest, opened
 from klein_cli.output.naming import STDOUT, Destination, destination
-from klein_cli.recipe import Settings
 from klein_cli.rows import Defaults
 from klein_cli.run.books import Books
+from klein_cli.run.crew import Origin
 from klein_cli.run.plan import Plan
 
 
@@ -28,6 +28,11 @@ class Folder:
     manifest: Manifest | None
     history: History
     resumed: bool
+
+    @property
+    def has_seed(self) -> bool:
+        """Whether the run that is taken up has a base seed."""
+        return self.resumed and self.history.seed is not None
 
     def seed(self, given: int | None, drawn: int) -> int:
         """The run's base seed: what it began with, else what was given, else `drawn`.
@@ -73,10 +78,10 @@ def write_plan(books: Books, planned: Plan, *, model: str, seed: int) -> None:
         books.open(planned, model=model, seed=seed)
 
 
-def write_settings(books: Books, settings: Settings, report: Report, *, bare: bool) -> None:
+def write_origin(books: Books, origin: Origin, report: Report, *, bare: bool) -> None:
     """How this run computes; warns when the one that it takes up did otherwise."""
     with _disk_errors(books):
-        warning = books.computed_with(settings, bare=bare)
+        warning = books.computed_with(origin, bare=bare)
     if warning is not None:
         report.warn(warning)
 

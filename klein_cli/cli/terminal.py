@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+
+def printable(value: object, *, keep: str = "") -> str:
+    """Words from a file or an error as they can be shown: nothing in them moves the cursor."""
+    return "".join(
+        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in str(value)
+    )
+
+
+def to_stderr(text: str) -> None:
+    """Lines for a person. Nobody may be there to read them, and the work goes on."""
+    with suppress(OSError):
+        print(printable(text, keep="\n"), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

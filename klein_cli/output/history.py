@@ -15,11 +15,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from klein_cli.errors import UsageError
+from klein_cli.output.naming import EXTENSIONS
 from klein_cli.recipe import Recipe
 
 FILE = "manifest.jsonl"
 FORMAT = 1
 BEGINNING = b'{"kind":"run",'
+
+_LONGEST_SECONDS = 1e6
 
 
 @dataclass(slots=True)
@@ -28,13 +31,15 @@ class Item:
 
     `recipe` and `sha256` are the hashes of what was asked for and of the file's bytes; None until
     it is made. `begun` are those of a picture whose file says nothing of itself, from just before
-    it is written.
+    it is written. `occurrence` tells the pictures of equal rows apart, from 0; None as long as
+    their order tells it.
     """
 
     run: int
     index: int
     seed: int
     file: str
+    occurrence: int | None = None
     recipe: str | None = None
     sha256: str | None = None
     begun: tuple[str, str] | None = None
@@ -56,6 +61,7 @@ class History:
     settings: dict[str, str] | None = None
     damaged: int = 0
     _bases: dict[int, int] = field(default_factory=dict)
+    _named: bool = False
     _last: dict[int, int] = field(default_factory=dict)
     _items: dict[tuple[int, int], Item] = field(default_factory=dict)
     _rows: dict[str, list[Item]] = field(default_factory=dict)
@@ -71,18 +77,37 @@ class History:
     def go_on_with(self, seed: int) -> bool:
         """Make the last run that began with `seed` the base, if there is one."""
         if seed in self._bases:
-            self.base, self.seed = self._bases[seed], seed
+            self.base, self.seed, self._named = self._bases[seed], seed, True
         return seed in self._bases
 
-    def take(self, row: str) -> Item | None:
-        """The next picture of a row: the first call gets its first, and so on; None for a new one.
+    def take(self, row: str, *, own_seed: bool) -> tuple[int, Item | None]:
+        """The next occurrence of a row, from 0, and its picture; None for a new one.
 
-        Rows are looked for in the last run that knows them.
+        Rows are looked for in the last run that knows them. Once `go_on_with` has named a run, a
+        row without an `own_seed` is looked for in no other that has a seed.
         """
         taken = self._taken.get(row, 0)
         self._taken[row] = taken + 1
+        if taken == 0 and row in self._rows:
+            self._rows[row] = self._last_known(self._rows[row], own_seed=own_seed)
         items = self._rows.get(row, ())
-        return items[taken] if taken < len(items) else None
+        return taken, items[taken] if taken < len(items) else None
+
+    def _last_known(self, items: list[Item], *, own_seed: bool) -> list[Item]:
+        """A row's pictures, each where it was planned last: a run that begins anew forgets all."""
+        others = set()
+        if self._named and not own_seed:
+            others = set(self._bases.values()) - {self.base}
+        known: list[Item] = []
+        for item in items:
+            if item.run in others:
+                continue
+            if item.occurrence is not None:
+                del known[item.occurrence :]
+            elif known and known[-1].run != item.run:
+                known.clear()
+            known.append(item)
+        return known
 
     def waiting(self, file: str, seed: int) -> Item | None:
         """The picture that was planned for `file` with this seed and is not made; given once."""
@@ -124,22 +149,36 @@ class History:
             self._make(line)
 
     def _plan(self, row: str, item: Item) -> None:
+        known = self._items.get((item.run, item.index))
+        if known is not None:  # it gets another name
+            known.file = item.file
+            return
         self._items[item.run, item.index] = item
-        known = self._rows.setdefault(row, [])
-        if known and known[-1].run != item.run:
-            known.clear()
-        known.append(item)
+        self._rows.setdefault(row, []).append(item)
         self._last[item.run] = max(self._last.get(item.run, 0), item.index)
+
+    def settle(self) -> None:
+        """A picture that one run planned and another made is made: a row of failed.jsonl."""
+        unmade = {(i.file, i.seed): i for i in self._items.values() if i.sha256 is None}
+        for item in self._items.values():
+            waiting = unmade.get((item.file, item.seed))
+            if waiting is None or waiting is item:
+                continue
+            waiting.begun = item.begun or waiting.begun
+            if item.sha256 is not None:
+                waiting.recipe, waiting.sha256 = item.recipe, item.sha256
 
     def _make(self, line: dict[str, Any]) -> None:
         item = self._items[int(line["run"]), int(line["index"])]
-        made = _item(line)
-        item.file = made.file
-        item.recipe, item.sha256 = str(line["recipe"]), str(line["sha256"])
+        made, hashes = _item(line), (str(line["recipe"]), str(line["sha256"]))
         if line["seconds"] is not None:
             shape = int(line["width"]), int(line["height"]), int(line["steps"])
+            seconds = float(line["seconds"])
+            if not 0 <= seconds <= _LONGEST_SECONDS:
+                raise ValueError(f"no picture takes {seconds} seconds")
             count, total = self._seconds.get(shape, (0, 0.0))
-            self._seconds[shape] = count + 1, total + float(line["seconds"])
+            self._seconds[shape] = count + 1, total + seconds
+        item.file, (item.recipe, item.sha256) = made.file, hashes
 
 
 def read_history(folder: Path) -> History | None:
@@ -162,6 +201,8 @@ def read_history(folder: Path) -> History | None:
         raise UsageError(
             f"cannot read {path}: {error.strerror or error}", "check its permissions"
         ) from None
+    if history.run > 1:
+        history.settle()
     return history
 
 
@@ -221,4 +262,13 @@ def _item(line: dict[str, Any]) -> Item:
     file = line["file"]
     if PurePath(file).is_absolute() or ".." in PurePath(file).parts or not file:
         raise ValueError(f"{file} leaves the folder")
-    return Item(run=int(line["run"]), index=int(line["index"]), seed=int(line["seed"]), file=file)
+    if PurePath(file).suffix.lower() not in EXTENSIONS:
+        raise ValueError(f"{file} is no picture")
+    occurrence = line.get("occurrence")
+    return Item(
+        run=int(line["run"]),
+        index=int(line["index"]),
+        seed=int(line["seed"]),
+        file=file,
+        occurrence=None if occurrence is None else max(0, int(occurrence)),
+    )

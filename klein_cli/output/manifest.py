@@ -4,16 +4,18 @@ One JSON object a line, in order, never changed afterwards:
 
     {"kind": "run", "format": 1, "run": 1, "klein": VERSION, "model": NAME, "seed": 7}
     {"kind": "planned", "run": 1, "index": 3, "row": HASH, "seed": 9, "file": "0003-a-cat-9.png"}
-    {"kind": "settings", "run": 1, "device": "cuda", "dtype": "bfloat16", ..., "metadata": "yes"}
+    {"kind": "settings", "run": 1, "weights": FINGERPRINT, "device": "cuda", ..., "metadata": "yes"}
     {"kind": "begun", "run": 1, "index": 3, "recipe": SHA256, "sha256": SHA256}
     {"kind": "picture", "run": 1, "index": 3, "file": "0003-a-cat-9.png", "seed": 9,
      "recipe": SHA256, "sha256": SHA256, "width": 1024, "height": 1024, "steps": 4, "seconds": 0.3}
 
-A run's seed is null when its rows all bring their own. Everything planned is written before the
-first picture, and each picture as soon as its file is whole, flushed to the disk; "begun" stands
-before a file that will say nothing of itself (--no-metadata). A run holds a lock on the file, so
-that there is one run in a folder. A line that a crash or a full disk left torn is passed over, and
-cut off by the next run.
+A run's seed is null when its rows all bring their own. What a run plans when it is taken up again
+also has an "occurrence": which of its equal rows it is, from 0. A picture planned a second time has
+another name now, since somebody else's lay under its first. Everything planned is written before
+the first picture, and each picture as soon as its file is whole, flushed to the disk; "begun"
+stands before a file that will say nothing of itself (--no-metadata). A run holds a lock on the
+file, so that there is one run in a folder. A line that a crash or a full disk left torn is passed
+over, and cut off by the next run.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class Manifest:
                 "run": item.run,
                 "index": item.index,
                 "row": row,
+                **({} if item.occurrence is None else {"occurrence": item.occurrence}),
                 "seed": item.seed,
                 "file": item.file,
             }

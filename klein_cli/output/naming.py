@@ -113,7 +113,7 @@ class Names:
     """Gives each picture of a run a path of its own, in the order of asking.
 
     `exists` answers for the disk; with `overwrite` it is not asked. Names that differ only in
-    case count as the same, because on some disks they are.
+    case, or in how Unicode composes a letter, count as the same, because on some disks they are.
     """
 
     def __init__(
@@ -129,6 +129,7 @@ class Names:
         self._today = today
         self._exists = exists
         self._given: set[str] = set()
+        self._outputs: set[str] = set()
         self._folders: set[str] = set()
         self._numbers: dict[str, int] = {}
 
@@ -139,6 +140,11 @@ class Names:
         _check_length(path)
         if not self._where.exact:
             return self._free(path)
+        if _key(path) in self._outputs:
+            raise UsageError(
+                f"{path} is the output of a row, and what another would be called",
+                "give one of them another name",
+            )
         if not self._overwrite and self._exists(path):
             raise UsageError(f"{path} already exists", "-y replaces it; or give another name")
         self._given.add(_key(path))
@@ -157,7 +163,9 @@ class Names:
                 "give one of them another name",
             )
         self._folders.update(above)
-        return self._free(path)
+        given = self._free(path)
+        self._outputs.add(_key(given))
+        return given
 
     def reserve(self, path: Path) -> None:
         """Give this path to nobody else."""
@@ -194,13 +202,19 @@ def _templated(template: str) -> Destination:
             raise UsageError(f"-o has a !{conversion} in {{{field}!{conversion}}}", _FIELD_HINT)
         if field is not None and field not in FIELDS:
             raise UsageError(f"-o has an unknown field {{{field}}}", _FIELD_HINT)
+        if spec and spec.endswith("c"):
+            raise UsageError(f"-o has a format for letters: {{{field}:{spec}}}", _FIELD_HINT)
         if spec and re.search(r"[{}]|\d{4}", spec):
             raise UsageError(f"-o has a format that is too wide: {{{field}:{spec}}}", _FIELD_HINT)
     if template.endswith(_SEPARATORS):
         template = os.path.join(template, _FOLDER_NAME)
     sample = Recipe(prompt="a", seed=0, width=16, height=16, steps=1, guidance=1.0, model="a")
     check_extension(Path(_fill(template, _values(1, sample, date(2000, 1, 1)))))
-    fixed = template[: template.index("{")]
+    fixed = ""
+    for literal, field, *_ in parts:
+        fixed += literal
+        if field is not None:
+            break
     return Destination(template=template, folder=Path(os.path.dirname(fixed)), exact=False)
 
 
@@ -230,7 +244,8 @@ def _inside(folder: Path, output: str) -> Path:
     name = Path(output)
     climbs = Path(os.path.normpath(name)).parts[:1] == ("..",)
     leaves = climbs or name.is_absolute() or name.drive or name.root
-    if not name.name or output.endswith(_SEPARATORS) or "\0" in output:
+    controls = any(unicodedata.category(char) == "Cc" for char in output)
+    if not name.name or output.endswith(_SEPARATORS) or controls:
         raise UsageError(f"output {output!r} is no file name", "use a name such as cat.png")
     check_extension(name)
     path = folder / name
@@ -256,7 +271,7 @@ def _with_number(path: Path, number: int) -> Path:
 
 
 def _key(path: Path) -> str:
-    return os.path.normpath(path).casefold()
+    return unicodedata.normalize("NFC", os.path.normpath(path)).casefold()
 
 
 def _escape(text: str) -> str:

@@ -35,13 +35,14 @@ MAX_RECORD_BYTES = 1_000_000
 MAX_FILE_BYTES = 256_000_000
 """No picture that klein writes is half as large."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP")
 _MAX_WORD = 1000
 _MAX_ENTRIES = 100
 """Characters of a name or a version, and entries of a table of them."""
 
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _PNG_END = b"IEND\xaeB`\x82"
+_BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 _NOT_OURS = "klein reads the pictures that it made, unless with their metadata taken out"
 
 Fields = TypeVar("Fields", Recipe, Settings)
@@ -108,15 +109,33 @@ def read_pixels(path: Path) -> NDArray[numpy.uint8]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether `path` is a picture from its first byte to its last. Raises OSError if unreadable."""
+    """Whether `path` is a picture of a format that klein writes, from its first byte to its last.
+
+    Raises OSError if it cannot be read.
+    """
+    return _is_whole(path.read_bytes())
+
+
+def is_wreck(path: Path) -> bool:
+    """Whether `path` is what is left of such a picture: nothing, zeros, or no whole one.
+
+    What begins as no picture is a file of somebody else's. Raises OSError if it cannot be read.
+    """
+    data = path.read_bytes()
+    begun = any(beginning.startswith(data[: len(beginning)]) for beginning in _BEGINNINGS)
+    return not data.strip(b"\0") or (begun and not _is_whole(data))
+
+
+def _is_whole(data: bytes) -> bool:
     from PIL import Image
 
-    data = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind = image.format
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                kind = image.format
+                image.load()
+    except Exception:  # see `_opened`
         return False
     # Pillow forgives a PNG that stops after its pixels.
     return kind != "PNG" or data.endswith(_PNG_END)
@@ -151,7 +170,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             raise UsageError(f"{path} is too large to be klein's", _NOT_OURS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_SIDE**2:
                     raise UsageError(f"{path} is too large to be klein's", _NOT_OURS)
                 yield image

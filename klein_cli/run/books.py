@@ -16,7 +16,7 @@ from typing import Any
 from klein_cli.output.history import FILE, History, Item, recipe_hash
 from klein_cli.output.manifest import Manifest
 from klein_cli.output.png import save, sweep
-from klein_cli.recipe import Settings
+from klein_cli.run.crew import Origin
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Plan
 
@@ -41,6 +41,7 @@ class Books:
         self._last = history.run
         self._resumed = resumed
         self._run = 0
+        self._failed: set[str] = set()
         self._settings = history.settings if resumed else None
 
     def open(self, planned: Plan, *, model: str, seed: int) -> None:
@@ -51,15 +52,18 @@ class Books:
         else:
             self._run = self._last + 1
             self._manifest.begin(self._run, model=model, seed=seed if planned.uses_seed else None)
-        self._manifest.plan((job.row, self._item(job)) for job in planned.jobs if not job.recorded)
+        self._manifest.plan(
+            (job.row, self._item(job)) for job in planned.jobs if not job.recorded or job.renamed
+        )
         for known in planned.adopted:
             self._manifest.made(known.item, known.recipe, None)
 
-    def computed_with(self, settings: Settings, *, bare: bool) -> str | None:
-        """Write down how pictures are computed, and whether they tell of it (they are `bare` if
-        not); what to say if the earlier ones were made otherwise.
+    def computed_with(self, origin: Origin, *, bare: bool) -> str | None:
+        """Write down by which weights and how pictures are computed, and whether they tell of it
+        (they are `bare` if not); what to say if the earlier ones were made otherwise.
         """
-        now = {name: str(value) for name, value in asdict(settings).items()}
+        now = {"weights": origin.weights}
+        now |= {name: str(value) for name, value in asdict(origin.settings).items()}
         now["metadata"] = "no" if bare else "yes"
         before = self._settings or {}
         if now == before:
@@ -83,7 +87,9 @@ class Books:
 
     def failed(self, job: Job, error: str) -> None:
         """A picture could not be made."""
-        line = _json_line(self._row(job) | {"error": error})
+        row = self._row(job) | {"error": error}
+        self._failed.add(row["output"])
+        line = _json_line(row)
         with open(self.failures, "ab") as file:
             file.write(line)
             file.flush()
@@ -98,7 +104,7 @@ class Books:
         missing = [
             line
             for output, line in rows.items()
-            if not os.path.lexists(self._manifest.folder / output)
+            if output in self._failed or not os.path.lexists(self._manifest.folder / output)
         ]
         if missing:
             save(b"".join(missing), self.failures, overwrite=True, swept=True)
@@ -115,7 +121,8 @@ class Books:
             for place in (folder, *folder.parents)
             if place.is_relative_to(top)
         }
-        return inside | {top}
+        # A folder with a manifest of its own may have a run of its own.
+        return {place for place in inside if not os.path.lexists(place / FILE)} | {top}
 
     def _made(self, job: Job, path: Path | None, sha256: str) -> Item:
         item = self._item(job, path)
@@ -125,7 +132,13 @@ class Books:
     def _item(self, job: Job, path: Path | None = None) -> Item:
         file = os.path.relpath(path or job.path or "", self._manifest.folder)
         run = job.recorded or self._run
-        return Item(run=run, index=job.index, seed=job.recipe.seed, file=file)
+        return Item(
+            run=run,
+            index=job.index,
+            seed=job.recipe.seed,
+            file=file,
+            occurrence=job.occurrence,
+        )
 
     def _row(self, job: Job) -> dict[str, Any]:
         recipe = job.recipe

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from klein_cli.errors import KleinError
 from klein_cli.output.history import Item, file_hash, recipe_hash
-from klein_cli.output.reading import is_whole, read_record
+from klein_cli.output.reading import is_wreck, read_record
 from klein_cli.recipe import Recipe
 
 
 class Found(Enum):
     """NOTHING: the name is free. MADE: the picture, as the manifest says. UNRECORDED: the picture,
-    though the manifest does not know this file. WRECK: no whole picture. FOREIGN: somebody else's.
+    though the manifest does not know this file. WRECK: what is left of one. FOREIGN: somebody
+    else's.
     """
 
     NOTHING = auto()
@@ -37,7 +38,7 @@ def look(path: Path, recipe: Recipe, item: Item) -> Found:
             return Found.MADE
         if found == item.begun:
             return Found.UNRECORDED
-        if not is_whole(path):
+        if is_wreck(path):
             return Found.WRECK
         return Found.UNRECORDED if read_record(path).recipe == recipe else Found.FOREIGN
     except (KleinError, OSError):

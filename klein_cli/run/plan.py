@@ -190,7 +190,7 @@ class _Planner:
             asked = recipe_of(row, self._as_written, own or 0)
             check_sides(asked, self.preset)
         key = _row_key(row, own, asked, self.defaults)
-        item = self._known(key, row, own)
+        occurrence, item = self._known(key, row, own)
         if item is None:
             index = self._next_index
             seed = self.seed + index - 1 if own is None else own
@@ -214,6 +214,7 @@ class _Planner:
             self._folders.add(path.parent)
         exact = self.where.exact and row.output is None
         recorded = item.run if item else 0
+        renamed = item is not None and path != self.where.folder / item.file
         self._jobs.add(
             Job(
                 index=index,
@@ -222,20 +223,22 @@ class _Planner:
                 exact=exact,
                 replace=wreck,
                 row=key,
+                occurrence=occurrence,
                 recorded=recorded,
+                renamed=renamed,
             )
         )
 
-    def _known(self, key: str, row: Row, own: int | None) -> Item | None:
-        """The row's picture in the history: by what it says, or by a name and a seed that were
-        planned and not made, as those in failed.jsonl.
+    def _known(self, key: str, row: Row, own: int | None) -> tuple[int | None, Item | None]:
+        """Which of equal rows it is, and its picture in the history: by what it says, or by a name
+        and a seed that were planned and not made, as those in failed.jsonl.
         """
         if self.history is None:
-            return None
-        item = self.history.take(key)
+            return None, None
+        occurrence, item = self.history.take(key, own_seed=own is not None)
         if item is None and row.output is not None and own is not None:
             item = self.history.waiting(row.output, own)
-        return item
+        return occurrence, item
 
     def _new_path(self, row: Row, index: int, number: int | None, recipe: Recipe) -> Path | None:
         if not self.where.template:

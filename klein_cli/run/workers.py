@@ -11,6 +11,7 @@ threads, and are told apart in the records of their pictures where their machine
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
@@ -40,7 +41,8 @@ _PATIENCE = 20.0
 """Seconds for a cluster's machine to answer at all."""
 
 _FOLDER = "klein-ray-"
-_SHORT = 40
+_SHORT = 7
+"""Of the 103 bytes that a socket's path may have on some systems, Ray's part and ours take 96."""
 
 _STORE_BYTES = 1 << 30
 """Memory for pictures on their way to the driver; Ray goes to the disk beyond it."""
@@ -156,8 +158,9 @@ class Pool:
         if isinstance(answer, Exception):
             self._hands.remove(hand)
             self._ray.kill(hand.actor)
-            if not self._hands:
+            if not self._hands and self._first is None:
                 raise answer
+            self._last_words = _first_line(answer)
             self._notices.append(f"a worker could not load the model: {answer}")
             return
         hand.describe = describe_with(answer.origin)
@@ -291,15 +294,24 @@ def _own_folder() -> Iterator[str]:
     place = tempfile.gettempdir()
     if len(place) > _SHORT and sys.platform != "win32":
         place = "/tmp"
-    for left in Path(place).glob(f"{_FOLDER}*-*"):
-        owner = left.name.removeprefix(_FOLDER).partition("-")[0]
+    # Others may share the place: containers, or machines with one disk.
+    ours = f"{_FOLDER}{_whereabouts()}-"
+    for left in Path(place).glob(f"{ours}*-*"):
+        owner = left.name.removeprefix(ours).partition("-")[0]
         if owner.isdecimal() and not _is_running(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=place)
+    folder = tempfile.mkdtemp(prefix=f"{ours}{os.getpid()}-", dir=place)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _whereabouts() -> str:
+    """A short name of the machine, or container, whose process numbers are the ones seen here."""
+    numbers = Path("/proc/self/ns/pid")
+    said = f"{socket.gethostname()} {numbers.stat().st_ino if numbers.exists() else 0}"
+    return hashlib.sha256(said.encode()).hexdigest()[:4]
 
 
 def _is_running(pid: int) -> bool:

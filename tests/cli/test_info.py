@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from klein_cli.cli.app import main
 from klein_cli.output.metadata import parameters, record
@@ -62,6 +62,22 @@ def test_a_program_reads_it(picture: Path, capfd: pytest.CaptureFixture[str]) ->
     assert first["recipe"]["prompt"] == RECIPE.prompt
     assert first["sigmas"] == [1.0, 0.95, 0.87, 0.7, 0.0]
     assert (first["format"], first["weights"]) == (2, "cd" * 16)
+
+
+def test_no_escape_of_a_bad_picture_reaches_the_terminal_beside_others(
+    picture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evil = tmp_path / "evil.png"
+    text = PngImagePlugin.PngInfo()
+    with Image.open(picture) as image:
+        table = json.loads(image.text["klein"])  # type: ignore[attr-defined]
+        table["provenance"] = {"\x1b]0;title\x07": 1}
+        text.add_text("klein", json.dumps(table))
+        image.save(evil, pnginfo=text)
+    assert main(["info", str(evil), str(picture)]) == 1
+    err = capfd.readouterr().err
+    assert "does not make sense" in err
+    assert "\x1b" not in err
 
 
 def test_one_bad_picture_does_not_hide_the_others(

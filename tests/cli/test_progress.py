@@ -98,6 +98,12 @@ def test_quiet_and_dumb_terminals_have_no_bar() -> None:
     assert on_a_terminal(TERM="dumb") == ("cat.png\n", told)
 
 
+def test_a_terminal_of_an_old_encoding_sees_no_escapes() -> None:
+    terminal = on_a_terminal(PYTHONIOENCODING="ascii")[1]
+    assert "1 of 4 pictures" in terminal
+    assert "\\u" not in terminal
+
+
 def test_a_pipe_has_no_bar() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True

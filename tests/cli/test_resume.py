@@ -127,6 +127,62 @@ def test_another_seed_than_the_runs_is_refused(klein: Klein) -> None:
     )
 
 
+def test_the_run_that_a_seed_names_is_gone_on_with_and_no_other(klein: Klein) -> None:
+    """Both runs have all three prompts: the later one's pictures are not the earlier one's."""
+    arguments = ("--prompts-file", "p.txt", "-o", "d/")
+    klein(*arguments, "-s", "5")
+    whole = files("d")
+    Path("d/0003-a-cow-7.png").unlink()
+    klein(*arguments, "-s", "100")
+    assert klein(*arguments, "-s", "5", "--resume")[1] == "d/0003-a-cow-7.png\n"
+    assert files("d").items() >= whole.items()
+    for seed in ("5", "100"):
+        assert klein(*arguments, "-s", seed, "--resume")[1] == ""
+
+
+def test_what_is_resumed_twice_is_made_once(klein: Klein) -> None:
+    """A row more of what an earlier run had, beside rows of a later run."""
+    Path("one.txt").write_text("a cat\na cat\n")
+    Path("two.txt").write_text("a dog\n")
+    klein("--prompts-file", "one.txt", "-o", "d/", "-s", "1")
+    klein("--prompts-file", "two.txt", "-o", "d/", "-s", "50")
+    Path("all.txt").write_text("a dog\na cat\na cat\na cat\n")
+    arguments = ("--prompts-file", "all.txt", "-o", "d/", "--resume")
+    assert klein(*arguments)[1] == "d/0002-a-cat-51.png\n"
+    assert klein(*arguments)[1:] == ("", "4 of 4 pictures are there\n")
+
+
+def test_a_picture_beside_somebody_elses_is_found_again(klein: Klein) -> None:
+    """Its new name is on record before it is drawn: a kill behind its file does not matter."""
+    arguments = ("--prompts-file", "p.txt", "-o", "d/")
+    klein(*arguments, "-s", "5")
+    Image.new("RGB", (16, 16)).save("d/0001-a-cat-5.png")
+    assert klein(*arguments, "--resume")[1] == "d/0001-a-cat-5-2.png\n"
+    lines = Path("d/manifest.jsonl").read_text().splitlines(keepends=True)
+    Path("d/manifest.jsonl").write_text("".join(lines[:-1]))
+    assert klein(*arguments, "--resume")[1] == ""
+
+
+def test_a_failed_row_stays_on_record_beside_somebody_elses_picture(
+    klein: Klein, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
+    fail(2)
+    Path("d/failed.jsonl").unlink()
+    Image.new("RGB", (16, 16)).save("d/0002-a-dog-6.png")
+
+    def refuse(*_: Any) -> None:
+        Image.new("RGB", (16, 16)).save("d/0002-a-dog-6-2.png")
+        raise ValueError("no picture of this")
+
+    monkeypatch.setattr("klein_cli.run.runner.encode", refuse)
+    code, _, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
+    assert code == 1
+    assert "ValueError: no picture of this" in err
+    [row] = map(json.loads, Path("d/failed.jsonl").read_text().splitlines())
+    assert (row["prompt"], row["output"]) == ("a dog", "0002-a-dog-6-2.png")
+
+
 def test_a_run_that_was_never_begun_is_begun(klein: Klein) -> None:
     code, out, _ = klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5", "--resume")
     assert (code, len(out.split())) == (0, 3)
@@ -215,6 +271,19 @@ def test_a_bare_picture_is_known_again_though_it_says_nothing_of_itself(
     assert (code, out, err) == (0, "", "3 of 3 pictures are there\n")
     assert files("d") == whole
     assert json.loads(Path("d/manifest.jsonl").read_text().splitlines()[-1])["kind"] == "picture"
+
+
+def test_a_bare_picture_that_was_tried_by_itself_is_known_to_its_run(klein: Klein) -> None:
+    arguments = ("-o", "d/", "--no-metadata")
+    klein("--prompts-file", "p.txt", *arguments, "-s", "5")
+    lines = Path("d/manifest.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line).get("index") != 2 or '"planned"' in line]
+    Path("d/manifest.jsonl").write_text("".join(kept))
+    Path("d/0002-a-dog-6.png").unlink()
+    row = {"prompt": "a dog", "seed": 6, "output": "0002-a-dog-6.png"}
+    Path("d/failed.jsonl").write_text(json.dumps(row) + "\n")
+    assert klein("--prompts-file", "d/failed.jsonl", *arguments)[1] == "d/0002-a-dog-6.png\n"
+    assert klein("--prompts-file", "p.txt", *arguments, "--resume")[1] == ""
 
 
 def test_pictures_with_and_without_their_recipe_are_not_mixed_in_silence(klein: Klein) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,7 +80,38 @@ def test_a_reader_that_leaves_is_told_how_far_the_run_came(more: list[str], tmp_
     assert error.startswith("error: standard output was closed, so the run ends: ")
     assert error.endswith(" of 40 pictures made; the same command with --resume makes the rest")
     assert hint.startswith("hint: send it to a file")
-    assert 1 <= len(list((tmp_path / "out").glob("*.png"))) < 40
+    made = len(list((tmp_path / "out").glob("*.png")))
+    assert 1 <= made < 40
+    assert f": {made} of 40 " in error
+
+
+@FULL
+def test_words_that_nobody_can_keep_do_not_end_the_work(tmp_path: Path) -> None:
+    """A log on a full disk: the run goes on, and its exit code is its own."""
+    out = tmp_path / "out"
+    done = shell(f"klein {words(*DRAW[:-2], '-n', '2', '-o', f'{out}/')} 2> /dev/full")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    assert shell("klein generate a b 2> /dev/full").returncode == 2
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_an_interrupt_that_ends_the_reader_too(more: list[str], tmp_path: Path) -> None:
+    """Ctrl-C on `klein ... | tee log` is sent to both."""
+    out, err, code = tmp_path / "out", tmp_path / "err", tmp_path / "code"
+    draw = words(sys.executable, "-m", "klein_cli", *DRAW, "-n", "3000", "-o", f"{out}/", *more)
+    line = f"trap : INT; {draw} 2> '{err}' | cat > /dev/null; echo ${{PIPESTATUS[0]}} > '{code}'"
+    child = subprocess.Popen(["bash", "-c", line], start_new_session=True)
+    while not list(out.glob("*.png")) and child.poll() is None:
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGINT)
+    child.wait(timeout=60)
+    made = len(list(out.glob("*.png")))
+    assert code.read_text() == "130\n"
+    assert err.read_text().splitlines()[-1] == (
+        f"interrupted: {made} of 3000 pictures made; the same command with --resume makes the rest"
+    )
+    kinds = [json.loads(line)["kind"] for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert kinds.count("picture") == made
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -152,7 +152,7 @@ def test_json_of_equal_pictures_is_strict(verify: Any, monkeypatch: pytest.Monke
     first, _ = (json.loads(line, parse_constant=pytest.fail) for line in out.splitlines())
     assert {m["name"]: m["value"] for m in first["measures"]}["psnr"] in (
         "inf",
-        pytest.approx(85, 20),
+        pytest.approx(85, abs=20),
     )
 
 

@@ -157,6 +157,15 @@ def test_files_that_are_no_pictures_are_told_and_left_out(tmp_path: Path) -> Non
     assert made.unreadable == (tmp_path / "b.png", tmp_path / "c.png")
 
 
+@pytest.mark.parametrize("kind", ["EPS", "DDS", "BMP"])
+def test_only_formats_of_kleins_are_opened_whatever_the_name(tmp_path: Path, kind: str) -> None:
+    """Pillow hands an EPS to Ghostscript, and stumbles over others."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png", kind)
+    draw(tmp_path / "b.png")
+    made = write_gallery(tmp_path)
+    assert (made.pictures, made.unreadable) == (1, (tmp_path / "a.png",))
+
+
 def test_a_strangers_photograph_is_shown_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

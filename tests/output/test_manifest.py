@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from klein_cli.errors import UsageError
-from klein_cli.output.history import FILE, Item, file_hash, read_history, recipe_hash
+from klein_cli.output.history import (
+    FILE,
+    History,
+    Item,
+    file_hash,
+    read_history,
+    recipe_hash,
+)
 from klein_cli.output.manifest import opened
 from klein_cli.recipe import Recipe
 
@@ -30,6 +37,10 @@ def begin(folder: Path, rows: str = "ab", run: int = 1, seed: int = 7) -> None:
     with opened(folder) as manifest:
         manifest.begin(run, model="tiny", seed=seed)
         manifest.plan((row, item(index, run)) for index, row in enumerate(rows, start=1))
+
+
+def taken(history: History, row: str, *, own_seed: bool = False) -> Item | None:
+    return history.take(row, own_seed=own_seed)[1]
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -58,16 +69,20 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert (history.run, history.seed, history.next_index) == (1, 7, 3)
     assert history.progress() == (1, 2)
     assert history.seconds(RECIPE) == 1.235
-    assert history.take("a") == item(1)
-    assert history.take("b") == item(2, recipe="r", sha256="s", file="2-2.png")
-    assert history.take("c") is None
+    assert taken(history, "a") == item(1)
+    assert taken(history, "b") == item(2, recipe="r", sha256="s", file="2-2.png")
+    assert taken(history, "c") is None
 
 
 def test_equal_rows_take_their_pictures_in_turn(tmp_path: Path) -> None:
     begin(tmp_path, "aba")
     history = read_history(tmp_path)
     assert history is not None
-    assert [history.take("a"), history.take("a"), history.take("a")] == [item(1), item(3), None]
+    assert [taken(history, "a"), taken(history, "a"), taken(history, "a")] == [
+        item(1),
+        item(3),
+        None,
+    ]
 
 
 def test_a_row_is_looked_for_in_the_last_run_that_knows_it(tmp_path: Path) -> None:
@@ -77,9 +92,63 @@ def test_a_row_is_looked_for_in_the_last_run_that_knows_it(tmp_path: Path) -> No
     assert history is not None
     assert (history.run, history.seed, history.next_index) == (2, 100, 3)
     # The second "a" of the file is new to the second run, though the first had two.
-    assert [history.take("a"), history.take("a")] == [item(1, run=2), None]
-    assert history.take("c") == item(3)
+    assert [taken(history, "a"), taken(history, "a")] == [item(1, run=2), None]
+    assert taken(history, "c") == item(3)
     assert history.progress() == (0, 2)
+
+
+def test_a_run_that_is_named_is_looked_in_alone(tmp_path: Path) -> None:
+    """Else the pictures of a later run, with other seeds, would pass for its own."""
+    begin(tmp_path, "ab")
+    begin(tmp_path, "abc", run=2, seed=100)
+    history = read_history(tmp_path)
+    assert history is not None
+    assert history.go_on_with(7)
+    assert [taken(history, row) for row in "abc"] == [item(1), item(2), None]
+    assert taken(history, "c", own_seed=True) is None
+    again = read_history(tmp_path)
+    assert again is not None
+    assert again.go_on_with(7)
+    # Whose seed is its own, is the same picture in any run.
+    assert taken(again, "c", own_seed=True) == item(3, run=2)
+
+
+def test_a_row_that_an_earlier_run_knows_can_be_had_once_more(tmp_path: Path) -> None:
+    """The new one is planned in the run that is gone on with, and the two before are not lost."""
+    begin(tmp_path, "aa")
+    begin(tmp_path, "b", run=2, seed=100)
+    third = item(2, run=2, occurrence=2)
+    with opened(tmp_path) as manifest:
+        manifest.plan([("a", third)])
+    history = read_history(tmp_path)
+    assert history is not None
+    assert [taken(history, "a") for _ in range(4)] == [item(1), item(2), third, None]
+    assert history.next_index == 3
+
+
+def test_a_picture_planned_twice_has_its_second_name(tmp_path: Path) -> None:
+    begin(tmp_path, "ab")
+    with opened(tmp_path) as manifest:
+        manifest.plan([("a", item(1, file="1-2.png", occurrence=0))])
+    history = read_history(tmp_path)
+    assert history is not None
+    assert [taken(history, "a"), taken(history, "a")] == [item(1, file="1-2.png"), None]
+    assert history.progress() == (0, 2)
+
+
+def test_what_one_run_planned_and_another_made_is_made(tmp_path: Path) -> None:
+    """A row of failed.jsonl, tried by itself: the first run has its picture."""
+    begin(tmp_path, "ab")
+    with opened(tmp_path) as manifest:
+        manifest.begin(2, model="tiny", seed=None)
+        second = item(1, run=2, seed=8, file="2.png", recipe="r", sha256="s")
+        manifest.plan([("c", second)])
+        manifest.begun(second)
+        manifest.made(second, RECIPE, 1.0)
+    history = read_history(tmp_path)
+    assert history is not None
+    assert taken(history, "a") == item(1)
+    assert taken(history, "b") == item(2, recipe="r", sha256="s", begun=("r", "s"))
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -120,6 +189,9 @@ def test_lines_that_make_no_sense_are_counted_and_the_rest_is_read(tmp_path: Pat
         b'{"kind":"picture","run":1,"index":9,"file":"9.png","seed":1}\n'
         b'{"kind":"planned","run":1,"index":3,"row":"x","seed":1,"file":"../../x.png"}\n'
         b'{"kind":"planned","run":1,"index":3,"row":"x","seed":1,"file":"/x.png"}\n'
+        b'{"kind":"planned","run":1,"index":3,"row":"x","seed":1,"file":"x.txt"}\n'
+        b'{"kind":"picture","run":1,"index":1,"file":"1.png","seed":7,"recipe":"r","sha256":"s",'
+        b'"width":16,"height":16,"steps":1,"seconds":1e999}\n'
         b'{"kind":"something newer"}\n'
     )
     with open(tmp_path / FILE, "ab") as file:
@@ -127,9 +199,10 @@ def test_lines_that_make_no_sense_are_counted_and_the_rest_is_read(tmp_path: Pat
     begin(tmp_path, "c", run=2)
     history = read_history(tmp_path)
     assert history is not None
-    assert history.damaged == 5
+    assert history.damaged == 7
+    assert taken(history, "a") == item(1)
     assert sorted(history.files()) == ["1.png", "1.png", "2.png"]
-    assert history.take("x") is None
+    assert taken(history, "x") is None
 
 
 @pytest.mark.parametrize(

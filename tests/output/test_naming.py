@@ -96,6 +96,7 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ("{seed.png", "is no template"),
         ("seed}.png", "is no template"),
         ("{slug:04d}.png", "cannot be filled in"),
+        ("{seed:c}.png", "a format for letters"),
         ("{index:0{seed}d}.png", "too wide"),
         ("{index:0999999999d}.png", "too wide"),
     ],
@@ -155,6 +156,38 @@ def test_pictures_of_one_run_never_share_a_name(overwrite: bool) -> None:
         "a-cat-3.png",
         "a-cat-2-2.png",
     ]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_spelt_out_name_is_not_given_over_a_rows_own(overwrite: bool) -> None:
+    series = names("d/x.png", several=True, overwrite=overwrite)
+    assert series.of_row("x-0002.png", None) == Path("d/x-0002.png")
+    assert series.of(1, recipe()) == Path("d/x-0001.png")
+    with pytest.raises(UsageError, match="is the output of a row"):
+        series.of(2, recipe())
+
+
+@pytest.mark.parametrize(
+    ("template", "folder"),
+    [
+        ("a}}b/{index}.png", "a}b"),
+        ("a{{b/{index}.png", "a{b"),
+        ("a{{b}}/c-{index}/{seed}.png", "a{b}"),
+        ("a{{b}}/c.png", "a{b}"),
+        ("{index}.png", "."),
+    ],
+)
+def test_the_folder_of_a_template_is_what_comes_before_its_fields(
+    template: str, folder: str
+) -> None:
+    """There the manifest lies, and there --resume looks for it."""
+    assert destination(template, several=True).folder == Path(folder)
+
+
+def test_names_that_unicode_composes_otherwise_do_not_share_a_file() -> None:
+    rows = names("d/")
+    assert rows.of_row("\u00e9.png", None) == Path("d/\u00e9.png")
+    assert rows.of_row("e\u0301.png", None) == Path("d/e\u0301-2.png")
 
 
 def test_names_that_differ_in_case_alone_do_not_share_a_file() -> None:
@@ -234,6 +267,8 @@ def test_a_row_that_leaves_by_a_link_is_refused(tmp_path: Path) -> None:
         ("", "no file name"),
         ("a/", "no file name"),
         ("a\0.png", "no file name"),
+        ("a\x1b[31m.png", "no file name"),
+        ("a\nb.png", "no file name"),
         ("cat", "extension"),
     ],
 )

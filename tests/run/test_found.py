@@ -67,6 +67,18 @@ def test_somebody_elses_picture(tmp_path: Path) -> None:
     assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.FOREIGN
 
 
+@pytest.mark.parametrize("data", [b"my notes", b"GIF89a", b"BM...", b"%!PS-Adobe-3.0 EPSF-3.0"])
+def test_what_is_no_picture_of_ours_is_somebody_elses(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "1.png").write_bytes(data)
+    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.FOREIGN
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 5000, b"\x89PN", b"\xff\xd8\xff\xe0", b"RIFF"])
+def test_what_a_crash_leaves_is_a_wreck(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "1.png").write_bytes(data)
+    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.WRECK
+
+
 def test_a_folder_in_its_place_is_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / "1.png").mkdir()
     assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.FOREIGN

@@ -239,8 +239,9 @@ def test_rows_are_taken_one_by_one() -> None:
             yield Row(prompt="a", line=number)
 
     class Seeing(History):
-        def take(self, row: str) -> None:
+        def take(self, row: str, *, own_seed: bool) -> tuple[int, None]:
             seen.append(len(taken))
+            return 0, None
 
     plan(
         rows(),

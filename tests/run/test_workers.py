@@ -29,7 +29,7 @@ from klein_cli.run.crew import Origin, WorkerDied
 from klein_cli.run.jobs import Job
 from klein_cli.run.ladder import Attempt
 from klein_cli.run.worker import Drawn, Hello, Order, Worker
-from klein_cli.run.workers import Pool, hire
+from klein_cli.run.workers import Pool, _own_folder, _whereabouts, hire
 
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
 
@@ -250,6 +250,48 @@ def test_when_none_can_load_it_is_the_runs_error(ray: FakeRay) -> None:
     error = OutOfMemoryError("no room", "use less")
     with pytest.raises(OutOfMemoryError, match="no room"):
         pool_of(ray, error, error)
+
+
+def test_when_the_last_one_cannot_load_again_the_run_ends_as_of_a_death(ray: FakeRay) -> None:
+    """Pictures are made by then: they are told of, and the run can be taken up."""
+    pool = Pool(ray, ray.start, 1)
+    ray.actors[0].answer(HELLO)
+    pool.wait_for_the_first()
+    pool.give(attempt())
+    ray.actors[0].answer(None)
+    assert pool.take() is not None
+    ray.actors[-1].answer(OutOfMemoryError("no room", "use less"))
+    assert pool.take() is None
+    with pytest.raises(KleinError, match="all workers died, the last one so: no room"):
+        pool.take()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sockets have paths elsewhere")
+@pytest.mark.parametrize("length", [8, 40, 90])
+def test_rays_sockets_have_paths_that_are_short_enough(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "t" * (length - 1))
+    with _own_folder() as folder:
+        name = f"session_2026-11-25_12-31-40_269073_{2**22}/sockets/plasma_store"
+        assert len(f"{folder}/{name}") <= 103
+
+
+def test_the_folder_of_a_ray_that_runs_elsewhere_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of this number may be another one on the machine that shares the place."""
+    monkeypatch.setattr("klein_cli.run.workers._SHORT", 4096)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f"klein-ray-{_whereabouts()}-{dead.pid}-x"
+    elsewhere = tmp_path / f"klein-ray-0000-{dead.pid}-x"
+    for folder in (left, elsewhere):
+        folder.mkdir()
+    with _own_folder():
+        assert not left.exists()
+        assert elsewhere.exists()
 
 
 def test_workers_that_compute_otherwise_are_told_of_once(ray: FakeRay) -> None:
