@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from klein_cli.errors import KleinError
+
 Decoder = Callable[[Tensor], Tensor]
 """A VAE's decoder: latents (1, c, 2h, 2w) -> pictures (1, 3, 16h, 16w), from -1 to 1."""
 
@@ -24,12 +26,20 @@ def to_pixels(
     """One picture's latents (h * w, 4c) float32 -> (16h, 16w, 3) uint8.
 
     `mean` and `deviation` (4c,) undo the normalisation of the latents, in float32. Pictures are
-    decoded alone: a VAE's convolutions depend on the batch by a bit.
+    decoded alone: a VAE's convolutions depend on the batch by a bit. Raises KleinError when the
+    picture is not made of numbers.
     """
     latents = unpatchify(packed.float() * deviation.float() + mean.float(), grid)
     picture = decode(latents)[0].float()
+    finite = picture.isfinite().all()
     picture = (picture * 0.5 + 0.5).clamp(0.0, 1.0).mul(255.0).round()
-    return picture.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    pixels = picture.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    if not finite:  # asked for last, since it waits for the device
+        raise KleinError(
+            "the model came out with no numbers: weights are damaged, or too large for the dtype",
+            "try --dtype float32; klein doctor --deep checks the model's files",
+        )
+    return pixels
 
 
 def unpatchify(packed: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -175,6 +175,8 @@ class Pipeline:
             if not is_out_of_memory(error):
                 raise
         # Raised outside the handler, so that it does not hold on to the frames' tensors.
+        self._remembered.clear()
+        self._engine.forget()
         self._kit.give_back_memory()
         release_memory()
         if any(loading.failed for loading in self.loadings.values()):

@@ -11,6 +11,8 @@ from klein_cli.errors import UsageError
 
 SIZE_MULTIPLE = 16
 MAX_SEED = 2**63 - 1
+CPU_SEEDS = 2**32
+"""So many torch's generator on the CPU tells apart: it reads the lower 32 bits."""
 MAX_SIDE = 4096
 MAX_STEPS = 1000
 MAX_PROMPT = 40_000

@@ -22,6 +22,7 @@ from klein_cli.errors import KleinError
 from klein_cli.machine import full_precision
 from klein_cli.models.attention import attention_backend
 from klein_cli.presets import TAPPED_LAYERS
+from klein_cli.speed.tools import at_work
 from klein_cli.text.encoder import PromptTokens, TextEncoder
 from klein_cli.text.tokenizer import POSITIONS
 
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16"])
     args = parser.parse_args()
     device = torch.device(args.device)
-    with torch.inference_mode(), full_precision():
+    with torch.inference_mode(), full_precision(), at_work(device):
         found = measure(args.model, device, [getattr(torch, name) for name in args.dtypes])
     columns = ("valid median", "valid worst", "padded median", "padded worst")
     print("| encoder | " + " | ".join(columns) + " |")

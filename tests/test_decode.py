@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from klein_cli.decode import in_tiles, to_pixels, unpatchify
+from klein_cli.errors import KleinError
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import resolve
@@ -51,6 +52,21 @@ def test_the_scale_counts_in_float32() -> None:
 
     to_pixels(torch.ones(1, 12), (1, 1), mean, deviation, watch)
     assert seen[0].unique().tolist() == [256.5 + 1 + 2**-10]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_picture_that_is_no_numbers_is_no_black_picture(value: float) -> None:
+    """float16 that overflows, or a damaged weight: a night of black files, and exit code 0."""
+
+    def broken(latents: Tensor) -> Tensor:
+        picture = torch.zeros(1, 3, 16, 16)
+        picture[0, 1, 2, 3] = value
+        return picture
+
+    one = torch.ones(16)
+    with pytest.raises(KleinError, match="no numbers") as caught:
+        to_pixels(torch.zeros(1, 16), (1, 1), one, one, broken)
+    assert "--dtype float32" in caught.value.hint
 
 
 def test_pixels_are_rounded_and_clipped() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,9 +141,12 @@ def test_running_out_of_memory_has_a_hint(
     def fail(*_: Any) -> Any:
         raise error
 
+    pipeline.render([RECIPE])
+    kept = weakref.ref(next(iter(pipeline._remembered.values())))
     monkeypatch.setattr(pipeline._engine, "transformer", fail)
     with pytest.raises(OutOfMemoryError, match="2 pictures of 64x48") as caught:
         pipeline.render([RECIPE, replace(RECIPE, seed=2)])
+    assert kept() is None, "embeddings of the pictures before are still there"
     assert "--batch-size" in caught.value.hint
     assert caught.value.__context__ is None  # whose frames would keep the memory
     with pytest.raises(OutOfMemoryError, match="a picture of 64x48") as caught:

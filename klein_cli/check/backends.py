@@ -14,6 +14,7 @@ from torch import Tensor
 from klein_cli.check.finding import BAD, NOTE, OK, Finding
 from klein_cli.errors import UsageError
 from klein_cli.models.attention import AttentionLengths, EagerAttention, attention_backend
+from klein_cli.speed.tools import at_work
 
 BACKENDS = ("sdpa", "eager", "flash-attn")
 
@@ -47,7 +48,8 @@ def attention(name: str, device: torch.device) -> Finding:
     wanted = EagerAttention()(query, key, value, AttentionLengths(_LENGTHS, _POSITIONS, host))
     query, key, value = (tensor.to(device) for tensor in inputs)
     lengths = AttentionLengths(_LENGTHS, _POSITIONS, device)
-    found = attend(query, key, value, lengths).cpu()
+    with at_work(device):
+        found = attend(query, key, value, lengths).cpu()
     errors = [
         _apart(found[row, part], wanted[row, part])
         for row, length in enumerate(_LENGTHS)

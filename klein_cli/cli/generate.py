@@ -39,13 +39,11 @@ from klein_cli.output.gallery import check_page
 from klein_cli.output.history import History
 from klein_cli.output.naming import STDOUT
 from klein_cli.presets import DEFAULT_MODEL, Preset
-from klein_cli.recipe import Settings
+from klein_cli.recipe import CPU_SEEDS, Settings
 from klein_cli.run.books import Books
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.runner import Run
 from klein_cli.snapshot import on_disk, preset_for
-
-_DRAWN_SEEDS = 2**32
 
 
 def generate(
@@ -106,7 +104,7 @@ def _generate(request: Request, context: typer.Context, report: Report) -> int:
     preset = preset_for(request.model)
     defaults = defaults_of(request, preset)
     with output_folder(request, defaults, report) as folder:
-        seed = folder.seed(request.seed, secrets.randbelow(_DRAWN_SEEDS))
+        seed = folder.seed(request.seed, secrets.randbelow(CPU_SEEDS))
         # Every picture that is there is read through: that may take a while.
         with report.bar if folder.resumed else nullcontext():
             report.bar.say("looking at what is there")
@@ -133,6 +131,12 @@ def _generate(request: Request, context: typer.Context, report: Report) -> int:
         _warn_of_no_effect(request, preset, planned, report)
         if planned.uses_seed and request.seed is None and not folder.has_seed:
             report.note(f"seed: {seed}")
+        long = planned.long_seed
+        if long is not None and request.rng == "cpu":
+            report.note(
+                f"seed {long} draws the noise of seed {long % CPU_SEEDS}: "
+                "torch's generator on the CPU reads 32 bits"
+            )
         if request.dry_run:
             return _dry_run(request, planned, folder.history, report)
         report.preview = preview(wanted=request.show and not (request.json or request.quiet))

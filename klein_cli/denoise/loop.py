@@ -9,8 +9,7 @@ from torch import Tensor
 Transformer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(latents (B, N, C), sigma (1,), text (B, 512, D), ids (512 + N, 4)) -> velocity (B, N, C).
 
-`sigma` is the noise level itself, from 1 down to 0. Its shape is (1,) whatever the batch: on the
-CPU a picture then comes out bitwise the same in every batch.
+`sigma` is the noise level itself, from 1 down to 0. Its shape is (1,) whatever the batch.
 """
 
 OnStep = Callable[[int, int], None]

@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from torch import Tensor
 
-from klein_cli.engines.engine import as_timestep, check_fit
+from klein_cli.engines.engine import as_timestep, check_fit, picture_by_picture
 from klein_cli.errors import ModelError
 from klein_cli.load import Loading, load_weights, part_config, without_memory
 from klein_cli.speed.tools import PLAIN, Tools
@@ -84,22 +84,32 @@ class DiffusersEngine:
         self.loadings["transformer"].wait()
         timestep = as_timestep(sigma, self._dtype).to(latents.device) / 1000
         words = text.shape[1]
-        velocity: Tensor = self._dit(
-            hidden_states=latents.to(self._dtype),
-            encoder_hidden_states=text.to(self._dtype),
-            timestep=timestep,
-            txt_ids=ids[:words],
-            img_ids=ids[words:],
-            guidance=None,
-            return_dict=False,
-        )[0]
-        return velocity
+
+        def velocity(latents: Tensor, text: Tensor) -> Tensor:
+            predicted: Tensor = self._dit(
+                hidden_states=latents,
+                encoder_hidden_states=text,
+                timestep=timestep,
+                txt_ids=ids[:words],
+                img_ids=ids[words:],
+                guidance=None,
+                return_dict=False,
+            )[0]
+            return predicted
+
+        batches = latents.to(self._dtype), text.to(self._dtype)
+        if latents.device.type == "cpu":
+            return picture_by_picture(velocity, *batches)
+        return velocity(*batches)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(1, c, 2h, 2w) latents -> (1, 3, 16h, 16w) pictures, from -1 to 1."""
         self.loadings["vae"].wait()
         picture: Tensor = self._vae.decode(latents.to(self._dtype), return_dict=False)[0]
         return picture
+
+    def forget(self) -> None:
+        """Nothing is kept here."""
 
 
 def _part(kind: Any, folder: Path) -> Any:

@@ -6,7 +6,7 @@ Whatever changes weights, such as an adapter, has to do it between their loading
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,10 @@ class Engine(Protocol):
         """(1, c, 2h, 2w) latents -> (1, 3, 16h, 16w) pictures, from -1 to 1."""
         ...
 
+    def forget(self) -> None:
+        """Let go of what is kept of the last pictures."""
+        ...
+
 
 def load_engine(
     name: str,
@@ -78,6 +82,16 @@ def load_engine(
         root, text_channels=text_channels, device=device, dtype=dtype, tools=tools, reader=reader
     )
     return engine
+
+
+def picture_by_picture(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
+    """`function` of (B, ...) tensors, one picture at a time.
+
+    On a CPU a batch is shared out among the threads, and where a thread's share ends within a row,
+    the rest of it takes other instructions, which round otherwise.
+    """
+    pictures = zip(*(torch.split(batch, 1) for batch in batches), strict=True)
+    return torch.cat([function(*picture) for picture in pictures])
 
 
 def as_timestep(sigma: Tensor, dtype: torch.dtype) -> Tensor:

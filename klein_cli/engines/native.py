@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from klein_cli.engines.engine import as_timestep, check_fit
+from klein_cli.engines.engine import as_timestep, check_fit, picture_by_picture
 from klein_cli.load import Loading, load_weights, part_config, without_memory
 from klein_cli.models.flux2 import Flux2Config, Flux2Transformer
 from klein_cli.models.vae import VaeConfig, VaeDecoder, latent_scale
@@ -51,7 +51,7 @@ class NativeEngine:
         self.loadings = loadings
         self.skipped = tuple(f"vae.{name}" for name in loadings["vae"].skipped)
         self.latent_channels = dit.config.in_channels
-        self._words = _Lately(lambda text: dit.context_embedder(text.to(dtype)), most=2)
+        self._words = _Lately(self._embed, most=2)
         self._rotary = _Lately(dit.rotary, most=1)
         self._modulations: dict[float, Tensor] = {}
 
@@ -105,13 +105,25 @@ class NativeEngine:
     def transformer(self, latents: Tensor, sigma: Tensor, text: Tensor, ids: Tensor) -> Tensor:
         """The velocity (B, N, C) at a noise level."""
         self.loadings["transformer"].wait()
-        return self._run(
-            self._dit.velocity,
-            latents.to(self._dtype),
-            self._words(text),
-            self._modulated_by(sigma),
-            *self._rotary(ids),
-        )
+        modulations, rotary = self._modulated_by(sigma), self._rotary(ids)
+
+        def velocity(latents: Tensor, words: Tensor) -> Tensor:
+            return self._run(self._dit.velocity, latents, words, modulations, *rotary)
+
+        return self._for_each(velocity, latents.to(self._dtype), self._words(text))
+
+    def forget(self) -> None:
+        """Let go of the last pictures' words and angles."""
+        self._words.clear()
+        self._rotary.clear()
+
+    def _embed(self, text: Tensor) -> Tensor:
+        return self._for_each(self._dit.context_embedder, text.to(self._dtype))
+
+    def _for_each(self, function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
+        if self._device.type == "cpu":
+            return picture_by_picture(function, *batches)
+        return function(*batches)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(1, c, 2h, 2w) latents -> (1, 3, 16h, 16w) pictures, from -1 to 1."""
@@ -139,6 +151,9 @@ class _Lately(Generic[Made]):
         self._function = function
         self._most = most
         self._known: list[tuple[Tensor, Made]] = []
+
+    def clear(self) -> None:
+        self._known = []
 
     def __call__(self, given: Tensor) -> Made:
         for tensor, made in self._known:

@@ -24,7 +24,7 @@ from klein_cli.output.naming import STDOUT, Destination, Names, destination
 from klein_cli.output.png import check_room, check_writable
 from klein_cli.presets import Preset
 from klein_cli.prompts import BadRow, complain, name_of
-from klein_cli.recipe import Recipe, check_guidance
+from klein_cli.recipe import CPU_SEEDS, Recipe, check_guidance
 from klein_cli.rows import Defaults, Row, own_seeds, recipe_of
 from klein_cli.run.found import Found, look
 from klein_cli.run.jobs import Job, Jobs
@@ -46,7 +46,8 @@ class Plan:
 
     `done` pictures are there already, `adopted` are those of them that want recording. `folders`
     are those that are written in. `uses_seed`: some picture takes its seed from the run's.
-    `without_effect`: what rows ask for that this model ignores.
+    `without_effect`: what rows ask for that this model ignores. `long_seed`: the first that has
+    more bits than the CPU's generator reads, or None.
     """
 
     jobs: Jobs
@@ -55,6 +56,7 @@ class Plan:
     folders: frozenset[Path]
     uses_seed: bool
     without_effect: tuple[str, ...]
+    long_seed: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,7 @@ class _Planner:
     _folders: set[Path] = field(default_factory=set)
     _uses_seed: bool = False
     _ignored: set[str] = field(default_factory=set)
+    _long_seed: int | None = None
     _next_index: int = 1
     _as_written: Defaults = field(init=False)
 
@@ -172,6 +175,7 @@ class _Planner:
             folders=frozenset(self._folders),
             uses_seed=self._uses_seed,
             without_effect=tuple(sorted(self._ignored)),
+            long_seed=self._long_seed,
         )
 
     def _guided(self, row: Row) -> Row:
@@ -196,6 +200,8 @@ class _Planner:
             seed = self.seed + index - 1 if own is None else own
         else:
             index, seed = item.index, item.seed
+        if seed >= CPU_SEEDS and self._long_seed is None:
+            self._long_seed = seed
         with _row_faults():
             recipe = recipe_of(row, self.defaults, seed)
         if item is None:

@@ -95,7 +95,7 @@ def at_work(device: torch.device) -> Iterator[None]:
 
 
 def _import_kernels() -> None:
-    from klein_cli.speed.kernels import groups, heads, rows  # noqa: F401
+    from klein_cli.speed.kernels import groups, heads, pictures, rows  # noqa: F401
 
 
 def _fused(model: nn.Module) -> None:

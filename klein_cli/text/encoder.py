@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,11 @@ class PromptTokens:
         """The batch of some tokenized prompts, in their order."""
         ids = torch.tensor([prompt.ids for prompt in prompts], dtype=torch.int64)
         return cls(ids, tuple(prompt.length for prompt in prompts))
+
+    def each(self) -> Iterator[PromptTokens]:
+        """Every prompt in a batch of its own."""
+        for ids, length in zip(torch.split(self.ids, 1), self.lengths, strict=True):
+            yield PromptTokens(ids, (length,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +128,20 @@ class TextEncoder:
         return len(self.model.tapped_layers) * self.model.config.hidden_size
 
     def encode(self, tokens: PromptTokens) -> TextEmbeddings:
-        """The embeddings of a batch; on the CPU each row is bitwise what it would be alone."""
+        """The embeddings of a batch; on the CPU each row is bitwise what it would be alone, since
+        there it is encoded alone: see `klein_cli.engines.engine.picture_by_picture`.
+        """
         self.loading.wait()
+        if self._device.type == "cpu":
+            return TextEmbeddings(torch.cat([self._encoded(one) for one in tokens.each()]))
+        return TextEmbeddings(self._encoded(tokens))
+
+    def _encoded(self, tokens: PromptTokens) -> Tensor:
         lengths = AttentionLengths(tokens.lengths, tokens.ids.shape[1], self._device)
         ids = tokens.ids.to(self._device)
         if self._run is direct:
-            return TextEmbeddings(self._states(ids, lengths))
-        return TextEmbeddings(self._run(self._masked_states, ids, lengths.mask))
+            return self._states(ids, lengths)
+        return self._run(self._masked_states, ids, lengths.mask)
 
     def _states(self, ids: Tensor, masking: Masking) -> Tensor:
         return torch.cat(self.model(ids, masking), dim=-1)

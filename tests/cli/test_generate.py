@@ -70,6 +70,14 @@ def test_a_drawn_seed_is_printed_and_makes_the_same_picture_again(klein: Any) ->
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
 
 
+def test_a_seed_that_draws_the_noise_of_another_is_told(klein: Any) -> None:
+    _, out, err = klein("a cat", "--seeds", f"1,{2**32 + 1}", "-o", "d/")
+    assert f"seed {2**32 + 1} draws the noise of seed 1: torch's generator on the CPU" in err
+    one, other = (Image.open(path).tobytes() for path in out.split())
+    assert one == other
+    assert klein("a cat", "-s", str(2**32 - 1), "-o", "e/")[2] == ""
+
+
 def test_two_drawn_seeds_differ(klein: Any) -> None:
     assert klein("a cat", "--dry-run")[2] != klein("a cat", "--dry-run")[2]
 
