@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -58,7 +59,7 @@ class BadRow:
 
 
 def read_rows(source: str, stdin: BinaryIO) -> Iterator[Row | BadRow]:
-    """The rows of the prompts file `source`, read as they are asked for; `-` reads `stdin` as .txt.
+    """The rows of the prompts file `source`, read as they are asked for; `-` reads `stdin`.
 
     Raises UsageError when the file cannot be read as text or its ending is unknown.
     """
@@ -108,6 +109,13 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
                 f"(line {number})",
                 "save it as UTF-8",
             ) from None
+        if "\0" in text:
+            number = before + 1 + _endings(lines[: lines.index(b"\0")])
+            raise UsageError(
+                f"{name} is no text: a zero byte at offset {offset + lines.index(0)} "
+                f"(line {number})",
+                "save it as UTF-8, not as UTF-16",
+            )
         offset, before = offset + len(lines), before + _endings(lines)
         # Not str.splitlines, which would also cut at U+2028 and its like.
         yield from io.StringIO(text, newline="")
@@ -150,6 +158,28 @@ def parse_txt(lines: Iterable[str]) -> Iterator[Row | BadRow]:
             yield Row(prompt=line, line=number)
 
 
+def parse_untold(lines: Iterable[str]) -> Iterator[Row | BadRow]:
+    """From a pipe, which has no name to tell its format: JSON Lines where the first line that is
+    not blank is an object with a prompt, else a prompt a line.
+    """
+    lines = iter(lines)
+    head: list[str] = []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            break
+    parse = parse_jsonl if head and _is_row(head[-1]) else parse_txt
+    return parse(chain(head, lines))
+
+
+def _is_row(line: str) -> bool:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "prompt" in value
+
+
 def parse_jsonl(lines: Iterable[str]) -> Iterator[Row | BadRow]:
     """One JSON object a line, with the keys of `KEYS`; blank lines are skipped."""
     for number, line in enumerate(map(_without_ending, lines), start=1):
@@ -176,7 +206,7 @@ def parse_csv(lines: Iterable[str]) -> Iterator[Row | BadRow]:
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
-            header = [name.strip() for name in cells]
+            header = _without_empty_end([name.strip() for name in cells])
             fault = _header_fault(header)
             if fault:
                 yield BadRow(line=number, message=fault[0], hint=fault[1])
@@ -295,7 +325,14 @@ def _header_fault(header: list[str]) -> tuple[str, str] | None:
     return None
 
 
+def _without_empty_end(cells: list[str]) -> list[str]:
+    """The cells without the empty columns that spreadsheets leave at the right."""
+    filled = [place for place, cell in enumerate(cells, start=1) if cell.strip()]
+    return cells[: filled[-1]]
+
+
 def _csv_values(header: list[str], cells: list[str]) -> dict[str, Any]:
+    cells = _without_empty_end(cells)
     if len(cells) > len(header):
         raise _Fault(
             f"{len(cells)} cells under {len(header)} columns",
@@ -311,7 +348,11 @@ def _csv_number(name: str, cell: str) -> Any:
     if not cell.isascii() or "_" in cell:  # Python reads more as numbers than people do
         return cell.strip()
     try:
-        return float(cell) if name == "guidance" else int(cell)
+        number = float(cell)
+        if name == "guidance":
+            return number
+        # A spreadsheet may write 7 as 7.0.
+        return int(number) if "." in cell and number.is_integer() else int(cell)
     except ValueError:
         return cell.strip()
 
@@ -319,7 +360,7 @@ def _csv_number(name: str, cell: str) -> Any:
 def _parser(source: str) -> Callable[[Iterable[str]], Iterator[Row | BadRow]]:
     suffix = "" if source == STDIN else Path(source).suffix.lower()
     # No ending is what a shell's process substitution gives.
-    parsers = {"": parse_txt, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
+    parsers = {"": parse_untold, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
     if suffix not in parsers:
         raise UsageError(
             f"{source} is no kind of prompts file that klein knows",

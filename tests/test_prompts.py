@@ -168,6 +168,35 @@ def test_a_guidance_of_4_and_one_of_4_point_0_are_one_row() -> None:
     assert fault.message == "guidance is out of range"
 
 
+def test_csv_of_a_spreadsheet_with_an_empty_column_and_whole_numbers_as_decimals() -> None:
+    assert list(parse_csv(lines("prompt,seed,,\r\na cat,7.0,,\r\na dog,8.5,,\r\n")))[:1] == [
+        Row(prompt="a cat", seed=7, line=2)
+    ]
+    assert (
+        "seed must be a whole number"
+        in only_fault(parse_csv(lines("prompt,seed,\na dog,8.5,\n"))).message
+    )
+
+
+@pytest.mark.parametrize(("blank", "line"), [("", 1), ("\n \n", 3)])
+def test_json_rows_from_a_pipe_are_rows(blank: str, line: int) -> None:
+    """A pipe has no ending that could tell: `jq -c ... | klein generate --prompts-file -`."""
+    piped = io.BytesIO(f'{blank}{{"prompt": "a cat", "seed": 7}}\n'.encode())
+    assert list(read_rows("-", piped)) == [Row(prompt="a cat", seed=7, line=line)]
+    wild = io.BytesIO(b'{a|b} cat\n{"prompt": "a cat"}\n')
+    assert [row.prompt for row in read_rows("-", wild) if isinstance(row, Row)] == [
+        "{a|b} cat",
+        '{"prompt": "a cat"}',
+    ]
+    assert list(read_rows("-", io.BytesIO(b""))) == []
+
+
+def test_utf16_without_a_mark_is_no_text() -> None:
+    with pytest.raises(UsageError, match=r"a zero byte at offset 7 \(line 2\)") as caught:
+        list(read_rows("-", io.BytesIO(b"a cat\na\0 \0d\0")))
+    assert "UTF-16" in caught.value.hint
+
+
 def test_csv_short_row_leaves_the_rest_unsaid() -> None:
     assert list(parse_csv(lines("prompt,seed\na cat\n"))) == [Row(prompt="a cat", line=2)]
 

@@ -26,6 +26,7 @@ from klein_cli.cli.request import Request, batch_size_of, settings_of
 from klein_cli.cli.sizes import parse_size
 from klein_cli.cli.startup import quick_start
 from klein_cli.errors import UsageError
+from klein_cli.interrupts import held_back
 from klein_cli.output.png import check_writable
 from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.recipe import Recipe, Settings
@@ -172,7 +173,7 @@ def _measure(
 
     with report.bar:
         say("starting torch")
-        with quick_start():
+        with quick_start(), held_back():
             from klein_cli.bench.bench import bench as measure
             from klein_cli.bench.random_model import random_model
             from klein_cli.check.metrics import mean_abs_diff

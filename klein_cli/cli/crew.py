@@ -17,6 +17,7 @@ from klein_cli.cli.request import Request, workers_of
 from klein_cli.cli.startup import freeze_imports, quick_start, read_ahead, wake_gpu
 from klein_cli.cli.timings import Timings
 from klein_cli.errors import UsageError
+from klein_cli.interrupts import held_back
 from klein_cli.presets import presets
 from klein_cli.recipe import Settings
 from klein_cli.run.crew import Alone, Crew, Origin, describe_with
@@ -58,10 +59,11 @@ def hired(
     if single is not None:
         yield single
         return
-    import torch
+    with held_back():
+        import torch
 
-    from klein_cli.run.worker import Order
-    from klein_cli.run.workers import hire
+        from klein_cli.run.worker import Order
+        from klein_cli.run.workers import hire
 
     report.bar.say("starting workers")
     is_folder = snapshot.repo is None and request.model not in presets()
@@ -125,7 +127,7 @@ def _prepared(
             read_ahead(snapshot.root, settings.device)
         _check_lengths(snapshot, request, jobs, report)
     report.bar.say("starting torch")
-    with timings.imports():
+    with timings.imports(), held_back():
         from klein_cli.machine import choose
 
         if draws:
@@ -157,7 +159,8 @@ def _workers(request: Request, pictures: int) -> int | None:
     if count is None and request.ray is not None:
         return None
     if count is None:
-        import torch
+        with held_back():
+            import torch
 
         count = 1 if request.device == "cpu" else max(1, torch.cuda.device_count())
     return min(count, pictures)

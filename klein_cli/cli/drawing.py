@@ -21,6 +21,7 @@ from klein_cli.cli.startup import quick_start
 from klein_cli.cli.terminal import printable
 from klein_cli.cli.timings import Timings
 from klein_cli.errors import KleinError, ModelError
+from klein_cli.interrupts import held_back
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset
 from klein_cli.recipe import Recipe
@@ -128,7 +129,8 @@ class Drawing:
         timings = Timings()
         source, report = self._origin[jobs[0].index], self._report
         report.bar.say("starting torch")
-        with quick_start(), timings.imports():  # here, before torch's threads are counted
+        # Here, before torch's threads are counted.
+        with quick_start(), timings.imports(), held_back():
             from klein_cli.memory import release_memory
         if self._run is not None:  # it holds the model of the pictures before
             self._run = None

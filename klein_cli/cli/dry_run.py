@@ -64,7 +64,7 @@ def _summary(pictures: int, there: int, groups: Counter[Group]) -> str:
     whole = f"{pictures} picture{'s' * (pictures != 1)} to make"
     if there:
         whole += f", {there} there already"
-    return f"{whole}: {'; '.join(said)}" if len(groups) > 1 or there else whole
+    return f"{whole}: {'; '.join(said)}" if len(groups) > 1 or (there and groups) else whole
 
 
 def _facts(group: Group, count: int) -> dict[str, object]:

@@ -28,21 +28,27 @@ def check_lengths(
     strict: bool,
     report: Report,
 ) -> None:
-    """Warn of prompts that are cut, each once; if `strict`, raise UsageError for the first."""
+    """Warn of prompts that are cut, each once; if `strict`, raise a UsageError that names them."""
     cut: set[int] = set()
+    said: list[str] = []
     for job, text in _texts(jobs):
         warning = tokenize(text).warning()
         if warning is None or hash(text) in cut:
             continue
         if several:
             warning = f"picture {job.index}: {warning}"
-        if strict:
-            raise UsageError(warning, "shorten the prompt, or leave out --strict")
         cut.add(hash(text))
-        if len(cut) <= _WARNINGS:
+        if len(cut) > _WARNINGS:
+            continue
+        said.append(warning)
+        if not strict:
             report.warn(warning)
     if len(cut) > _WARNINGS:
-        report.warn(f"{len(cut) - _WARNINGS} more prompts are too long")
+        said.append(f"{len(cut) - _WARNINGS} more prompts are too long")
+        if not strict:
+            report.warn(said[-1])
+    if strict and said:
+        raise UsageError("\n  ".join(said), "shorten them, or leave out --strict")
 
 
 def _texts(jobs: Iterable[Job]) -> Iterator[tuple[Job, str]]:

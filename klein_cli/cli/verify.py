@@ -19,6 +19,7 @@ from klein_cli.cli.report import Report
 from klein_cli.cli.request import Request, batch_size_of, settings_of
 from klein_cli.cli.sizes import picture_size
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.interrupts import held_back
 from klein_cli.output.png import check_writable, save
 from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.recipe import Recipe, Settings
@@ -181,10 +182,11 @@ def _compare(
     report: Report,
 ) -> tuple[dict[str, str], list[Comparison]]:
     """What was compared, and the comparisons: here torch is imported."""
-    from klein_cli.check.clip import clip_likeness
-    from klein_cli.check.verify import verify as compare
-    from klein_cli.check.verify import versions
-    from klein_cli.pipeline import choose
+    with held_back():
+        from klein_cli.check.clip import clip_likeness
+        from klein_cli.check.verify import verify as compare
+        from klein_cli.check.verify import versions
+        from klein_cli.pipeline import choose
 
     chosen = choose(settings, preset_for(request.model))
     snapshot = fetch(request.model, report)

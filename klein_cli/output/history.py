@@ -68,6 +68,7 @@ class History:
     _taken: dict[str, int] = field(default_factory=dict)
     _seconds: dict[tuple[int, int, int], tuple[int, float]] = field(default_factory=dict)
     _waiting: dict[tuple[str, int], Item] | None = None
+    _found: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def next_index(self) -> int:
@@ -91,7 +92,8 @@ class History:
         if taken == 0 and row in self._rows:
             self._rows[row] = self._last_known(self._rows[row], own_seed=own_seed)
         items = self._rows.get(row, ())
-        return taken, items[taken] if taken < len(items) else None
+        item = items[taken] if taken < len(items) else None
+        return taken, None if item is None or (item.run, item.index) in self._found else item
 
     def _last_known(self, items: list[Item], *, own_seed: bool) -> list[Item]:
         """A row's pictures, each where it was planned last: a run that begins anew forgets all."""
@@ -114,7 +116,10 @@ class History:
         if self._waiting is None:
             unmade = (item for item in self._items.values() if item.sha256 is None)
             self._waiting = {(item.file, item.seed): item for item in unmade}
-        return self._waiting.pop((file, seed), None)
+        item = self._waiting.pop((file, seed), None)
+        if item is not None:
+            self._found.add((item.run, item.index))
+        return item
 
     def files(self) -> Iterator[str]:
         """Every name that was ever planned or given, within the folder."""
@@ -149,20 +154,24 @@ class History:
             self._make(line)
 
     def _plan(self, row: str, item: Item) -> None:
+        items = self._rows.setdefault(row, [])
         known = self._items.get((item.run, item.index))
-        if known is not None:  # it gets another name
+        if known is not None:  # it gets another name, or another row
             known.file = item.file
+            if known not in items:
+                known.occurrence = item.occurrence
+                items.append(known)
             return
         self._items[item.run, item.index] = item
-        self._rows.setdefault(row, []).append(item)
+        items.append(item)
         self._last[item.run] = max(self._last.get(item.run, 0), item.index)
 
     def settle(self) -> None:
-        """A picture that one run planned and another made is made: a row of failed.jsonl."""
+        """A picture that one run planned and a later one made is made: a row of failed.jsonl."""
         unmade = {(i.file, i.seed): i for i in self._items.values() if i.sha256 is None}
         for item in self._items.values():
             waiting = unmade.get((item.file, item.seed))
-            if waiting is None or waiting is item:
+            if waiting is None or waiting.run >= item.run:
                 continue
             waiting.begun = item.begun or waiting.begun
             if item.sha256 is not None:
@@ -239,7 +248,7 @@ def _read_line(path: Path, number: int, line: bytes, history: History) -> None:
         if number == 1:
             _check_format(path, entry)
         history.add(entry)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         if number == 1:
             raise _not_ours(path) from None
         history.damaged += 1

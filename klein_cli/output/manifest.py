@@ -11,11 +11,11 @@ One JSON object a line, in order, never changed afterwards:
 
 A run's seed is null when its rows all bring their own. What a run plans when it is taken up again
 also has an "occurrence": which of its equal rows it is, from 0. A picture planned a second time has
-another name now, since somebody else's lay under its first. Everything planned is written before
-the first picture, and each picture as soon as its file is whole, flushed to the disk; "begun"
-stands before a file that will say nothing of itself (--no-metadata). A run holds a lock on the
-file, so that there is one run in a folder. A line that a crash or a full disk left torn is passed
-over, and cut off by the next run.
+another name now, since somebody else's lay under its first, or another row, which was corrected.
+Everything planned is written before the first picture, and each picture as soon as its file is
+whole, flushed to the disk; "begun" stands before a file that will say nothing of itself
+(--no-metadata). A run holds a lock on the file, so that there is one run in a folder. A line that a
+crash or a full disk left torn is passed over, and cut off by the next run.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ _FOLDER_NAME = "{index:04d}-{slug}-{seed}.png"
 _SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 _SLUG_LENGTH = 48
 _NAME_BYTES = 255
+_PATH_BYTES = 4000
 _FIELD_HINT = "the fields are " + ", ".join(f"{{{field}}}" for field in FIELDS)
 # Names that Windows keeps for devices, whatever their extension.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.ASCII)
@@ -244,8 +245,7 @@ def _inside(folder: Path, output: str) -> Path:
     name = Path(output)
     climbs = Path(os.path.normpath(name)).parts[:1] == ("..",)
     leaves = climbs or name.is_absolute() or name.drive or name.root
-    controls = any(unicodedata.category(char) == "Cc" for char in output)
-    if not name.name or output.endswith(_SEPARATORS) or controls:
+    if not name.name or output.endswith(_SEPARATORS) or _is_unprintable(output):
         raise UsageError(f"output {output!r} is no file name", "use a name such as cat.png")
     check_extension(name)
     path = folder / name
@@ -258,7 +258,19 @@ def _inside(folder: Path, output: str) -> Path:
     return path
 
 
+def _is_unprintable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return True
+    return any(unicodedata.category(char) == "Cc" for char in name)
+
+
 def _check_length(path: Path) -> None:
+    if len(os.fsencode(os.path.abspath(path))) > _PATH_BYTES:
+        raise UsageError(
+            f"the path {os.fspath(path)[:40]}... is too long", f"use at most {_PATH_BYTES} bytes"
+        )
     for part in path.parts:
         if len(os.fsencode(part)) > _NAME_BYTES - len("-9999"):
             raise UsageError(

@@ -22,6 +22,9 @@ from klein_cli.run.plan import Plan
 
 FAILED = "failed.jsonl"
 
+_BEGINNING = b'{"prompt": '
+"""Of a row that was written here."""
+
 
 class Books:
     """What is written down while a run goes on.
@@ -53,7 +56,7 @@ class Books:
             self._run = self._last + 1
             self._manifest.begin(self._run, model=model, seed=seed if planned.uses_seed else None)
         self._manifest.plan(
-            (job.row, self._item(job)) for job in planned.jobs if not job.recorded or job.renamed
+            (job.row, self._item(job)) for job in planned.jobs if not job.recorded or job.altered
         )
         for known in planned.adopted:
             self._manifest.made(known.item, known.recipe, None)
@@ -64,6 +67,8 @@ class Books:
         """
         now = {"weights": origin.weights}
         now |= {name: str(value) for name, value in asdict(origin.settings).items()}
+        if "threads" in origin.provenance:
+            now["threads"] = origin.provenance["threads"]
         now["metadata"] = "no" if bare else "yes"
         before = self._settings or {}
         if now == before:
@@ -90,26 +95,35 @@ class Books:
         row = self._row(job) | {"error": error}
         self._failed.add(row["output"])
         line = _json_line(row)
-        with open(self.failures, "ab") as file:
+        with open(self.failures, "a+b") as file:
+            if file.tell():  # a line without an end is somebody's, or torn
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else b"\n" + line
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """At the end of a run: leave in failed.jsonl what is still missing, each row once."""
+        """At the end of a run: leave in failed.jsonl what is still missing, each row once, and what
+        is none of ours.
+        """
         try:
-            rows = dict(_rows(self.failures))
+            data = self.failures.read_bytes()
         except FileNotFoundError:
             return
-        missing = [
-            line
-            for output, line in rows.items()
-            if output in self._failed or not os.path.lexists(self._manifest.folder / output)
-        ]
-        if missing:
-            save(b"".join(missing), self.failures, overwrite=True, swept=True)
-        else:
+        rows = dict(_rows(data))
+        missing = b"".join(line for output, line in rows.items() if self._is_missing(output))
+        if not missing:
             self.failures.unlink()
+        elif missing != data:
+            save(missing, self.failures, overwrite=True, swept=True)
+
+    def _is_missing(self, output: str | bytes) -> bool:
+        return (
+            isinstance(output, bytes)
+            or output in self._failed
+            or not os.path.lexists(self._manifest.folder / output)
+        )
 
     def _folders(self, planned: Plan) -> set[Path]:
         """Every folder that a run like this one may have left something in."""
@@ -150,6 +164,7 @@ class Books:
             "steps": recipe.steps,
             "guidance": recipe.guidance if self._guided else None,
             "negative_prompt": recipe.negative_prompt,
+            "n": 1,
             "output": self._item(job).file,
         }
         return {key: value for key, value in row.items() if value is not None}
@@ -162,10 +177,16 @@ def _json_line(row: dict[str, Any]) -> bytes:
         return (json.dumps(row) + "\n").encode()
 
 
-def _rows(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(output, line) of each row that makes sense."""
-    for line in path.read_bytes().splitlines(keepends=True):
+def _rows(data: bytes) -> Iterator[tuple[str | bytes, bytes]]:
+    """(output, line) of each row; of a line that is no row of ours it is the line itself, and one
+    that a crash tore is left out.
+    """
+    for line in data.splitlines(keepends=True):
         try:
-            yield str(json.loads(line)["output"]), line
-        except (ValueError, KeyError, TypeError):
-            continue
+            row = json.loads(line)
+            yield (row["output"] if isinstance(row["output"], str) else line), line
+        except (ValueError, RecursionError):
+            if not (line.startswith(_BEGINNING) or _BEGINNING.startswith(line)):
+                yield line, line
+        except (KeyError, TypeError):
+            yield line, line

@@ -24,7 +24,7 @@ class Job:
     `replace` says that what lies there is the wreck of an earlier try. `row` is what a manifest
     knows the job's row by, and `occurrence` tells which of equal rows it is, in a run that is taken
     up again. `recorded` is the number of the run in that manifest in which it stands already, 0 if
-    in none, and `renamed` says that it stands there under another name.
+    in none, and `altered` says that it stands there under another name, or another row.
     """
 
     index: int
@@ -35,7 +35,7 @@ class Job:
     row: str = ""
     occurrence: int | None = None
     recorded: int = 0
-    renamed: bool = False
+    altered: bool = False
 
 
 class Jobs:

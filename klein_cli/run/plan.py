@@ -92,6 +92,8 @@ def plan(
     head = list(islice(rows, 2))
     if not head:
         raise UsageError(f"{name_of(source)} holds no prompts", "write one prompt a line")
+    # What is wrong with all rows is no row's fault.
+    check_sides(recipe_of(Row(prompt="a"), replace(defaults, wildcards=False), seed), preset)
     where = _destination(head, output, defaults)
     names = Names(where, overwrite=output.overwrite, today=output.today)
     planner = _Planner(preset, defaults, seed, history, where, names, output)
@@ -194,7 +196,9 @@ class _Planner:
             asked = recipe_of(row, self._as_written, own or 0)
             check_sides(asked, self.preset)
         key = _row_key(row, own, asked, self.defaults)
-        occurrence, item = self._known(key, row, own)
+        occurrence, item = self._known(key, own)
+        by_name = item is None
+        item = item or self._waiting(row, own)
         if item is None:
             index = self._next_index
             seed = self.seed + index - 1 if own is None else own
@@ -208,7 +212,8 @@ class _Planner:
             self._next_index += 1
             path, wreck = self._new_path(row, index, number, recipe), False
         else:
-            found = look(self.where.folder / item.file, recipe, item)
+            settings = self.history.settings if self.history else None
+            found = look(self.where.folder / item.file, recipe, item, settings)
             if found in (Found.MADE, Found.UNRECORDED):
                 self._keep(item, recipe, found)
                 return
@@ -220,7 +225,7 @@ class _Planner:
             self._folders.add(path.parent)
         exact = self.where.exact and row.output is None
         recorded = item.run if item else 0
-        renamed = item is not None and path != self.where.folder / item.file
+        altered = item is not None and (by_name or path != self.where.folder / item.file)
         self._jobs.add(
             Job(
                 index=index,
@@ -231,20 +236,23 @@ class _Planner:
                 row=key,
                 occurrence=occurrence,
                 recorded=recorded,
-                renamed=renamed,
+                altered=altered,
             )
         )
 
-    def _known(self, key: str, row: Row, own: int | None) -> tuple[int | None, Item | None]:
-        """Which of equal rows it is, and its picture in the history: by what it says, or by a name
-        and a seed that were planned and not made, as those in failed.jsonl.
-        """
+    def _known(self, key: str, own: int | None) -> tuple[int | None, Item | None]:
+        """Which of equal rows it is, and its picture in the history."""
         if self.history is None:
             return None, None
-        occurrence, item = self.history.take(key, own_seed=own is not None)
-        if item is None and row.output is not None and own is not None:
-            item = self.history.waiting(row.output, own)
-        return occurrence, item
+        return self.history.take(key, own_seed=own is not None)
+
+    def _waiting(self, row: Row, own: int | None) -> Item | None:
+        """What was planned for a row's own name and seed and is not made: that of a row in
+        failed.jsonl, or of one that has been corrected.
+        """
+        if self.history is None or row.output is None or own is None:
+            return None
+        return self.history.waiting(row.output, own)
 
     def _new_path(self, row: Row, index: int, number: int | None, recipe: Recipe) -> Path | None:
         if not self.where.template:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.interrupts import held_back
 from klein_cli.recipe import Settings
 from klein_cli.run.crew import Describe, Outcome, WorkerDied, describe_with
 from klein_cli.run.ladder import Attempt
@@ -257,7 +258,8 @@ def _connected(options: dict[str, Any]) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it, Ray warns on stderr that workers without a GPU will see all of them one day.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
+    with held_back():
+        import ray
 
     # Ray prints what befalls its processes to stdout, which belongs to our results.
     sys.modules["ray._private.worker"]._worker_logs_enabled = False  # type: ignore[attr-defined]
@@ -269,7 +271,8 @@ def _connected(options: dict[str, Any]) -> Iterator[Any]:
         stack.callback(ray.shutdown)
         try:
             _knock(options["address"])
-            ray.init(logging_level="CRITICAL", log_to_driver=False, **options)
+            with held_back():  # Ray's own threads do not bear one while they start
+                ray.init(logging_level="CRITICAL", log_to_driver=False, **options)
         except Exception as error:
             raise KleinError(
                 f"Ray does not start: {_first_line(error)}",

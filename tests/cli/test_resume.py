@@ -313,6 +313,21 @@ def test_pictures_that_will_be_computed_otherwise_are_warned_of(klein: Klein) ->
     assert "warning: the pictures so far were made with dtype float32, not bfloat16\n" in err
 
 
+def test_what_a_killed_run_had_not_replaced_is_made(klein: Klein) -> None:
+    Path("p.jsonl").write_text('{"prompt": "a cat", "seed": 1}\n{"prompt": "a dog", "seed": 2}\n')
+    arguments = ("--prompts-file", "p.jsonl", "-o", "d/")
+    klein(*arguments)
+    before = files("d")
+    again = (*arguments, "-y", "--dtype", "bfloat16")
+    klein(*again)
+    after = files("d")
+    lines = Path("d/manifest.jsonl").read_text().splitlines(keepends=True)
+    Path("d/manifest.jsonl").write_text("".join(lines[:-1]))
+    Path("d/0002-a-dog-2.png").write_bytes(before["0002-a-dog-2.png"])
+    assert klein(*again, "--resume")[1] == "d/0002-a-dog-2.png\n"
+    assert files("d") == after != before
+
+
 def test_lines_that_make_no_sense_are_warned_of(klein: Klein) -> None:
     klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
     with open("d/manifest.jsonl", "ab") as file:

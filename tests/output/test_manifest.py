@@ -151,6 +151,17 @@ def test_what_one_run_planned_and_another_made_is_made(tmp_path: Path) -> None:
     assert taken(history, "b") == item(2, recipe="r", sha256="s", begun=("r", "s"))
 
 
+def test_what_an_earlier_run_made_is_not_made_for_a_later_one(tmp_path: Path) -> None:
+    """`-y` means to make it anew."""
+    begin(tmp_path, "a")
+    with opened(tmp_path) as manifest:
+        manifest.made(item(1, recipe="r", sha256="s"), RECIPE, 1.0)
+    begin(tmp_path, "b", run=2)
+    history = read_history(tmp_path)
+    assert history is not None
+    assert taken(history, "b") == item(1, run=2)
+
+
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     begin(tmp_path)
     probe = (

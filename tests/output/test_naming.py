@@ -269,6 +269,8 @@ def test_a_row_that_leaves_by_a_link_is_refused(tmp_path: Path) -> None:
         ("a\0.png", "no file name"),
         ("a\x1b[31m.png", "no file name"),
         ("a\nb.png", "no file name"),
+        ("\ud800.png", "no file name"),
+        ("d/" * 2500 + "x.png", "too long"),
         ("cat", "extension"),
     ],
 )

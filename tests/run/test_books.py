@@ -29,12 +29,12 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def planned(*rows: Row, model: str = "tiny") -> Plan:
+def planned(*rows: Row, model: str = "tiny", n: int = 1) -> Plan:
     return plan(
         rows,
         source="p.jsonl",
         preset=presets()[model],
-        defaults=Defaults(model=model, width=256, height=256, steps=4, guidance=4.0),
+        defaults=Defaults(model=model, width=256, height=256, steps=4, guidance=4.0, n=n),
         seed=10,
         output=Output(path="d/", overwrite=False, today=date(2026, 3, 9)),
     )
@@ -88,7 +88,7 @@ def test_at_the_end_only_what_is_still_missing_stays_each_once(books: Books) -> 
     for job in (one, two, two, three):
         books.failed(job, "oops")
     Path("d/0001-a-10.png").touch()
-    Path("d/failed.jsonl").write_bytes(Path("d/failed.jsonl").read_bytes() + b"{torn")
+    Path("d/failed.jsonl").write_bytes(Path("d/failed.jsonl").read_bytes() + b'{"prompt": "to')
     books.close()
     # What lies at the first one's name is somebody else's: in this run it failed.
     assert [row.prompt for row in read_back()] == ["a", "b", "c"]
@@ -100,6 +100,27 @@ def test_at_the_end_only_what_is_still_missing_stays_each_once(books: Books) -> 
     later.close()
     assert not Path("d/failed.jsonl").exists()
     later.close()
+
+
+def test_what_is_none_of_ours_in_failed_jsonl_stays(books: Books) -> None:
+    """Rows that somebody wrote there, and notes; with or without an end of the last line."""
+    theirs = b'{"prompt":"precious","seed":1}\n[1]\nmy notes'
+    Path("d/failed.jsonl").write_bytes(theirs)
+    books.close()
+    assert Path("d/failed.jsonl").read_bytes() == theirs
+    (job,) = jobs(Row(prompt="a"))
+    books.failed(job, "oops")
+    Path("d/0001-a-10.png").touch()
+    later = Books(books._manifest, books._manifest.history(), resumed=True, guided=False)
+    later.close()
+    assert Path("d/failed.jsonl").read_bytes() == theirs + b"\n"
+
+
+def test_a_failed_row_is_one_picture_whatever_the_options_say(books: Books) -> None:
+    (lost,) = list(jobs(Row(prompt="a", n=2)))[:1]
+    books.failed(lost, "oops")
+    (again,) = planned(*read_back(), n=2).jobs
+    assert (again.path, again.recipe) == (lost.path, lost.recipe)
 
 
 def test_what_a_killed_run_left_half_written_is_swept(books: Books) -> None:

@@ -62,6 +62,22 @@ def test_a_torn_file_is_a_wreck_wherever_it_was_torn(picture: Path, kept: float)
     assert look(picture, RECIPE, PLANNED) is Found.WRECK
 
 
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, Found.UNRECORDED),
+        ({"dtype": "auto", "metadata": "yes"}, Found.UNRECORDED),
+        ({"dtype": "bfloat16"}, Found.FOREIGN),
+        ({"weights": "abcdef0"}, Found.UNRECORDED),
+    ],
+)
+def test_a_picture_that_an_earlier_run_computed_otherwise(
+    picture: Path, settings: dict[str, str], found: Found
+) -> None:
+    """`-y --dtype bfloat16` that was killed: what it had not replaced by then is not its own."""
+    assert look(picture, RECIPE, PLANNED, settings) is found
+
+
 def test_somebody_elses_picture(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "1.png")
     assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.FOREIGN

@@ -147,6 +147,28 @@ def test_a_row_with_its_own_seed_keeps_it_and_finds_its_picture() -> None:
     assert told(resumed(Row(prompt="a cat", seed=79)))[0][0] == 4
 
 
+def test_a_row_that_was_corrected_is_made_once() -> None:
+    """It is known by its name and seed, and from then on by what it says."""
+    typo, right = (Row(prompt=p, seed=4, output="two.png") for p in ("a crcle", "a circle"))
+    begin(CATS[0], typo)
+    again = resumed(CATS[0], right)
+    assert told(again)[1] == (2, "a circle", 4, "d/two.png")
+    with opened(Path("d")) as manifest:
+        Books(manifest, manifest.history(), resumed=True, guided=False).open(
+            again, model="tiny", seed=10
+        )
+    make(list(again.jobs)[1])
+    assert [prompt for _, prompt, *_ in told(resumed(CATS[0], right))] == ["a cat"]
+
+
+def test_a_picture_is_one_rows_alone() -> None:
+    """A new row of the same name and seed, above the one that it was planned for."""
+    old = Row(prompt="a dog", seed=4, output="two.png")
+    begin(CATS[0], old)
+    both = told(resumed(Row(prompt="a hen", seed=4, output="two.png"), old))
+    assert both == [(2, "a hen", 4, "d/two.png"), (3, "a dog", 4, "d/two-2.png")]
+
+
 def test_a_row_that_asks_for_seed_0_is_not_one_that_asks_for_none() -> None:
     for job in begin(Row(prompt="a cat")):
         make(job)
