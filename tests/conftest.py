@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Nobody's settings file changes what the tests see.
 os.environ["XDG_CONFIG_HOME"] = os.devnull
+
+_IN_ITS_OWN = "KLEIN_TEST_IN_ITS_OWN_PROCESS"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +36,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Tests marked `own_process` run in one: others hold memory of the GPU that they would measure."""
+    if not pyfuncitem.get_closest_marker("own_process") or os.environ.get(_IN_ITS_OWN):
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "own_process", pyfuncitem.nodeid]
+    done = subprocess.run(
+        command,
+        cwd=pyfuncitem.config.rootpath,
+        env={**os.environ, _IN_ITS_OWN: "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)
+    return True
 
 
 @pytest.fixture(scope="session")

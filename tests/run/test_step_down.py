@@ -186,6 +186,7 @@ def peak(root: Path, recipes: Sequence[Recipe], *, tiled: bool = False) -> int:
 
 
 @pytest.mark.gpu
+@pytest.mark.own_process
 def test_a_batch_is_halved_on_a_gpu_that_is_full(
     small_snapshot: Path, tmp_path: Path, capped: Callable[[float], None]
 ) -> None:
@@ -205,6 +206,7 @@ def test_a_batch_is_halved_on_a_gpu_that_is_full(
 
 
 @pytest.mark.gpu
+@pytest.mark.own_process
 def test_decoding_is_tiled_on_a_gpu_that_is_full(
     small_snapshot: Path, tmp_path: Path, capped: Callable[[float], None]
 ) -> None:
@@ -218,6 +220,7 @@ def test_decoding_is_tiled_on_a_gpu_that_is_full(
 
 
 @pytest.mark.gpu
+@pytest.mark.own_process
 def test_a_picture_too_large_for_the_gpu_says_what_fits(
     small_snapshot: Path, tmp_path: Path, capped: Callable[[float], None]
 ) -> None:
