@@ -35,16 +35,24 @@ _CHUNK = 2**22
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ModelError when the file is absent or holds anything else."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path} is missing", "the model is not complete: download it again"
-        ) from None
-    except (OSError, ValueError) as error:
+        table = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}", "download the model again") from None
     if not isinstance(table, dict):
         raise ModelError(f"{path} does not hold a JSON object", "download the model again")
     return table
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises ModelError when it is absent, cannot be read or is not in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} is missing", "the model is not complete: download it again"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", "download the model again") from None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -94,6 +94,17 @@ def test_several_faults_are_all_named(model: Path) -> None:
         assert name in found
 
 
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "vae/config.json", "tokenizer/tokenizer.json"]
+)
+@pytest.mark.parametrize("data", [b"[" * 200_000, b'{"a": "\xff"}', b"9" * 5000], ids=range(3))
+def test_json_that_python_cannot_read_is_a_fault(model: Path, name: str, data: bytes) -> None:
+    """Lists too deep, broken UTF-8, a number too long: three kinds of errors of the parser."""
+    (model / name).write_bytes(data)
+    (fault,) = faults(model)
+    assert fault.startswith(f"{name} cannot be read")
+
+
 def test_digests_are_those_of_sha256sum_and_of_git(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"hello\n")
