@@ -33,12 +33,12 @@ from klein_cli.recipe import (
     QUANTIZATIONS,
     RNGS,
     Settings,
+    is_device,
 )
 
 _OLDEST_FOR_TRITON = (8, 0)
 _OLDEST_FOR_FP8 = (8, 9)
 _TORCH = "https://pytorch.org/get-started/locally/"
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 def choose(settings: Settings, preset: Preset | None = None) -> Settings:
@@ -218,7 +218,7 @@ def built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool
 
 
 def _device(name: str, preset: Preset | None) -> torch.device:
-    if name != "auto" and not _DEVICE.fullmatch(name):
+    if not is_device(name):
         raise UsageError(f"there is no device called {name!r}", "use auto, cuda, cuda:N or cpu")
     if name == "cpu":
         return torch.device(name)

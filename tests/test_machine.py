@@ -93,6 +93,17 @@ def test_what_cannot_run_is_refused(settings: Settings, words: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.usefixtures("with_two_gpus")
+@pytest.mark.parametrize(
+    "device",
+    ["cuda:01", "cuda:00", "cuda:100", "cuda:256", "cuda:\u0661", "cuda:-1", "cuda:1 ", "cuda:1\n"],
+)
+def test_a_number_that_torch_reads_otherwise_is_no_gpu(device: str) -> None:
+    """torch takes cuda:256 for cuda:0, and answers cuda:01 with a traceback."""
+    with pytest.raises(UsageError, match="no device called"):
+        choose(Settings(device=device))
+
+
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize(
     ("cuda", "torch_says", "what", "todo"),
