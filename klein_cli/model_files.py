@@ -18,8 +18,15 @@ from klein_cli.errors import ModelError
 INDEX_FILE = "model_index.json"
 WEIGHT_FOLDERS = ("text_encoder", "transformer", "vae")
 
-_STEMS = ("model", "diffusion_pytorch_model")
-"""What transformers and diffusers call a part's weights."""
+_INDEX = ".safetensors.index.json"
+_WEIGHTS = (
+    "model.safetensors",
+    f"model{_INDEX}",
+    f"diffusion_pytorch_model{_INDEX}",
+    "diffusion_pytorch_model.safetensors",
+)
+"""A part's weights by the first of these: transformers looks for one file before an index, and
+diffusers the other way about. A fine-tune saved over shards leaves their index beside its file."""
 
 _NEEDED = (
     INDEX_FILE,
@@ -60,19 +67,16 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises ModelError when there are none, or when one is absent or lies outside the folder.
     """
-    for stem in _STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _shards(index)
-        if (folder / f"{stem}.safetensors").is_file():
-            return [folder / f"{stem}.safetensors"]
+    found = _weights(folder)
+    if found is not None:
+        return _shards(found) if found.name.endswith(_INDEX) else [found]
     pickled = [p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".pt", ".pth")]
     if pickled:
         raise ModelError(
             f"{folder} holds {pickled[0]} but no safetensors",
             "klein never opens pickled weights: get the model as safetensors",
         )
-    names = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
+    names = " or ".join(name for name in _WEIGHTS if not name.endswith(_INDEX))
     raise ModelError(f"{folder} holds no weights: there is no {names}", _AGAIN)
 
 
@@ -150,13 +154,17 @@ def _check_part(folder: Path) -> None:
     held: set[str] = set()
     for path in weight_files(folder):
         held |= tensors_of(path).keys()
-    for stem in _STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            lacking = sorted(read_json(index)["weight_map"].keys() - held)
-            if lacking:
-                raise ModelError(f"{index} names {lacking[0]}, which no file holds", _AGAIN)
-            return
+    found = _weights(folder)
+    if found is not None and found.name.endswith(_INDEX):
+        lacking = sorted(read_json(found)["weight_map"].keys() - held)
+        if lacking:
+            raise ModelError(f"{found} names {lacking[0]}, which no file holds", _AGAIN)
+
+
+def _weights(folder: Path) -> Path | None:
+    """The file that says what a part's weights are: the weights themselves, or an index."""
+    places = (folder / name for name in _WEIGHTS)
+    return next((path for path in places if path.is_file()), None)
 
 
 def _shards(index: Path) -> list[Path]:
