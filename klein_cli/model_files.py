@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from klein_cli.errors import ModelError
 
@@ -37,6 +37,15 @@ _NEEDED = (
 _AGAIN = "the model is damaged or not complete: download it again"
 _LONGEST_HEADER = 100_000_000
 _CHUNK = 2**22
+
+
+class StoredTensor(NamedTuple):
+    """What a safetensors file says of a tensor, whose bytes are `begin` to `end` of the file."""
+
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,26 +105,31 @@ def faults(root: Path) -> list[str]:
     return [fault.replace(f"{root}/", "") for fault in found]
 
 
-def tensors_of(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: tensor names and what it says of them.
+def tensors_of(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name, as its header has them.
 
-    Raises ModelError when the file is not whole: its length must be what its header promises.
+    The format: the length of the header in 8 bytes, the header as JSON, the tensors. Raises
+    ModelError when the file is absent or not whole: its length must be what its header promises.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            raise ModelError(f"{path} is no safetensors file, or was cut short", _AGAIN)
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            wanted = 8 + length + int(end)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            raise ModelError(f"{path} has a broken header", _AGAIN) from None
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
+                raise ModelError(f"{path} is no safetensors file, or was cut short", _AGAIN)
+            header = file.read(length)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}", _AGAIN) from None
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        found = {name: _stored(entry, 8 + length) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ModelError(f"{path} has a broken header", _AGAIN) from None
+    wanted = max((tensor.end for tensor in found.values()), default=8 + length)
     if size != wanted:
         raise ModelError(f"{path} is {size:,} bytes long, not {wanted:,}", _AGAIN)
-    return dict(header)
+    return found
 
 
 def size_on_disk(root: Path) -> int:
@@ -165,6 +179,14 @@ def _weights(folder: Path) -> Path | None:
     """The file that says what a part's weights are: the weights themselves, or an index."""
     places = (folder / name for name in _WEIGHTS)
     return next((path for path in places if path.is_file()), None)
+
+
+def _stored(entry: dict[str, Any], start: int) -> StoredTensor:
+    """A tensor's entry in a header whose tensors begin at `start`."""
+    begin, end = entry["data_offsets"]
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end < 2**63:
+        raise ValueError("these are no offsets")
+    return StoredTensor(entry["dtype"], entry["shape"], start + begin, start + end)
 
 
 def _shards(index: Path) -> list[Path]:

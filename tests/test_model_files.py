@@ -57,7 +57,15 @@ def test_a_file_that_is_too_long_is_named(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["[]", "{", '{"a": 3}', '{"a": {"data_offsets": []}}', '{"a": {"data_offsets": "x"}}']
+    "header",
+    [
+        "[]",
+        "{",
+        '{"a": 3}',
+        '{"a": {"data_offsets": []}}',
+        '{"a": {"data_offsets": "x"}}',
+        '{"a": {"data_offsets": [0, Infinity]}}',
+    ],
 )
 def test_a_header_that_makes_no_sense_is_named(tmp_path: Path, header: str) -> None:
     path = tmp_path / "a.safetensors"
