@@ -12,7 +12,6 @@ import torch
 from klein_cli import machine
 from klein_cli.errors import KleinError, ModelError, UsageError
 from klein_cli.machine import (
-    built_for,
     choose,
     full_precision,
     left_out,
@@ -141,28 +140,6 @@ def test_why_there_is_no_gpu_is_said(
     assert "--device cpu" in caught.value.hint
     with pytest.raises(ModelError, match=re.escape(f"no GPU was found ({what})")):
         choose(Settings(), presets()["klein-4b"])
-
-
-@pytest.mark.parametrize(
-    ("capability", "architectures", "runs"),
-    [
-        ((9, 0), ["sm_80", "sm_90"], True),
-        ((8, 9), ["sm_80", "sm_86", "sm_90"], True),
-        ((8, 0), ["sm_86", "sm_90"], False),
-        ((12, 0), ["sm_80", "sm_90"], False),
-        ((12, 0), ["sm_80", "compute_90"], True),
-        ((7, 5), ["sm_80", "compute_80"], False),
-        ((9, 0), ["sm_90a"], True),
-        ((12, 1), ["sm_120a"], False),
-        ((12, 1), ["sm_120f"], True),
-        ((9, 0), [], False),
-        ((9, 0), ["gfx942"], False),
-    ],
-)
-def test_what_a_build_of_torch_runs_on(
-    capability: tuple[int, int], architectures: list[str], runs: bool
-) -> None:
-    assert built_for(capability, architectures) is runs
 
 
 @pytest.mark.usefixtures("with_two_gpus")
