@@ -200,9 +200,11 @@ def _shards(index: Path) -> list[Path]:
                 f"{index} names a file outside its folder: {name}",
                 "do not trust this model; get it from its own page",
             )
-    for name in names:
-        if not (index.parent / name).is_file():
-            raise ModelError(
-                f"{index.parent / name} is missing, though {index.name} names it", _AGAIN
-            )
-    return [index.parent / name for name in names]
+    paths = [index.parent / name for name in names]
+    try:
+        missing = [path for path in paths if not path.is_file()]
+    except OSError as error:  # a name too long, for one
+        raise ModelError(f"{index} names what no file can be: {error.strerror}", _AGAIN) from None
+    if missing:
+        raise ModelError(f"{missing[0]} is missing, though {index.name} names it", _AGAIN)
+    return paths
