@@ -13,6 +13,9 @@ Sizes = TypeVar("Sizes")
 MOST = 2**20
 """No size of a model is above it, by far; a matrix of two such still has a length in 64 bits."""
 
+_MOST_LAYERS = 1000
+"""A millisecond each to build: a million would look like a hang."""
+
 _LARGEST = 1e9
 """The same for what is no size: bases of rotary angles reach a few millions."""
 
@@ -48,7 +51,7 @@ def check_size(part: str, name: str, value: float) -> None:
 
 
 def _value(part: str, name: str, value: Any, hint: Any) -> Any:
-    if hint is int and _is_size(value):
+    if hint is int and _is_size(value) and ("layers" not in name or value <= _MOST_LAYERS):
         return value
     if hint is float and type(value) in (int, float) and 0 < value <= _LARGEST:
         return float(value)

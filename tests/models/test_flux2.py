@@ -157,6 +157,7 @@ def test_a_picture_does_not_depend_on_its_neighbour() -> None:
         ({"mlp_ratio": 1e9}, "feed-forward's width would be"),
         ({"rope_theta": True}, "rope_theta is True"),
         ({"num_layers": 10**400}, "num_layers is 1"),
+        ({"num_single_layers": 10**6}, "num_single_layers is 1000000"),
         ({"num_attention_heads": 2**20}, "its width would be"),
     ],
 )
