@@ -7,7 +7,6 @@ Everything that can be known from the files' headers is checked before the first
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from klein_cli.errors import ModelError
-from klein_cli.model_files import read_json, weight_files
+from klein_cli.model_files import read_json, tensors_of, weight_files
 from klein_cli.stream import Arrival, Reader, Stored
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -231,12 +230,12 @@ def _tensors(
             with _opened(path, device) as weights:
                 yield from ((n, weights.get_tensor(n)) for n in found if found[n] == path)
         return
-    headers = {path: _header(path) for path in set(found.values())}
+    headers = {path: tensors_of(path) for path in set(found.values())}
     stored = []
     for name in wanted:
-        kind, offset = headers[found[name]][name]
-        tensor = torch.empty(wanted[name].shape, dtype=_TYPES[kind], device=device)
-        stored.append(Stored(found[name], offset, tensor))
+        held = headers[found[name]][name]
+        tensor = torch.empty(wanted[name].shape, dtype=_TYPES[held.dtype], device=device)
+        stored.append(Stored(found[name], held.begin, tensor))
         yield name, tensor
     loading.arrive_by(reader.read(stored))
 
@@ -248,21 +247,6 @@ def _opened(path: Path, device: torch.device | str = "cpu") -> Iterator[Any]:
             yield weights
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read: {error}", _AGAIN) from None
-
-
-def _header(path: Path) -> dict[str, tuple[str, int]]:
-    """The name of each tensor's type, and where its bytes begin in a file that safetensors opened.
-
-    The format: the length of the header in 8 bytes, the header as JSON, the tensors.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entries = json.loads(file.read(length))
-    entries.pop("__metadata__", None)
-    return {
-        name: (entry["dtype"], 8 + length + entry["data_offsets"][0])
-        for name, entry in entries.items()
-    }
 
 
 def _check(path: Path, name: str, found: Any, wanted: dict[str, Tensor]) -> None:

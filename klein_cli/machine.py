@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from klein_cli import __version__
+from klein_cli.architectures import built_for
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.models.attention import attention_backend
 from klein_cli.presets import Preset
@@ -33,12 +33,12 @@ from klein_cli.recipe import (
     QUANTIZATIONS,
     RNGS,
     Settings,
+    is_device,
 )
 
 _OLDEST_FOR_TRITON = (8, 0)
 _OLDEST_FOR_FP8 = (8, 9)
 _TORCH = "https://pytorch.org/get-started/locally/"
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 def choose(settings: Settings, preset: Preset | None = None) -> Settings:
@@ -195,30 +195,8 @@ def _check_fp8(device: torch.device, dtype: str, engine: str) -> None:
         )
 
 
-def built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
-    """Whether a torch built for these architectures ("sm_90", "compute_90") runs on a GPU.
-
-    Machine code runs on later GPUs of its major version, code that the driver compiles on all
-    later ones; a letter behind the number binds it to that very GPU ("a") or family ("f").
-    """
-    for architecture in architectures:
-        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
-        if not found:
-            continue
-        target = int(found[2]), int(found[3])
-        if found[4] == "a":
-            fits = target == capability
-        elif found[1] == "sm" or found[4]:
-            fits = target[0] == capability[0] and target <= capability
-        else:
-            fits = target <= capability
-        if fits:
-            return True
-    return False
-
-
 def _device(name: str, preset: Preset | None) -> torch.device:
-    if name != "auto" and not _DEVICE.fullmatch(name):
+    if not is_device(name):
         raise UsageError(f"there is no device called {name!r}", "use auto, cuda, cuda:N or cpu")
     if name == "cpu":
         return torch.device(name)

@@ -11,15 +11,22 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from klein_cli.errors import ModelError
 
 INDEX_FILE = "model_index.json"
 WEIGHT_FOLDERS = ("text_encoder", "transformer", "vae")
 
-_STEMS = ("model", "diffusion_pytorch_model")
-"""What transformers and diffusers call a part's weights."""
+_INDEX = ".safetensors.index.json"
+_WEIGHTS = (
+    "model.safetensors",
+    f"model{_INDEX}",
+    f"diffusion_pytorch_model{_INDEX}",
+    "diffusion_pytorch_model.safetensors",
+)
+"""A part's weights by the first of these: transformers looks for one file before an index, and
+diffusers the other way about. A fine-tune saved over shards leaves their index beside its file."""
 
 _NEEDED = (
     INDEX_FILE,
@@ -32,19 +39,36 @@ _LONGEST_HEADER = 100_000_000
 _CHUNK = 2**22
 
 
+class StoredTensor(NamedTuple):
+    """What a safetensors file says of a tensor, whose bytes are `begin` to `end` of the file."""
+
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ModelError when the file is absent or holds anything else."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path} is missing", "the model is not complete: download it again"
-        ) from None
-    except (OSError, ValueError) as error:
+        table = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}", "download the model again") from None
     if not isinstance(table, dict):
         raise ModelError(f"{path} does not hold a JSON object", "download the model again")
     return table
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises ModelError when it is absent, cannot be read or is not in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} is missing", "the model is not complete: download it again"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", "download the model again") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -52,19 +76,16 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises ModelError when there are none, or when one is absent or lies outside the folder.
     """
-    for stem in _STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _shards(index)
-        if (folder / f"{stem}.safetensors").is_file():
-            return [folder / f"{stem}.safetensors"]
+    found = _weights(folder)
+    if found is not None:
+        return _shards(found) if found.name.endswith(_INDEX) else [found]
     pickled = [p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".pt", ".pth")]
     if pickled:
         raise ModelError(
             f"{folder} holds {pickled[0]} but no safetensors",
             "klein never opens pickled weights: get the model as safetensors",
         )
-    names = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
+    names = " or ".join(name for name in _WEIGHTS if not name.endswith(_INDEX))
     raise ModelError(f"{folder} holds no weights: there is no {names}", _AGAIN)
 
 
@@ -84,26 +105,31 @@ def faults(root: Path) -> list[str]:
     return [fault.replace(f"{root}/", "") for fault in found]
 
 
-def tensors_of(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: tensor names and what it says of them.
+def tensors_of(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name, as its header has them.
 
-    Raises ModelError when the file is not whole: its length must be what its header promises.
+    The format: the length of the header in 8 bytes, the header as JSON, the tensors. Raises
+    ModelError when the file is absent or not whole: its length must be what its header promises.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            raise ModelError(f"{path} is no safetensors file, or was cut short", _AGAIN)
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            wanted = 8 + length + int(end)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            raise ModelError(f"{path} has a broken header", _AGAIN) from None
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
+                raise ModelError(f"{path} is no safetensors file, or was cut short", _AGAIN)
+            header = file.read(length)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}", _AGAIN) from None
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        found = {name: _stored(entry, 8 + length) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ModelError(f"{path} has a broken header", _AGAIN) from None
+    wanted = max((tensor.end for tensor in found.values()), default=8 + length)
     if size != wanted:
         raise ModelError(f"{path} is {size:,} bytes long, not {wanted:,}", _AGAIN)
-    return dict(header)
+    return found
 
 
 def size_on_disk(root: Path) -> int:
@@ -142,13 +168,25 @@ def _check_part(folder: Path) -> None:
     held: set[str] = set()
     for path in weight_files(folder):
         held |= tensors_of(path).keys()
-    for stem in _STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            lacking = sorted(read_json(index)["weight_map"].keys() - held)
-            if lacking:
-                raise ModelError(f"{index} names {lacking[0]}, which no file holds", _AGAIN)
-            return
+    found = _weights(folder)
+    if found is not None and found.name.endswith(_INDEX):
+        lacking = sorted(read_json(found)["weight_map"].keys() - held)
+        if lacking:
+            raise ModelError(f"{found} names {lacking[0]}, which no file holds", _AGAIN)
+
+
+def _weights(folder: Path) -> Path | None:
+    """The file that says what a part's weights are: the weights themselves, or an index."""
+    places = (folder / name for name in _WEIGHTS)
+    return next((path for path in places if path.is_file()), None)
+
+
+def _stored(entry: dict[str, Any], start: int) -> StoredTensor:
+    """A tensor's entry in a header whose tensors begin at `start`."""
+    begin, end = entry["data_offsets"]
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end < 2**63:
+        raise ValueError("these are no offsets")
+    return StoredTensor(entry["dtype"], entry["shape"], start + begin, start + end)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -162,9 +200,11 @@ def _shards(index: Path) -> list[Path]:
                 f"{index} names a file outside its folder: {name}",
                 "do not trust this model; get it from its own page",
             )
-    for name in names:
-        if not (index.parent / name).is_file():
-            raise ModelError(
-                f"{index.parent / name} is missing, though {index.name} names it", _AGAIN
-            )
-    return [index.parent / name for name in names]
+    paths = [index.parent / name for name in names]
+    try:
+        missing = [path for path in paths if not path.is_file()]
+    except OSError as error:  # a name too long, for one
+        raise ModelError(f"{index} names what no file can be: {error.strerror}", _AGAIN) from None
+    if missing:
+        raise ModelError(f"{missing[0]} is missing, though {index.name} names it", _AGAIN)
+    return paths

@@ -5,6 +5,7 @@ The first things made from the user's words, and the last things written into th
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from klein_cli.errors import UsageError
@@ -25,6 +26,9 @@ ATTENTIONS = ("auto", "sdpa", "flash-attn", "eager")
 RNGS = ("cpu", "cuda")
 KERNELS = ("auto", "triton", "torch")
 QUANTIZATIONS = ("none", "fp8")
+
+_ONE_GPU = re.compile(r"cuda:(0|[1-9][0-9]?)")
+"""torch keeps a number in eight bits, and takes cuda:256 for cuda:0 without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,11 @@ class Recipe:
     def shape(self) -> tuple[int, int, int, float]:
         """(width, height, steps, guidance): recipes that share it can be denoised as one batch."""
         return self.width, self.height, self.steps, self.guidance
+
+
+def is_device(name: str) -> bool:
+    """Whether `name` is one of DEVICES, or cuda:N with N from 0 to 99."""
+    return name in DEVICES or _ONE_GPU.fullmatch(name) is not None
 
 
 def check_guidance(guidance: float) -> None:

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Tests marked `own_process` run in one: others hold memory of the GPU that they would measure."""
+    """Tests marked `own_process` run in one: other tests hold memory that these would measure."""
     if not pyfuncitem.get_closest_marker("own_process") or os.environ.get(_IN_ITS_OWN):
         return None
     command = [sys.executable, "-m", "pytest", "-q", "-m", "own_process", pyfuncitem.nodeid]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from klein_cli.errors import ModelError
@@ -33,6 +36,10 @@ def rewrite(snapshot: Path, part: str, tensors: dict[str, torch.Tensor]) -> None
     for path in (*files, *(snapshot / part).glob("*.index.json")):
         path.unlink()
     save_file(tensors, snapshot / part / f"{stem}.safetensors")
+
+
+def headed(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header
 
 
 def test_a_copy_has_the_same_and_another_model_another(
@@ -62,6 +69,35 @@ def test_another_training_of_the_same_model_has_another(snapshot: Path, part: st
     assert fingerprint(snapshot) != before
 
 
+def test_it_is_what_it_always_was(small_snapshot: Path) -> None:
+    """Pictures hold it: computed another way, all of them would be of another model."""
+    whole = hashlib.sha256()
+    for name in (
+        "text_encoder/config.json",
+        "tokenizer/tokenizer.json",
+        "transformer/config.json",
+        "vae/config.json",
+    ):
+        whole.update(name.encode() + b"\0" + (small_snapshot / name).read_bytes() + b"\0")
+    for part in ("text_encoder", "transformer", "vae"):
+        lines = []
+        for path in weight_files(small_snapshot / part):
+            with safe_open(path, framework="np") as file:
+                lines += [_line(name, file) for name in file.keys()]  # noqa: SIM118 (not a dict)
+        for line in sorted(lines):
+            whole.update(part.encode() + b"\0" + line)
+    assert fingerprint(small_snapshot) == whole.hexdigest()[:32]
+
+
+def _line(name: str, file: Any) -> bytes:
+    found = file.get_slice(name)
+    values = file.get_tensor(name).tobytes()
+    size = min(1024, len(values))
+    start = (len(values) - size) // 2
+    sample = hashlib.sha256(values[start : start + size]).hexdigest()
+    return f"{name}\0{found.get_dtype()}\0{found.get_shape()}\0{sample}\n".encode()
+
+
 @pytest.mark.parametrize(
     "name", ["text_encoder/config.json", "tokenizer/tokenizer.json", "vae/config.json"]
 )
@@ -81,17 +117,31 @@ def test_another_configuration_or_tokenizer_has_another(snapshot: Path, name: st
         struct.pack("<Q", 4) + b"[{}]",
         struct.pack("<Q", 3) + b"{x}",
         struct.pack("<Q", 9) + b'{"a": {}}',
-        struct.pack("<Q", 54) + b'{"a": {"dtype": "F32", "shape": [], "data_offsets": 1}}',
-        struct.pack("<Q", 55) + b'{"a":{"dtype":"F32","shape":[],"data_offsets":[-99,9]}}',
+        headed(b'{"a": {"dtype": "F32", "shape": [], "data_offsets": 1}}'),
+        headed(b'{"a":{"dtype":"F32","shape":[],"data_offsets":[-99,9]}}'),
+        headed(b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,0.0]}}'),
+        headed(b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,Infinity]}}'),
+        headed(b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,1%s]}}' % (b"0" * 400)),
+        headed(b'{"\\ud800":{"dtype":"F32","shape":[],"data_offsets":[0,0]}}'),
+        headed(b"[" * 200_000),
     ],
-    ids=range(8),
+    ids=range(13),
 )
 def test_a_file_that_is_no_safetensors_is_a_complaint(snapshot: Path, data: bytes) -> None:
     (path,) = weight_files(snapshot / "vae")
     path.write_bytes(data)
-    with pytest.raises(ModelError, match="cannot be read") as caught:
+    with pytest.raises(ModelError, match=path.name) as caught:
         fingerprint(snapshot)
     assert "download it again" in caught.value.hint
+
+
+def test_a_file_that_was_cut_short_has_none(snapshot: Path) -> None:
+    """The samples lie in the middle: a file without its end had a hash all the same."""
+    (path,) = weight_files(snapshot / "vae")
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    with pytest.raises(ModelError, match=path.name):
+        fingerprint(snapshot)
 
 
 def test_a_file_that_is_missing_is_a_complaint(snapshot: Path) -> None:

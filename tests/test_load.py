@@ -177,12 +177,21 @@ def test_an_index_does_not_lead_out_of_its_folder(folder: Path, way: str) -> Non
     outside = way.format("model-00002-of-00002.safetensors")
     save_file(tensors(), folder.parent / "model-00002-of-00002.safetensors")
     index = {"weight_map": {**TWO, "variance": outside}}
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(folder, "outside its folder")
 
 
+def test_an_index_of_names_that_no_file_can_have_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {**TWO, "variance": "x" * 400}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "model.safetensors.index.json names what no file can be")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
 def test_a_broken_index_is_named(folder: Path, text: str) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(text)
     refused(folder, "model.safetensors.index.json")
 

@@ -12,7 +12,6 @@ import torch
 from klein_cli import machine
 from klein_cli.errors import KleinError, ModelError, UsageError
 from klein_cli.machine import (
-    built_for,
     choose,
     full_precision,
     left_out,
@@ -93,6 +92,17 @@ def test_what_cannot_run_is_refused(settings: Settings, words: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.usefixtures("with_two_gpus")
+@pytest.mark.parametrize(
+    "device",
+    ["cuda:01", "cuda:00", "cuda:100", "cuda:256", "cuda:\u0661", "cuda:-1", "cuda:1 ", "cuda:1\n"],
+)
+def test_a_number_that_torch_reads_otherwise_is_no_gpu(device: str) -> None:
+    """torch takes cuda:256 for cuda:0, and answers cuda:01 with a traceback."""
+    with pytest.raises(UsageError, match="no device called"):
+        choose(Settings(device=device))
+
+
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize(
     ("cuda", "torch_says", "what", "todo"),
@@ -130,28 +140,6 @@ def test_why_there_is_no_gpu_is_said(
     assert "--device cpu" in caught.value.hint
     with pytest.raises(ModelError, match=re.escape(f"no GPU was found ({what})")):
         choose(Settings(), presets()["klein-4b"])
-
-
-@pytest.mark.parametrize(
-    ("capability", "architectures", "runs"),
-    [
-        ((9, 0), ["sm_80", "sm_90"], True),
-        ((8, 9), ["sm_80", "sm_86", "sm_90"], True),
-        ((8, 0), ["sm_86", "sm_90"], False),
-        ((12, 0), ["sm_80", "sm_90"], False),
-        ((12, 0), ["sm_80", "compute_90"], True),
-        ((7, 5), ["sm_80", "compute_80"], False),
-        ((9, 0), ["sm_90a"], True),
-        ((12, 1), ["sm_120a"], False),
-        ((12, 1), ["sm_120f"], True),
-        ((9, 0), [], False),
-        ((9, 0), ["gfx942"], False),
-    ],
-)
-def test_what_a_build_of_torch_runs_on(
-    capability: tuple[int, int], architectures: list[str], runs: bool
-) -> None:
-    assert built_for(capability, architectures) is runs
 
 
 @pytest.mark.usefixtures("with_two_gpus")

@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from klein_cli.errors import ModelError
-from klein_cli.model_files import digest, faults, size_on_disk, tensors_of
+from klein_cli.model_files import digest, faults, size_on_disk, tensors_of, weight_files
 
 TINY = Path(__file__).parents[1] / "klein_cli" / "tiny"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -56,7 +57,15 @@ def test_a_file_that_is_too_long_is_named(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["[]", "{", '{"a": 3}', '{"a": {"data_offsets": []}}', '{"a": {"data_offsets": "x"}}']
+    "header",
+    [
+        "[]",
+        "{",
+        '{"a": 3}',
+        '{"a": {"data_offsets": []}}',
+        '{"a": {"data_offsets": "x"}}',
+        '{"a": {"data_offsets": [0, Infinity]}}',
+    ],
 )
 def test_a_header_that_makes_no_sense_is_named(tmp_path: Path, header: str) -> None:
     path = tmp_path / "a.safetensors"
@@ -85,6 +94,42 @@ def test_a_tensor_that_only_the_index_knows_is_named(model: Path) -> None:
     assert names[0] in fault
 
 
+def both_layouts(folder: Path, stem: str) -> Path:
+    """One file of weights, and beside it an index of shards that are gone."""
+    path = folder / f"{stem}.safetensors"
+    where = dict.fromkeys(load_file(path), "old.safetensors")
+    index = {"metadata": {}, "weight_map": where}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    return path
+
+
+def test_an_index_left_beside_a_text_encoder_in_one_file_does_not_count(model: Path) -> None:
+    """A fine-tune saved over a folder of shards: transformers loads the file, and so do we."""
+    path = both_layouts(model / "text_encoder", "model")
+    assert weight_files(model / "text_encoder") == [path]
+    assert faults(model) == []
+
+
+def test_an_index_beside_a_transformer_in_one_file_counts(model: Path) -> None:
+    """diffusers loads what the index names."""
+    both_layouts(model / "transformer", "diffusion_pytorch_model")
+    (fault,) = faults(model)
+    assert fault.startswith("transformer/old.safetensors is missing")
+
+
+def test_the_libraries_choose_so_themselves(model: Path) -> None:
+    """Known by whether they miss the shards."""
+    from diffusers import Flux2Transformer2DModel
+    from transformers import Qwen3ForCausalLM
+
+    encoder: Any = Qwen3ForCausalLM
+    both_layouts(model / "text_encoder", "model")
+    assert encoder.from_pretrained(model / "text_encoder") is not None
+    both_layouts(model / "transformer", "diffusion_pytorch_model")
+    with pytest.raises(OSError, match=r"old\.safetensors"):
+        Flux2Transformer2DModel.from_pretrained(model / "transformer")
+
+
 def test_several_faults_are_all_named(model: Path) -> None:
     (model / "vae" / "config.json").write_text("{")
     (model / "tokenizer" / "tokenizer_config.json").unlink()
@@ -92,6 +137,17 @@ def test_several_faults_are_all_named(model: Path) -> None:
     found = "\n".join(faults(model))
     for name in ("vae/config.json", "tokenizer_config.json", "transformer/config.json"):
         assert name in found
+
+
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "vae/config.json", "tokenizer/tokenizer.json"]
+)
+@pytest.mark.parametrize("data", [b"[" * 200_000, b'{"a": "\xff"}', b"9" * 5000], ids=range(3))
+def test_json_that_python_cannot_read_is_a_fault(model: Path, name: str, data: bytes) -> None:
+    """Lists too deep, broken UTF-8, a number too long: three kinds of errors of the parser."""
+    (model / name).write_bytes(data)
+    (fault,) = faults(model)
+    assert fault.startswith(f"{name} cannot be read")
 
 
 def test_digests_are_those_of_sha256sum_and_of_git(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ That object is all that a run leaves: tables are made of it, today or later.
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 import time
@@ -34,7 +33,7 @@ from klein_cli.bench.warm import warm
 from klein_cli.bench.work import Model, work
 from klein_cli.errors import OutOfMemoryError
 from klein_cli.machine import provenance, torch_dtype
-from klein_cli.memory import is_out_of_memory
+from klein_cli.memory import is_out_of_memory, release_memory
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import Snapshot
 
@@ -105,7 +104,7 @@ class _Bench:
             peers = peers or self._peers()
             self._throughput(peers)
         peers.clear()
-        _free_memory()
+        release_memory()
         processes = self._cold() if w.COLD in parts else {}
         return {
             "format": w.FORMAT,
@@ -131,7 +130,7 @@ class _Bench:
             self.wanted.amount.ceiling_seconds,
         )
         self.left_out += left_out
-        _free_memory()
+        release_memory()
         return found
 
     def _size(self, model: Model, recipe: Recipe, found: Sequence[Ceiling]) -> dict[str, Any]:
@@ -181,7 +180,7 @@ class _Bench:
         return peers
 
     def _throughput(self, peers: Sequence[Diffusers]) -> None:
-        _free_memory()
+        release_memory()
         for recipe, size in zip(self.recipes, self.sizes, strict=True):
             with tempfile.TemporaryDirectory(prefix="klein-bench-") as folder:
                 found = throughput(
@@ -243,9 +242,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return value
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

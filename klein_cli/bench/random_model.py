@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from klein_cli.bench.snapshot import snapshot_bytes, write_snapshot
 from klein_cli.errors import KleinError
@@ -46,10 +47,10 @@ def _written(root: Path, say: Callable[[str], None]) -> Snapshot:
     started = time.perf_counter()
     try:
         write_snapshot(root, SIZE)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(root, ignore_errors=True)
         raise KleinError(
-            f"cannot write random weights to {root}: {error.strerror or error}",
+            f"cannot write random weights to {root}: {getattr(error, 'strerror', None) or error}",
             "give --keep a folder with room, or -m a model",
         ) from None
     say(f"written in {time.perf_counter() - started:.0f} s")

@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+from klein_cli.architectures import built_for
 from klein_cli.check.finding import BAD, NOTE, OK, Finding
 
 _GIGABYTE = 10**9
@@ -146,7 +147,7 @@ def _judge_architecture(torch: dict[str, Any], data: dict[str, Any]) -> Finding:
     said = f"{torch['version']}, CUDA {torch['cuda'] or torch['hip']}, cuDNN {torch.get('cudnn')}"
     for gpu in torch["gpus"]:
         major, minor = gpu["capability"]
-        if torch["built for"] and not _runs(torch["built for"], major, minor):
+        if torch["built for"] and not built_for((major, minor), torch["built for"]):
             return Finding(
                 name="torch",
                 state=BAD,
@@ -155,21 +156,6 @@ def _judge_architecture(torch: dict[str, Any], data: dict[str, Any]) -> Finding:
                 data=data,
             )
     return Finding(name="torch", state=OK, said=said, data=data)
-
-
-def _runs(built_for: list[str], major: int, minor: int) -> bool:
-    """sm_XY runs on X.Y and later minors of X; compute_XY is compiled for anything later."""
-    for name in built_for:
-        kind, _, number = name.partition("_")
-        digits = "".join(c for c in number if c.isdigit())
-        if not digits:
-            continue
-        its_major, its_minor = int(digits[:-1] or 0), int(digits[-1])
-        if kind == "sm" and its_major == major and its_minor <= minor:
-            return True
-        if kind == "compute" and (its_major, its_minor) <= (major, minor):
-            return True
-    return False
 
 
 def _gpu(line: str) -> Gpu:

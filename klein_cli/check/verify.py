@@ -6,12 +6,10 @@ mask. The two models are never in memory together.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-import torch
 from torch import Tensor
 
 from klein_cli.check.limits import LIMITS, Limits, precision
@@ -25,6 +23,7 @@ from klein_cli.check.metrics import (
 )
 from klein_cli.check.reference import reference
 from klein_cli.machine import provenance
+from klein_cli.memory import release_memory
 from klein_cli.pipeline import Pipeline, Trace
 from klein_cli.recipe import Recipe, Settings
 from klein_cli.snapshot import Snapshot
@@ -88,7 +87,7 @@ def verify(
     """
     ours = _ours(snapshot, settings, recipes, batch_size, on_event)
     theirs = reference(snapshot.root, settings, recipes, on_event)
-    _free_memory()
+    release_memory()
     tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
     return [
         compare(
@@ -148,7 +147,7 @@ def _ours(
         pictures = pipeline.render(recipes[at : at + size], trace=trace)
         made += zip(_each(trace, len(pictures)), pictures, strict=True)
     del pipeline
-    _free_memory()
+    release_memory()
     return made
 
 
@@ -193,9 +192,3 @@ def _pictures(
 def _number(value: float) -> str:
     """At most four digits that count: 1.20e-07, 0.9998, 46.12."""
     return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -22,6 +22,7 @@ from klein_cli.recipe import (
     RNGS,
     Settings,
     check_guidance,
+    is_device,
 )
 from klein_cli.rows import MAX_PICTURES, Defaults, Row, prompt_fault
 
@@ -71,7 +72,7 @@ class Request:
 
 def settings_of(request: Request) -> Settings:
     """How to compute, still with its "auto"s. Raises UsageError for a word that is no choice."""
-    if not re.fullmatch(r"cuda:\d{1,3}", request.device, re.ASCII):
+    if not is_device(request.device):
         _check_choice("--device", request.device, DEVICES, "cuda:N")
     _check_choice("--dtype", request.dtype, DTYPES)
     _check_choice("--engine", request.engine, ENGINES)

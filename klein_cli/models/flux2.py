@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from klein_cli.models.config import read_sizes, refuse_variants
+from klein_cli.models.config import check_size, read_sizes, refuse_variants
 from klein_cli.models.layers import Together, split_heads
 
 Rotary = tuple[Tensor, Tensor]
@@ -72,6 +72,8 @@ class Flux2Config:
         """
         defaults = {"timestep_guidance_channels": 256, "mlp_ratio": 3.0, "eps": 1e-6}
         sizes = read_sizes(cls, "the transformer", {**defaults, **table})
+        check_size("the transformer", "its width", sizes.width)
+        check_size("the transformer", "its feed-forward's width", sizes.width * sizes.mlp_ratio)
         refuse_variants(
             "the transformer",
             {

@@ -43,6 +43,11 @@ class Qwen3Config:
         Raises ModelError for a missing entry, or for a variant this encoder does not compute.
         """
         rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ModelError(
+                "the text encoder's config.json does not describe its rotary angles",
+                "download it again",
+            )
         refuse_variants(
             "the text encoder",
             {

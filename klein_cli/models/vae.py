@@ -48,6 +48,10 @@ class VaeConfig:
         refuse_variants(
             "the VAE",
             {
+                "rest of block_out_channels by norm_num_groups": (
+                    max(width % sizes.norm_num_groups for width in sizes.block_out_channels),
+                    0,
+                ),
                 "act_fn": (table.get("act_fn", "silu"), "silu"),
                 "out_channels": (table.get("out_channels", 3), 3),
                 "use_post_quant_conv": (table.get("use_post_quant_conv", True), True),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +60,48 @@ def test_no_room_is_seen_before_anything_is_written(
     ):
         pass
     assert "--keep" in caught.value.hint
+    assert not folder.exists()
+
+
+_FULL_DISK = """
+import sys
+from pathlib import Path
+from klein_cli.bench import random_model as module
+from klein_cli.errors import KleinError
+module.SIZE = "small"
+try:
+    with module.random_model(Path(sys.argv[1]), print):
+        print("written")
+except KleinError as error:
+    print(error.message)
+    print(error.hint)
+"""
+
+
+def test_a_disk_that_fills_up_on_the_way_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    """safetensors has an error of its own for it, which is no OSError.
+
+    The limit on the size of a file stands for the disk; the weights are what reaches it.
+    """
+    import resource
+
+    def little_room() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    folder = tmp_path / "model"
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK, folder],
+        capture_output=True,
+        text=True,
+        preexec_fn=little_room,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    _, said, hint = done.stdout.splitlines()
+    assert said.startswith(f"cannot write random weights to {folder}: ")
+    assert "File too large" in said
+    assert "--keep" in hint
     assert not folder.exists()
 
 

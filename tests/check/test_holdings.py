@@ -71,6 +71,19 @@ def test_a_file_that_was_cut_short_shows_at_once(root: Path) -> None:
     assert "and 1 more faults" in finding.said
 
 
+@pytest.mark.parametrize("path", ["model_index.json", CONFIG])
+def test_json_too_deep_to_read_is_no_fault_of_kleins(root: Path, path: str) -> None:
+    """The cache is shared. klein was to be installed again, for a file of somebody else's."""
+    (root / path).resolve().write_bytes(b"[" * 200_000)
+    for finding in look():
+        assert "install" not in finding.hint
+        assert "could not be looked at" not in finding.said
+    (finding,) = look(REPO)
+    assert finding.state == BAD
+    assert finding.said.startswith(f"{path} cannot be read")
+    assert finding.hint == f"klein models pull {REPO}"
+
+
 def test_a_download_that_broke_off_is_told(home: Path) -> None:
     part = home / "hub" / "models--black-forest-labs--FLUX.2-klein-4B" / "blobs" / "a.incomplete"
     part.parent.mkdir(parents=True)

@@ -68,6 +68,9 @@ def test_models_that_are_here_wholly_and_partly(
     fill_cache(home, REPO, files)
     whole = fill_cache(home, OFFICIAL, files)
     fill_cache(home, OTHER, {"model_index.json": b'{"_class_name": "StableDiffusionPipeline"}'})
+    # One repository that no parser can read was the end of the whole list.
+    fill_cache(home, "somebody/deep", {"model_index.json": b"[" * 200_000})
+    fill_cache(home, "somebody/deeper", {**files, "vae/config.json": b"[" * 200_000})
     base = presets()["klein-base-4b"].repo
     fill_cache(home, base, {"vae/config.json": files["vae/config.json"]})
     entries = listed(capfd)
@@ -75,6 +78,8 @@ def test_models_that_are_here_wholly_and_partly(
     assert entries["klein-4b"]["path"] == str(whole)
     assert entries["klein-base-4b"]["state"] == "partly"
     assert OTHER not in entries
+    assert "somebody/deep" not in entries
+    assert entries["somebody/deeper"]["state"] == "partly"
     next(iter(whole.glob("vae/*.safetensors"))).unlink()
     assert listed(capfd)["klein-4b"]["state"] == "partly"
 

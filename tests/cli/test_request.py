@@ -48,6 +48,8 @@ def test_settings_are_taken_as_given() -> None:
         ({"device": "cuda:"}, "use auto, cuda, cpu, cuda:N"),
         ({"device": "cuda:x"}, "use auto, cuda, cpu, cuda:N"),
         ({"device": "cuda:N"}, "use auto, cuda, cpu, cuda:N"),
+        ({"device": "cuda:01"}, "use auto, cuda, cpu, cuda:N"),
+        ({"device": "cuda:256"}, "use auto, cuda, cpu, cuda:N"),
         ({"dtype": "bfloat"}, "use auto, bfloat16, float16, float32"),
         ({"engine": "comfy"}, "use native, diffusers"),
         ({"attention": "flash"}, "use auto, sdpa, flash-attn, eager"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -149,8 +150,18 @@ def test_a_picture_does_not_depend_on_its_neighbour() -> None:
         ({"num_layers": "two"}, "num_layers is 'two'"),
         ({"attention_head_dim": -16}, "attention_head_dim is -16"),
         ({"axes_dims_rope": [2, 6, 4, "4"]}, "axes_dims_rope is"),
+        ({"axes_dims_rope": []}, "axes_dims_rope is"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio is inf"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio is nan"),
+        ({"mlp_ratio": 10**400}, "mlp_ratio is 1"),
+        ({"mlp_ratio": 1e9}, "feed-forward's width would be"),
+        ({"rope_theta": True}, "rope_theta is True"),
+        ({"num_layers": 10**400}, "num_layers is 1"),
+        ({"num_single_layers": 10**6}, "num_single_layers is 1000000"),
+        ({"num_attention_heads": 2**20}, "its width would be"),
     ],
 )
 def test_refuses_what_it_does_not_compute(change: dict[str, Any], complaint: str) -> None:
+    """json knows Infinity, NaN and numbers of any length: torch answers those with a traceback."""
     with pytest.raises(ModelError, match=complaint):
         Flux2Config.from_json({**CONFIG, **change})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -123,8 +124,12 @@ def test_config_as_transformers_4_and_5_write_it() -> None:
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": ["yarn"]}, "does not describe its rotary angles"),
+        ({"vocab_size": 10**400}, "vocab_size is 1"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps is nan"),
     ],
 )
 def test_another_qwen3_is_refused(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=words) as caught:
         Qwen3Config.from_json(table(**changes))
+    assert len(caught.value.message) < 200, "a number of 400 digits is no line to read"

@@ -89,6 +89,7 @@ def test_the_scale_of_the_latents_is_that_of_the_pipeline() -> None:
     [
         ({"latent_channels": None}, "lacks latent_channels"),
         ({"act_fn": "relu"}, "act_fn is 'relu'"),
+        ({"norm_num_groups": 5}, "by norm_num_groups is 4"),
         ({"mid_block_add_attention": False}, "mid_block_add_attention is False"),
         ({"use_post_quant_conv": False}, "use_post_quant_conv is False"),
     ],

@@ -58,6 +58,9 @@ class SmallMemory:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         return self.engine.decode(latents)  # type: ignore[no-any-return]
 
+    def forget(self) -> None:
+        self.engine.forget()
+
     def __enter__(self) -> None:
         self.pipeline._engine = self  # type: ignore[assignment]
 

@@ -134,6 +134,10 @@ def edit(root: Path, name: str, **changes: Any) -> None:
         ("{{ raise_exception('no system prompt') }}", "no system prompt"),
         ("{% if", "fails"),
         ("{{ messages.append(1) }}", "fails"),
+        ("{{ 1 / 0 }}", "fails: division by zero"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "fails"),
+        ("{{ '{x}'.format() }}", "fails"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "fails"),
     ],
 )
 def test_another_template_is_refused(damaged: Path, template: str, words: str) -> None:
@@ -167,6 +171,22 @@ def test_the_template_may_stand_in_the_config(damaged: Path, listed: bool) -> No
         template = [{"name": "default", "template": template}]
     edit(damaged, "tokenizer_config.json", chat_template=template)
     assert PromptTokenizer.from_snapshot(damaged).tokenize("x").length
+
+
+def test_a_list_of_templates_that_is_none_is_refused(damaged: Path) -> None:
+    (damaged / "tokenizer" / "chat_template.jinja").unlink()
+    edit(damaged, "tokenizer_config.json", chat_template=["default", {"name": ["default"]}])
+    with pytest.raises(ModelError, match="no chat template"):
+        PromptTokenizer.from_snapshot(damaged)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_file_that_is_not_in_utf_8_is_named(damaged: Path, name: str) -> None:
+    """Half a download, or an editor of another encoding: once a UnicodeDecodeError."""
+    path = damaged / "tokenizer" / name
+    path.write_bytes(path.read_bytes() + b"\xff")
+    with pytest.raises(ModelError, match=f"{name} cannot be read"):
+        PromptTokenizer.from_snapshot(damaged)
 
 
 def test_another_pad_token_is_refused(damaged: Path) -> None:
