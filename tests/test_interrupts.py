@@ -29,9 +29,13 @@ sys.exit(main())
 
 def test_an_interrupt_comes_behind_the_block() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), held_back():
+
+    def work() -> None:
         signal.raise_signal(signal.SIGINT)
         done.append(1)
+
+    with pytest.raises(KeyboardInterrupt), held_back():
+        work()
     assert done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
