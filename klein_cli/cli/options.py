@@ -72,7 +72,7 @@ PromptsFile = Annotated[
         help=(
             "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl or .csv "
             "rows with prompt, seed, width, height, steps, guidance, negative_prompt, output, n. "
-            '"-" reads lines from standard input.'
+            '"-" reads prompts, or .jsonl rows, from standard input.'
         ),
         rich_help_panel=_PROMPT,
     ),
