@@ -182,6 +182,39 @@ def test_a_pull_finds_a_flipped_bit_and_mends_it(
     assert {asked.file for asked in hub.bodies_asked()} == {path}
 
 
+@pytest.mark.parametrize("left", [0, 100])
+@pytest.mark.parametrize("path", [TRANSFORMER, CONFIG])
+def test_a_pull_mends_a_file_that_was_cut_short(
+    hub: FakeHub, env: dict[str, str], path: str, left: int
+) -> None:
+    """What is there was taken for whole: a pull said that it downloads, and changed nothing."""
+    root = pulled(env)
+    (root / path).resolve().write_bytes(hub.files[path][:left])
+    hub.asked.clear()
+    done = klein("models", "pull", REPO, "--json", env=env)
+    assert files_in(root) == hub.files
+    assert {asked.file for asked in hub.bodies_asked()} == {path}
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    moved = [event["bytes"] for event in events if event["event"] == "progress"]
+    assert moved[-1] == len(hub.files[path])
+
+
+@pytest.mark.parametrize("fault", ["cut", "flipped"])
+def test_a_pull_mends_the_snapshots_own_copy_where_there_are_no_links(
+    hub: FakeHub, env: dict[str, str], fault: str
+) -> None:
+    """The blob beside it is right, and is not what is read."""
+    env = env | {"HF_HUB_DISABLE_SYMLINKS": "1"}
+    root = pulled(env)
+    damaged = hub.files[CONFIG][:-3] if fault == "cut" else hub.files[CONFIG].swapcase()
+    (root / CONFIG).unlink()
+    (root / CONFIG).write_bytes(damaged)
+    hub.asked.clear()
+    pulled(env)
+    assert files_in(root) == hub.files
+    assert hub.bodies_asked() == []
+
+
 def test_a_newer_commit_is_pulled_and_shares_what_did_not_change(
     hub: FakeHub, env: dict[str, str]
 ) -> None:
