@@ -194,6 +194,32 @@ def test_a_model_that_lost_a_file_is_made_whole(hub: FakeHub, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    "path", ["vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer_config.json"]
+)
+def test_damage_in_a_file_of_the_right_size_is_mended(
+    hub: FakeHub, tmp_path: Path, path: str
+) -> None:
+    """It was seen and then left alone, because sizes alone were compared."""
+    found = ask(REPO, hub.address, tmp_path)
+    damaged = Path(found["root"]) / path
+    damaged.resolve().write_bytes(hub.files[path].replace(b"{", b"x", 1))
+    hub.asked.clear()
+    assert ask(REPO, hub.address, tmp_path) == found
+    assert damaged.read_bytes() == hub.files[path]
+    assert {asked.file for asked in hub.bodies_asked()} == {path}
+
+
+@pytest.mark.parametrize("left", [b"", b"x"])
+def test_an_index_that_cannot_be_read_is_mended(hub: FakeHub, tmp_path: Path, left: bytes) -> None:
+    """It says what kind of model this is, and is read before anything is looked for."""
+    found = ask(REPO, hub.address, tmp_path)
+    index = Path(found["root"]) / "model_index.json"
+    index.resolve().write_bytes(left + hub.files["model_index.json"][1:] if left else left)
+    assert ask(REPO, hub.address, tmp_path) == found
+    assert index.read_bytes() == hub.files["model_index.json"]
+
+
+@pytest.mark.parametrize(
     ("model", "what", "todo"),
     [
         ("nobody/private", "is not on the hub, or is private", "hf auth login"),

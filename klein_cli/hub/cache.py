@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from klein_cli.errors import ModelError
-from klein_cli.model_files import INDEX_FILE, size_on_disk
+from klein_cli.model_files import INDEX_FILE, is_readable, size_on_disk
 
 _PREFIX = "models--"
 
@@ -48,10 +48,11 @@ def bytes_of(repo: str) -> int:
 
 
 def repositories() -> Iterator[str]:
-    """The ids of all models in the cache that have a model_index.json, in order."""
+    """The ids of all models in the cache whose model_index.json can be read, in order."""
     for index in sorted(cache_folder().glob(f"{_PREFIX}*--*/refs/main")):
         repo = index.parents[1].name.removeprefix(_PREFIX).replace("--", "/", 1)
-        if cached(repo) is not None:
+        root = cached(repo)
+        if root and is_readable(root / INDEX_FILE):
             yield repo
 
 

@@ -60,13 +60,23 @@ def download(
     """
     watch = watch or Unwatched()
     for _ in range(2):
-        wanted = listing(repo, patterns)
+        wanted = _wanted(repo, patterns)
         with explained(repo):
             _bring(wanted, watch, check_all)
             root = _placed(wanted, patterns)
         if root.name == wanted.commit:
             return root
     raise ModelError(f"{repo} changes while it is being downloaded", "try again later")
+
+
+def _wanted(repo: str, patterns: Sequence[str]) -> Listing:
+    wanted = listing(repo, patterns)
+    if INDEX_FILE not in {file.path for file in wanted.files}:
+        raise ModelError(
+            f"{repo} has no {INDEX_FILE}: it is not in the diffusers layout",
+            f"see https://huggingface.co/{repo}",
+        )
+    return wanted
 
 
 def _bring(wanted: Listing, watch: Watch, check_all: bool) -> None:
@@ -92,19 +102,8 @@ def _bring(wanted: Listing, watch: Watch, check_all: bool) -> None:
 
 
 def index_of(repo: str) -> Path:
-    """The snapshot folder of `repo` with its model_index.json alone. Raises ModelError."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars
-
-    # Asked first, because it fails at once where the client would try for half a minute.
-    if not listing(repo, [INDEX_FILE]).files:
-        raise ModelError(
-            f"{repo} has no {INDEX_FILE}: it is not in the diffusers layout",
-            f"see https://huggingface.co/{repo}",
-        )
-    disable_progress_bars()
-    with explained(repo):
-        return Path(hf_hub_download(repo, INDEX_FILE)).parent
+    """The snapshot folder of `repo` with its model_index.json alone, checked. Raises ModelError."""
+    return download(repo, [INDEX_FILE], check_all=True)
 
 
 def check_room(repo: str, needed: int) -> None:
