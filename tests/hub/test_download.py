@@ -13,9 +13,24 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from fake_hub import COMMIT, REPO, FakeHub, digest, environment, files_in, klein, serving
+from fake_hub import (
+    COMMIT,
+    REPO,
+    FakeHub,
+    digest,
+    environment,
+    files_in,
+    git_digest,
+    klein,
+    serving,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from klein_cli.errors import ModelError
+from klein_cli.hub.repository import listing
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "vae/config.json"
@@ -344,6 +359,44 @@ def test_a_hostile_listing_writes_nothing_outside(hub: FakeHub, env: dict[str, s
     hub.digests = {TRANSFORMER: "../../../../evil"}
     error, _ = refused(env)
     assert "gives no hash" in error
+
+
+def test_a_hostile_listing_removes_nothing_outside(
+    hub: FakeHub, env: dict[str, str], tmp_path: Path
+) -> None:
+    """It leads to a file that lies there, and says a size and a hash: that looks like damage."""
+    root = pulled(env)
+    precious = tmp_path / "precious.json"
+    precious.write_bytes(b"mine")
+    hub.commit, hub.files = "f" * 40, hub.files | {"vae/../../../../../precious.json": b"evil"}
+    (root.with_name(hub.commit) / "vae").mkdir(parents=True)
+    error, hint = refused(env)
+    assert "vae/../../../../../precious.json" in error
+    assert "HF_ENDPOINT" in hint
+    assert precious.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/a.json", "../a.json", "vae/..", "./a.json", "vae/./a.json", "vae//a.json", "vae/"),
+        *("vae\\a.json", "\\a.json", "C:/a.json", "C:a.json"),
+    ],
+)
+def test_a_path_that_is_none_inside_the_snapshot_is_refused(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On any system: whoever shares the cache may see it by another."""
+    oid = git_digest(b"")
+
+    def tree(*_: object, **__: object) -> list[RepoFile]:
+        return [RepoFile(path=one, size=0, oid=oid) for one in ("vae/a..json", path)]
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_: Mock(sha=COMMIT))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", tree)
+    with pytest.raises(ModelError, match="leads elsewhere or nowhere") as caught:
+        listing(REPO, ["*.json"])
+    assert repr(path) in caught.value.message
 
 
 def test_a_run_fetches_its_model_first(hub: FakeHub, env: dict[str, str], tmp_path: Path) -> None:
