@@ -42,6 +42,18 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def point_main_to(repo: str, commit: str) -> None:
+    """Note, as the hub's client does for a branch, that `repo`'s main one is at `commit`."""
+    ref = repository_folder(repo) / "refs" / "main"
+    if ref.is_file() and ref.read_bytes() == commit.encode():
+        return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    # Not beside it, where one left behind would be another branch.
+    new = ref.parents[1] / f"main.{os.getpid()}.tmp"
+    new.write_bytes(commit.encode())
+    os.replace(new, ref)
+
+
 def bytes_of(repo: str) -> int:
     """Bytes that `repo` takes in the cache, files half received included."""
     return size_on_disk(repository_folder(repo) / "blobs") or size_on_disk(repository_folder(repo))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from klein_cli.errors import ModelError
-from klein_cli.hub.cache import cache_folder, repository_folder
+from klein_cli.hub.cache import cache_folder, point_main_to, repository_folder
 from klein_cli.hub.failures import explained
 from klein_cli.hub.repository import HubFile, Listing, is_git_digest, listing
 from klein_cli.hub.transfer import StoppedError, Transfer, has_size
@@ -52,21 +53,16 @@ class Unwatched:
 def download(
     repo: str, patterns: Sequence[str], *, watch: Watch | None = None, check_all: bool = False
 ) -> Path:
-    """The snapshot folder of `repo`'s main branch, with all files that match `patterns`.
+    """The snapshot folder of `repo`'s main branch as it is now, with the files of `patterns`.
 
     Every file fetched is checked against the hub's hash before it enters the cache; with
     `check_all`, those that were there before as well, and a damaged one is fetched again. What has
     come before an error stays and is gone on with the next time. Raises ModelError.
     """
-    watch = watch or Unwatched()
-    for _ in range(2):
-        wanted = _wanted(repo, patterns)
-        with explained(repo):
-            _bring(wanted, watch, check_all)
-            root = _placed(wanted, patterns)
-        if root.name == wanted.commit:
-            return root
-    raise ModelError(f"{repo} changes while it is being downloaded", "try again later")
+    wanted = _wanted(repo, patterns)
+    with explained(repo):
+        _bring(wanted, watch or Unwatched(), check_all)
+        return _placed(wanted)
 
 
 def _wanted(repo: str, patterns: Sequence[str]) -> Listing:
@@ -178,8 +174,12 @@ def _all(work: Callable[[HubFile], None], files: Iterable[HubFile], stop: thread
             raise
 
 
-def _placed(wanted: Listing, patterns: Sequence[str]) -> Path:
-    """Let the client make the snapshot: every blob is there, so that it only links them."""
+def _placed(wanted: Listing) -> Path:
+    """Let the client make the snapshot: every blob is there, so that it only links them.
+
+    It is asked for the commit that was listed: of a branch that has moved on meanwhile it would
+    fetch the new files itself, and not check them.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -188,4 +188,7 @@ def _placed(wanted: Listing, patterns: Sequence[str]) -> Path:
         if not has_size(_in_snapshot(wanted, file), file.size):
             _in_snapshot(wanted, file).unlink(missing_ok=True)
     disable_progress_bars()
-    return Path(snapshot_download(wanted.repo, allow_patterns=list(patterns)))
+    paths = [glob.escape(file.path) for file in wanted.files]
+    root = snapshot_download(wanted.repo, revision=wanted.commit, allow_patterns=paths)
+    point_main_to(wanted.repo, wanted.commit)
+    return Path(root)

@@ -244,6 +244,43 @@ def test_a_newer_commit_is_pulled_and_shares_what_did_not_change(
     assert {asked.file for asked in hub.bodies_asked()} == {CONFIG}
 
 
+@pytest.mark.parametrize("path", [TRANSFORMER, CONFIG])
+def test_a_branch_that_moves_on_meanwhile_is_taken_as_it_was_listed(
+    hub: FakeHub, env: dict[str, str], path: str
+) -> None:
+    """The client took the newer files itself, and nobody looked at their hashes."""
+    pulled(env)
+    data = hub.files[path]
+    listed = hub.files | {path: data[:-1] + b" "}
+    hub.commit, hub.files = "e" * 40, listed
+    hub.next = ("f" * 40, listed | {path: data[:-1] + b"\t"})
+    root = pulled(env)
+    assert hub.commit == "f" * 40
+    assert root.name == "e" * 40
+    assert files_in(root) == listed
+    assert not any("f" * 40 in asked.path for asked in hub.bodies_asked())
+    hub.asked.clear()
+    assert klein("models", "path", REPO, env=env).stdout.strip() == str(root)
+    assert hub.asked == []
+
+
+def test_the_client_finds_what_was_pulled_without_a_network(
+    hub: FakeHub, env: dict[str, str]
+) -> None:
+    """Other programs ask it for the branch, whose commit it knows by a file of its own."""
+    root = pulled(env)
+    hub.commit = "f" * 40
+    newer = pulled(env)
+    script = f"import huggingface_hub as h; print(h.snapshot_download({REPO!r}))"
+    offline = env | {"HF_HUB_OFFLINE": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=offline
+    )
+    assert Path(found.stdout.strip()) == newer != root
+    assert [path.name for path in (root.parents[1] / "refs").iterdir()] == ["main"]
+    assert not list(root.parents[1].glob("*.tmp"))
+
+
 def test_an_update_that_breaks_leaves_the_old_model_in_use(
     hub: FakeHub, env: dict[str, str]
 ) -> None:
