@@ -13,27 +13,32 @@ from pathlib import Path
 from klein_cli.errors import ModelError
 from klein_cli.hub.cache import cached
 from klein_cli.hub.download import Watch, download, index_of
-from klein_cli.model_files import INDEX_FILE, faults, is_readable, read_json
+from klein_cli.model_files import INDEX_FILE, WEIGHT_FOLDERS, faults, is_readable, read_json
 from klein_cli.presets import Preset, presets, unnamed_preset
 
 PIPELINE_CLASS = "Flux2KleinPipeline"
 EMBEDDED_MODEL = "tiny"
 
+_STEMS = ("model", "diffusion_pytorch_model")
+"""What weights are called, as `model_files.weight_files` looks for them."""
+
 WANTED_FILES = (
     INDEX_FILE,
     "scheduler/*.json",
-    "text_encoder/*.json",
-    "text_encoder/*.safetensors",
     "tokenizer/*.json",
     "tokenizer/*.jinja",
     "tokenizer/*.txt",
-    "transformer/*.json",
-    "transformer/*.safetensors",
-    "vae/*.json",
-    "vae/*.safetensors",
+    *(f"{folder}/*.json" for folder in WEIGHT_FOLDERS),
+    *(
+        f"{folder}/{stem}{end}"
+        for folder in WEIGHT_FOLDERS
+        for stem in _STEMS
+        for end in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
+    ),
 )
-"""What is downloaded. The official repositories also hold the transformer a second time, as one
-file at the top in another layout."""
+"""What is downloaded, as `hub.repository.matches` reads it. The official repositories also hold the
+transformer a second time, as one file at the top in another layout; others have variants of their
+weights, as `model.fp16.safetensors`, which nothing reads."""
 
 _SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin", ".sft")
 _FOLDER_HINT = f"give a folder in the diffusers layout (with a {INDEX_FILE}), or a model by name"

@@ -55,7 +55,6 @@ def listing(repo: str, patterns: Sequence[str]) -> Listing:
     """Ask the hub for the files of `repo` that match one of `patterns`. Raises ModelError."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
-    from huggingface_hub.utils import filter_repo_objects
 
     with explained(repo):
         api = HfApi()
@@ -63,11 +62,16 @@ def listing(repo: str, patterns: Sequence[str]) -> Listing:
         tree = api.list_repo_tree(repo, recursive=True, revision=commit)
         entries = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     _check_paths(repo, entries)
-    wanted = filter_repo_objects(sorted(entries), allow_patterns=list(patterns))
+    wanted = [path for path in sorted(entries) if any(matches(path, one) for one in patterns)]
     files = tuple(_file(repo, entries[path]) for path in wanted)
     if not _SHA1.fullmatch(commit):
         raise ModelError(f"the hub names no commit of {repo}", "look at HF_ENDPOINT")
     return Listing(repo=repo, commit=commit, files=files)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether `path` is as `pattern`, whose `*` stands for anything but a slash and a dot."""
+    return re.fullmatch("[^/.]*".join(map(re.escape, pattern.split("*"))), path) is not None
 
 
 def _check_paths(repo: str, paths: Iterable[object]) -> None:
