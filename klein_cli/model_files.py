@@ -71,6 +71,15 @@ def read_text(path: Path) -> str:
         raise ModelError(f"{path} cannot be read: {error}", "download the model again") from None
 
 
+def is_readable(path: Path) -> bool:
+    """Whether `path` holds a JSON object."""
+    try:
+        read_json(path)
+    except ModelError:
+        return False
+    return True
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold a part: one, or the shards that an index names.
 

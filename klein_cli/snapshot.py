@@ -13,27 +13,32 @@ from pathlib import Path
 from klein_cli.errors import ModelError
 from klein_cli.hub.cache import cached
 from klein_cli.hub.download import Watch, download, index_of
-from klein_cli.model_files import INDEX_FILE, faults, read_json
+from klein_cli.model_files import INDEX_FILE, WEIGHT_FOLDERS, faults, is_readable, read_json
 from klein_cli.presets import Preset, presets, unnamed_preset
 
 PIPELINE_CLASS = "Flux2KleinPipeline"
 EMBEDDED_MODEL = "tiny"
 
+_STEMS = ("model", "diffusion_pytorch_model")
+"""What weights are called, as `model_files.weight_files` looks for them."""
+
 WANTED_FILES = (
     INDEX_FILE,
     "scheduler/*.json",
-    "text_encoder/*.json",
-    "text_encoder/*.safetensors",
     "tokenizer/*.json",
     "tokenizer/*.jinja",
     "tokenizer/*.txt",
-    "transformer/*.json",
-    "transformer/*.safetensors",
-    "vae/*.json",
-    "vae/*.safetensors",
+    *(f"{folder}/*.json" for folder in WEIGHT_FOLDERS),
+    *(
+        f"{folder}/{stem}{end}"
+        for folder in WEIGHT_FOLDERS
+        for stem in _STEMS
+        for end in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
+    ),
 )
-"""What is downloaded. The official repositories also hold the transformer a second time, as one
-file at the top in another layout."""
+"""What is downloaded, as `hub.repository.matches` reads it. The official repositories also hold the
+transformer a second time, as one file at the top in another layout; others have variants of their
+weights, as `model.fp16.safetensors`, which nothing reads."""
 
 _SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin", ".sft")
 _FOLDER_HINT = f"give a folder in the diffusers layout (with a {INDEX_FILE}), or a model by name"
@@ -59,7 +64,8 @@ def preset_for(model: str) -> Preset:
     """The preset of a preset name, a diffusers-layout folder or a hub id.
 
     A preset's name goes before a folder of that name; `./name` means the folder. Of a hub id that
-    no preset knows, model_index.json is fetched. Raises ModelError when there is no such model.
+    no preset knows, model_index.json is fetched if it cannot be read here. Raises
+    ModelError when there is no such model.
     """
     if model in presets():
         return presets()[model]
@@ -131,6 +137,9 @@ def _pulled(model: str, watch: Watch | None, *, check_all: bool) -> Snapshot:
     assert repo is not None
     preset = preset_for(model)
     root = download(repo, WANTED_FILES, watch=watch, check_all=check_all)
+    if not check_all and faults(root):
+        # All is there in its full size: a hash alone tells what is damaged.
+        root = download(repo, WANTED_FILES, watch=watch, check_all=True)
     _preset_of_folder(root, model)
     return _at(model, root, preset, repo)
 
@@ -207,7 +216,12 @@ def _hub_id(model: str) -> str:
 
 
 def _hub_preset(repo: str) -> Preset:
-    return _known(repo) or _preset_of_folder(cached(repo) or index_of(repo), repo)
+    return _known(repo) or _preset_of_folder(_root_with_index(repo), repo)
+
+
+def _root_with_index(repo: str) -> Path:
+    root = cached(repo)
+    return root if root and is_readable(root / INDEX_FILE) else index_of(repo)
 
 
 def _known(repo: str) -> Preset | None:

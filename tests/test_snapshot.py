@@ -15,8 +15,9 @@ from fake_hub import COMMIT, REPO, FakeHub, files_in, serving
 
 import klein_cli.snapshot
 from klein_cli.errors import ModelError
+from klein_cli.hub.repository import matches
 from klein_cli.presets import presets
-from klein_cli.snapshot import preset_for, resolve
+from klein_cli.snapshot import WANTED_FILES, preset_for, resolve
 
 
 def test_a_preset_by_its_name() -> None:
@@ -131,7 +132,8 @@ def test_nothing_heavy_is_imported(small_snapshot: Path) -> None:
 def hub(small_snapshot: Path) -> Iterator[FakeHub]:
     """A hub holding one model, with files beside it that nobody should want."""
     unwanted = ["README.md", "model-4b.safetensors", "text_encoder/pytorch_model.bin"]
-    more = dict.fromkeys([*unwanted, "vae/model.pt"], b"unwanted")
+    unwanted += ["vae/model.pt", "vae/old/config.json", "text_encoder/model.fp16.safetensors"]
+    more = dict.fromkeys(unwanted, b"unwanted")
     with serving(files_in(small_snapshot) | more) as hub:
         yield hub
 
@@ -173,6 +175,52 @@ def test_only_the_files_needed_are_downloaded(
     assert offline == found
 
 
+def wanted(path: str) -> bool:
+    return any(matches(path, pattern) for pattern in WANTED_FILES)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        *(f"text_encoder/model-0000{n}-of-00002.safetensors" for n in (1, 2)),
+        "text_encoder/model.safetensors.index.json",
+        *(f"text_encoder/{name}.json" for name in ("config", "generation_config")),
+        *("tokenizer/chat_template.jinja", "tokenizer/merges.txt", "tokenizer/vocab.json"),
+        *("tokenizer/added_tokens.json", "tokenizer/special_tokens_map.json"),
+        *("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"),
+        *("transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"),
+        *(f"transformer/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)),
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+        *("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_every_file_of_the_official_repositories_that_is_read_is_wanted(path: str) -> None:
+    """The 4B has its text encoder in two files, the 9B its transformer as well."""
+    assert wanted(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "transformer/old/diffusion_pytorch_model.safetensors",
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+        "transformer/diffusion_pytorch_model-00001-of-00002.fp16.safetensors",
+        "transformer/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.fp16.json",
+        "text_encoder/model-fp8.safetensors",
+        "text_encoder/lora.safetensors",
+        "vae/old/config.json",
+        "flux-2-klein-4b.safetensors",
+        "copy/model_index.json",
+    ],
+)
+def test_what_nothing_reads_is_not_wanted(path: str) -> None:
+    """Gigabytes: a star took what lies deeper, and every variant of the weights."""
+    assert not wanted(path)
+
+
 def test_a_model_that_is_whole_here_is_not_looked_for_again(hub: FakeHub, tmp_path: Path) -> None:
     """Neither a network nor a newer commit may stand between a user and a model on the disk."""
     found = ask(REPO, hub.address, tmp_path)
@@ -191,6 +239,32 @@ def test_a_model_that_lost_a_file_is_made_whole(hub: FakeHub, tmp_path: Path) ->
     assert ask(REPO, hub.address, tmp_path) == found
     assert lost.is_file()
     assert {asked.file for asked in hub.bodies_asked()} == {"vae/config.json"}
+
+
+@pytest.mark.parametrize(
+    "path", ["vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer_config.json"]
+)
+def test_damage_in_a_file_of_the_right_size_is_mended(
+    hub: FakeHub, tmp_path: Path, path: str
+) -> None:
+    """It was seen and then left alone, because sizes alone were compared."""
+    found = ask(REPO, hub.address, tmp_path)
+    damaged = Path(found["root"]) / path
+    damaged.resolve().write_bytes(hub.files[path].replace(b"{", b"x", 1))
+    hub.asked.clear()
+    assert ask(REPO, hub.address, tmp_path) == found
+    assert damaged.read_bytes() == hub.files[path]
+    assert {asked.file for asked in hub.bodies_asked()} == {path}
+
+
+@pytest.mark.parametrize("left", [b"", b"x"])
+def test_an_index_that_cannot_be_read_is_mended(hub: FakeHub, tmp_path: Path, left: bytes) -> None:
+    """It says what kind of model this is, and is read before anything is looked for."""
+    found = ask(REPO, hub.address, tmp_path)
+    index = Path(found["root"]) / "model_index.json"
+    index.resolve().write_bytes(left + hub.files["model_index.json"][1:] if left else left)
+    assert ask(REPO, hub.address, tmp_path) == found
+    assert index.read_bytes() == hub.files["model_index.json"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from klein_cli.errors import ModelError
-from klein_cli.model_files import INDEX_FILE, size_on_disk
+from klein_cli.model_files import INDEX_FILE, is_readable, size_on_disk
 
 _PREFIX = "models--"
 
@@ -42,16 +42,29 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def point_main_to(repo: str, commit: str) -> None:
+    """Note, as the hub's client does for a branch, that `repo`'s main one is at `commit`."""
+    ref = repository_folder(repo) / "refs" / "main"
+    if ref.is_file() and ref.read_bytes() == commit.encode():
+        return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    # Not beside it, where one left behind would be another branch.
+    new = ref.parents[1] / f"main.{os.getpid()}.tmp"
+    new.write_bytes(commit.encode())
+    os.replace(new, ref)
+
+
 def bytes_of(repo: str) -> int:
     """Bytes that `repo` takes in the cache, files half received included."""
     return size_on_disk(repository_folder(repo) / "blobs") or size_on_disk(repository_folder(repo))
 
 
 def repositories() -> Iterator[str]:
-    """The ids of all models in the cache that have a model_index.json, in order."""
+    """The ids of all models in the cache whose model_index.json can be read, in order."""
     for index in sorted(cache_folder().glob(f"{_PREFIX}*--*/refs/main")):
         repo = index.parents[1].name.removeprefix(_PREFIX).replace("--", "/", 1)
-        if cached(repo) is not None:
+        root = cached(repo)
+        if root and is_readable(root / INDEX_FILE):
             yield repo
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 from klein_cli.errors import ModelError
-from klein_cli.hub.cache import cache_folder, repository_folder
+from klein_cli.hub.cache import cache_folder, point_main_to, repository_folder
 from klein_cli.hub.failures import explained
 from klein_cli.hub.repository import HubFile, Listing, is_git_digest, listing
-from klein_cli.hub.transfer import StoppedError, Transfer
+from klein_cli.hub.transfer import StoppedError, Transfer, has_size
 from klein_cli.model_files import INDEX_FILE, digest
 
 _AT_ONCE = 4
@@ -52,21 +53,26 @@ class Unwatched:
 def download(
     repo: str, patterns: Sequence[str], *, watch: Watch | None = None, check_all: bool = False
 ) -> Path:
-    """The snapshot folder of `repo`'s main branch, with all files that match `patterns`.
+    """The snapshot folder of `repo`'s main branch as it is now, with the files of `patterns`.
 
     Every file fetched is checked against the hub's hash before it enters the cache; with
     `check_all`, those that were there before as well, and a damaged one is fetched again. What has
     come before an error stays and is gone on with the next time. Raises ModelError.
     """
-    watch = watch or Unwatched()
-    for _ in range(2):
-        wanted = listing(repo, patterns)
-        with explained(repo):
-            _bring(wanted, watch, check_all)
-            root = _placed(wanted, patterns)
-        if root.name == wanted.commit:
-            return root
-    raise ModelError(f"{repo} changes while it is being downloaded", "try again later")
+    wanted = _wanted(repo, patterns)
+    with explained(repo):
+        _bring(wanted, watch or Unwatched(), check_all)
+        return _placed(wanted)
+
+
+def _wanted(repo: str, patterns: Sequence[str]) -> Listing:
+    wanted = listing(repo, patterns)
+    if INDEX_FILE not in {file.path for file in wanted.files}:
+        raise ModelError(
+            f"{repo} has no {INDEX_FILE}: it is not in the diffusers layout",
+            f"see https://huggingface.co/{repo}",
+        )
+    return wanted
 
 
 def _bring(wanted: Listing, watch: Watch, check_all: bool) -> None:
@@ -77,12 +83,9 @@ def _bring(wanted: Listing, watch: Watch, check_all: bool) -> None:
     )
     # The same content under two paths is one blob.
     files = list({file.digest: file for file in wanted.files}.values())
-    here = [file for file in files if _present(wanted, file, transfer) is not None]
-    if check_all and here:
-        watch.begin("checking", sum(file.size for file in here))
-        _all(lambda file: _check(wanted, file, transfer, watch), here, stop)
-        here = [file for file in here if _present(wanted, file, transfer) is not None]
-    missing = [file for file in files if file not in here]
+    if check_all:
+        _check_copies(wanted, files, transfer, watch)
+    missing = [file for file in files if not _copies(wanted, file, transfer)]
     if not missing:
         return
     held = sum(transfer.held(file) for file in missing)
@@ -95,19 +98,8 @@ def _bring(wanted: Listing, watch: Watch, check_all: bool) -> None:
 
 
 def index_of(repo: str) -> Path:
-    """The snapshot folder of `repo` with its model_index.json alone. Raises ModelError."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars
-
-    # Asked first, because it fails at once where the client would try for half a minute.
-    if not listing(repo, [INDEX_FILE]).files:
-        raise ModelError(
-            f"{repo} has no {INDEX_FILE}: it is not in the diffusers layout",
-            f"see https://huggingface.co/{repo}",
-        )
-    disable_progress_bars()
-    with explained(repo):
-        return Path(hf_hub_download(repo, INDEX_FILE)).parent
+    """The snapshot folder of `repo` with its model_index.json alone, checked. Raises ModelError."""
+    return download(repo, [INDEX_FILE], check_all=True)
 
 
 def check_room(repo: str, needed: int) -> None:
@@ -124,22 +116,39 @@ def check_room(repo: str, needed: int) -> None:
     )
 
 
-def _present(wanted: Listing, file: HubFile, transfer: Transfer) -> Path | None:
-    """The file if it is here in its full size.
+def _copies(wanted: Listing, file: HubFile, transfer: Transfer) -> list[Path]:
+    """Where the file's content is in its full size: once, if links can be made.
 
-    Where links cannot be made, the cache keeps a file in the snapshot itself.
+    Where they cannot, the snapshot itself has a copy.
     """
-    snapshot = repository_folder(wanted.repo) / "snapshots" / wanted.commit / file.path
-    for path in (transfer.blob(file), snapshot):
-        if path.is_file() and path.stat().st_size == file.size:
-            return path
-    return None
+    alike = [_in_snapshot(wanted, one) for one in wanted.files if one.digest == file.digest]
+    # By where they lead, and the blob last: it is named, not the links to it.
+    places = {path.resolve(): path for path in [*alike, transfer.blob(file)]}
+    return [path for path in places.values() if has_size(path, file.size)]
 
 
-def _check(wanted: Listing, file: HubFile, transfer: Transfer, watch: Watch) -> None:
-    """Take a damaged file out of the cache, so that it is fetched again."""
-    path = _present(wanted, file, transfer)
-    assert path is not None
+def _in_snapshot(wanted: Listing, file: HubFile) -> Path:
+    return repository_folder(wanted.repo) / "snapshots" / wanted.commit / file.path
+
+
+def _check_copies(
+    wanted: Listing, files: Sequence[HubFile], transfer: Transfer, watch: Watch
+) -> None:
+    """Take every damaged copy of `files` out of the cache."""
+    here = {file: copies for file in files if (copies := _copies(wanted, file, transfer))}
+    if not here:
+        return
+    watch.begin("checking", sum(file.size * len(copies) for file, copies in here.items()))
+
+    def check(file: HubFile) -> None:
+        for path in here[file]:
+            _check(path, file, transfer, watch)
+
+    _all(check, here, transfer.stop)
+
+
+def _check(path: Path, file: HubFile, transfer: Transfer, watch: Watch) -> None:
+    """Take the file at `path` out of the cache if it is damaged, so that it is fetched again."""
 
     def on_bytes(amount: int) -> None:
         watch.move(amount)
@@ -165,10 +174,21 @@ def _all(work: Callable[[HubFile], None], files: Iterable[HubFile], stop: thread
             raise
 
 
-def _placed(wanted: Listing, patterns: Sequence[str]) -> Path:
-    """Let the client make the snapshot: every blob is there, so that it only links them."""
+def _placed(wanted: Listing) -> Path:
+    """Let the client make the snapshot: every blob is there, so that it only links them.
+
+    It is asked for the commit that was listed: of a branch that has moved on meanwhile it would
+    fetch the new files itself, and not check them.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
+    for file in wanted.files:
+        # The client takes what lies there for right.
+        if not has_size(_in_snapshot(wanted, file), file.size):
+            _in_snapshot(wanted, file).unlink(missing_ok=True)
     disable_progress_bars()
-    return Path(snapshot_download(wanted.repo, allow_patterns=list(patterns)))
+    paths = [glob.escape(file.path) for file in wanted.files]
+    root = snapshot_download(wanted.repo, revision=wanted.commit, allow_patterns=paths)
+    point_main_to(wanted.repo, wanted.commit)
+    return Path(root)

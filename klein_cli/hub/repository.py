@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PureWindowsPath
 
 from klein_cli.errors import ModelError
 from klein_cli.hub.failures import explained
@@ -54,18 +55,42 @@ def listing(repo: str, patterns: Sequence[str]) -> Listing:
     """Ask the hub for the files of `repo` that match one of `patterns`. Raises ModelError."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
-    from huggingface_hub.utils import filter_repo_objects
 
     with explained(repo):
         api = HfApi()
         commit = api.model_info(repo).sha or ""
         tree = api.list_repo_tree(repo, recursive=True, revision=commit)
         entries = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    wanted = filter_repo_objects(sorted(entries), allow_patterns=list(patterns))
+    _check_paths(repo, entries)
+    wanted = [path for path in sorted(entries) if any(matches(path, one) for one in patterns)]
     files = tuple(_file(repo, entries[path]) for path in wanted)
     if not _SHA1.fullmatch(commit):
         raise ModelError(f"the hub names no commit of {repo}", "look at HF_ENDPOINT")
     return Listing(repo=repo, commit=commit, files=files)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether `path` is as `pattern`, whose `*` stands for anything but a slash and a dot."""
+    return re.fullmatch("[^/.]*".join(map(re.escape, pattern.split("*"))), path) is not None
+
+
+def _check_paths(repo: str, paths: Iterable[object]) -> None:
+    """Raise ModelError unless each leads to a place inside the snapshot, on every system.
+
+    The paths become those of files on this machine, which are removed when they are damaged.
+    """
+    for path in paths:
+        if not isinstance(path, str) or not _stays_inside(path):
+            raise ModelError(
+                f"{repo} lists a file whose path leads elsewhere or nowhere: {path!r}",
+                "do not trust this copy of the model; look at HF_ENDPOINT",
+            )
+
+
+def _stays_inside(path: str) -> bool:
+    if "\\" in path or PureWindowsPath(path).drive:
+        return False
+    return {"", ".", ".."}.isdisjoint(path.split("/"))
 
 
 def _file(repo: str, entry: object) -> HubFile:

@@ -31,6 +31,11 @@ _RANGE_NOT_SATISFIABLE = 416
 _PARTIAL_CONTENT = 206
 
 
+def has_size(path: Path, size: int) -> bool:
+    """Whether there is a file at `path`, of `size` bytes."""
+    return path.is_file() and path.stat().st_size == size
+
+
 class StoppedError(Exception):
     """Another file failed or the user interrupted: this one need not go on."""
 
@@ -58,10 +63,9 @@ class Transfer:
 
     def held(self, file: HubFile) -> int:
         """Bytes of the file that need not be received again."""
-        for path in (self.blob(file), self.partial(file)):
-            if path.is_file():
-                return min(path.stat().st_size, file.size)
-        return 0
+        if has_size(self.blob(file), file.size):
+            return file.size
+        return min(self._size(file), file.size)
 
     def fetch(self, file: HubFile) -> None:
         """Bring the rest of a file. Raises ModelError when what comes is not what was promised.
@@ -74,7 +78,9 @@ class Transfer:
         with self._locked(file):
             # Another process may have brought some of it while this one waited for the lock.
             self.moved(self.held(file) - held)
-            if not self.blob(file).is_file():
+            if not has_size(self.blob(file), file.size):
+                # A crash, or a copy that broke off, can leave a part under the name of the whole.
+                self.blob(file).unlink(missing_ok=True)
                 self._receive_checked(file)
 
     @contextmanager

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_hub import COMMIT, REPO, environment, files_in, fill_cache, klein
+from fake_hub import COMMIT, REPO, environment, files_in, fill_cache, klein, serving
 
 from klein_cli.cli.app import main
 from klein_cli.presets import presets
@@ -82,6 +82,18 @@ def test_models_that_are_here_wholly_and_partly(
     assert entries["somebody/deeper"]["state"] == "partly"
     next(iter(whole.glob("vae/*.safetensors"))).unlink()
     assert listed(capfd)["klein-4b"]["state"] == "partly"
+
+
+def test_the_list_asks_no_hub_about_an_index_that_cannot_be_read(
+    home: Path, files: dict[str, bytes], env: dict[str, str]
+) -> None:
+    """What mends it is a pull; a list is no reason to download."""
+    (fill_cache(home, REPO, files) / "model_index.json").resolve().write_bytes(b"")
+    with serving(files) as hub:
+        done = klein("models", "--json", env=env | {"HF_ENDPOINT": hub.address})
+    assert done.returncode == 0, done.stderr
+    assert REPO not in {json.loads(line)["name"] for line in done.stdout.splitlines()}
+    assert hub.asked == []
 
 
 def test_the_path_of_a_model_that_is_here(

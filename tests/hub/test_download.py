@@ -13,9 +13,24 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from fake_hub import COMMIT, REPO, FakeHub, digest, environment, files_in, klein, serving
+from fake_hub import (
+    COMMIT,
+    REPO,
+    FakeHub,
+    digest,
+    environment,
+    files_in,
+    git_digest,
+    klein,
+    serving,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from klein_cli.errors import ModelError
+from klein_cli.hub.repository import listing
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "vae/config.json"
@@ -182,6 +197,39 @@ def test_a_pull_finds_a_flipped_bit_and_mends_it(
     assert {asked.file for asked in hub.bodies_asked()} == {path}
 
 
+@pytest.mark.parametrize("left", [0, 100])
+@pytest.mark.parametrize("path", [TRANSFORMER, CONFIG])
+def test_a_pull_mends_a_file_that_was_cut_short(
+    hub: FakeHub, env: dict[str, str], path: str, left: int
+) -> None:
+    """What is there was taken for whole: a pull said that it downloads, and changed nothing."""
+    root = pulled(env)
+    (root / path).resolve().write_bytes(hub.files[path][:left])
+    hub.asked.clear()
+    done = klein("models", "pull", REPO, "--json", env=env)
+    assert files_in(root) == hub.files
+    assert {asked.file for asked in hub.bodies_asked()} == {path}
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    moved = [event["bytes"] for event in events if event["event"] == "progress"]
+    assert moved[-1] == len(hub.files[path])
+
+
+@pytest.mark.parametrize("fault", ["cut", "flipped"])
+def test_a_pull_mends_the_snapshots_own_copy_where_there_are_no_links(
+    hub: FakeHub, env: dict[str, str], fault: str
+) -> None:
+    """The blob beside it is right, and is not what is read."""
+    env = env | {"HF_HUB_DISABLE_SYMLINKS": "1"}
+    root = pulled(env)
+    damaged = hub.files[CONFIG][:-3] if fault == "cut" else hub.files[CONFIG].swapcase()
+    (root / CONFIG).unlink()
+    (root / CONFIG).write_bytes(damaged)
+    hub.asked.clear()
+    pulled(env)
+    assert files_in(root) == hub.files
+    assert hub.bodies_asked() == []
+
+
 def test_a_newer_commit_is_pulled_and_shares_what_did_not_change(
     hub: FakeHub, env: dict[str, str]
 ) -> None:
@@ -194,6 +242,43 @@ def test_a_newer_commit_is_pulled_and_shares_what_did_not_change(
     assert old.is_dir()
     assert files_in(new) == hub.files
     assert {asked.file for asked in hub.bodies_asked()} == {CONFIG}
+
+
+@pytest.mark.parametrize("path", [TRANSFORMER, CONFIG])
+def test_a_branch_that_moves_on_meanwhile_is_taken_as_it_was_listed(
+    hub: FakeHub, env: dict[str, str], path: str
+) -> None:
+    """The client took the newer files itself, and nobody looked at their hashes."""
+    pulled(env)
+    data = hub.files[path]
+    listed = hub.files | {path: data[:-1] + b" "}
+    hub.commit, hub.files = "e" * 40, listed
+    hub.next = ("f" * 40, listed | {path: data[:-1] + b"\t"})
+    root = pulled(env)
+    assert hub.commit == "f" * 40
+    assert root.name == "e" * 40
+    assert files_in(root) == listed
+    assert not any("f" * 40 in asked.path for asked in hub.bodies_asked())
+    hub.asked.clear()
+    assert klein("models", "path", REPO, env=env).stdout.strip() == str(root)
+    assert hub.asked == []
+
+
+def test_the_client_finds_what_was_pulled_without_a_network(
+    hub: FakeHub, env: dict[str, str]
+) -> None:
+    """Other programs ask it for the branch, whose commit it knows by a file of its own."""
+    root = pulled(env)
+    hub.commit = "f" * 40
+    newer = pulled(env)
+    script = f"import huggingface_hub as h; print(h.snapshot_download({REPO!r}))"
+    offline = env | {"HF_HUB_OFFLINE": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=offline
+    )
+    assert Path(found.stdout.strip()) == newer != root
+    assert [path.name for path in (root.parents[1] / "refs").iterdir()] == ["main"]
+    assert not list(root.parents[1].glob("*.tmp"))
 
 
 def test_an_update_that_breaks_leaves_the_old_model_in_use(
@@ -311,6 +396,44 @@ def test_a_hostile_listing_writes_nothing_outside(hub: FakeHub, env: dict[str, s
     hub.digests = {TRANSFORMER: "../../../../evil"}
     error, _ = refused(env)
     assert "gives no hash" in error
+
+
+def test_a_hostile_listing_removes_nothing_outside(
+    hub: FakeHub, env: dict[str, str], tmp_path: Path
+) -> None:
+    """It leads to a file that lies there, and says a size and a hash: that looks like damage."""
+    root = pulled(env)
+    precious = tmp_path / "precious.json"
+    precious.write_bytes(b"mine")
+    hub.commit, hub.files = "f" * 40, hub.files | {"vae/../../../../../precious.json": b"evil"}
+    (root.with_name(hub.commit) / "vae").mkdir(parents=True)
+    error, hint = refused(env)
+    assert "vae/../../../../../precious.json" in error
+    assert "HF_ENDPOINT" in hint
+    assert precious.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/a.json", "../a.json", "vae/..", "./a.json", "vae/./a.json", "vae//a.json", "vae/"),
+        *("vae\\a.json", "\\a.json", "C:/a.json", "C:a.json"),
+    ],
+)
+def test_a_path_that_is_none_inside_the_snapshot_is_refused(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On any system: whoever shares the cache may see it by another."""
+    oid = git_digest(b"")
+
+    def tree(*_: object, **__: object) -> list[RepoFile]:
+        return [RepoFile(path=one, size=0, oid=oid) for one in ("vae/a..json", path)]
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_: Mock(sha=COMMIT))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", tree)
+    with pytest.raises(ModelError, match="leads elsewhere or nowhere") as caught:
+        listing(REPO, ["*.json"])
+    assert repr(path) in caught.value.message
 
 
 def test_a_run_fetches_its_model_first(hub: FakeHub, env: dict[str, str], tmp_path: Path) -> None:
