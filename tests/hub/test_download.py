@@ -335,8 +335,8 @@ def test_a_repository_of_another_kind_is_refused_before_its_weights_come(
 def test_a_disk_with_too_little_room_is_known_before_anything_comes(
     hub: FakeHub, env: dict[str, str]
 ) -> None:
-    hub.files["text_encoder/more.safetensors"] = b"x"
-    hub.sizes = {"text_encoder/more.safetensors": 10**18}
+    hub.files["text_encoder/model-00001-of-00001.safetensors"] = b"x"
+    hub.sizes = {"text_encoder/model-00001-of-00001.safetensors": 10**18}
     error, hint = refused(env)
     assert "needs 1000000000.0 GB more" in error
     assert "GB free" in error
