@@ -398,7 +398,7 @@ class Running:
         code = self.process.wait(timeout=300)
         left = {title for _, title in self.offspring()}
         assert not left, "Ray left processes behind"
-        assert not list(Path(tempfile.gettempdir()).glob("klein-ray-*"))
+        assert not list(Path("/tmp").glob(f"klein-ray-*-{self.process.pid}-*"))
         return code
 
 
