@@ -14,7 +14,6 @@ and so are lines whose first visible character is `#`; a prompt that needs eithe
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from klein_cli.errors import UsageError
+from klein_cli.lines import MAX_LINE, decode, lines_of, too_long
 from klein_cli.rows import MAX_PICTURES, Row, prompt_fault
 
 STDIN = "-"
@@ -43,10 +43,6 @@ IGNORED_KEYS = ("error",)
 
 _WHOLE = ("seed", "width", "height", "steps", "n")
 _LISTED = 20
-_PIECE = 2**16
-_MAX_LINE = 2**21
-"""Bytes of a line: more than a row of the longest prompts has, however they are written."""
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +66,9 @@ def read_rows(source: str, stdin: BinaryIO) -> Iterator[Row | BadRow]:
 
 def read_prompt(stdin: BinaryIO) -> str:
     """All of `stdin` as one prompt, less the line ending that `echo` adds. Raises UsageError."""
-    data = stdin.read(_MAX_LINE + 1)
-    if len(data) > _MAX_LINE:
-        raise _too_long(f"what comes from {name_of(STDIN)}")
+    data = stdin.read(MAX_LINE + 1)
+    if len(data) > MAX_LINE:
+        raise too_long(f"what comes from {name_of(STDIN)}")
     text = decode(data, name_of(STDIN))
     return text.removesuffix("\n").removesuffix("\r")
 
@@ -80,75 +76,6 @@ def read_prompt(stdin: BinaryIO) -> str:
 def name_of(source: str) -> str:
     """How messages name a prompts file; `source` is "" for a prompt typed at the shell."""
     return "standard input" if source == STDIN else source
-
-
-def decode(data: bytes, name: str) -> str:
-    """UTF-8 with or without a byte order mark -> text. Raises UsageError with the byte's offset."""
-    return "".join(lines_of(io.BytesIO(data), name))
-
-
-def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a UTF-8 file with their endings, less a byte order mark.
-
-    A line ends with \\n, \\r\\n or \\r. Raises UsageError that names the byte that is not UTF-8.
-    """
-    offset, before = 0, 0
-    for lines in _whole_lines(file, name):
-        skipped = 0
-        if offset == 0:
-            if lines.startswith(_UTF16_MARKS):
-                raise UsageError(f"{name} is UTF-16, not UTF-8", "save it as UTF-8")
-            skipped = 3 if lines.startswith(b"\xef\xbb\xbf") else 0
-        try:
-            text = lines[skipped:].decode("utf-8")
-        except UnicodeDecodeError as error:
-            at = skipped + error.start
-            number = before + 1 + _endings(lines[:at])
-            raise UsageError(
-                f"{name} is not UTF-8: byte {lines[at]:#04x} at offset {offset + at} "
-                f"(line {number})",
-                "save it as UTF-8",
-            ) from None
-        if "\0" in text:
-            number = before + 1 + _endings(lines[: lines.index(b"\0")])
-            raise UsageError(
-                f"{name} is no text: a zero byte at offset {offset + lines.index(0)} "
-                f"(line {number})",
-                "save it as UTF-8, not as UTF-16",
-            )
-        offset, before = offset + len(lines), before + _endings(lines)
-        # Not str.splitlines, which would also cut at U+2028 and its like.
-        yield from io.StringIO(text, newline="")
-
-
-def _whole_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """The bytes of a file, cut behind line endings only: these are part of no other character.
-
-    Raises UsageError for a line longer than _MAX_LINE.
-    """
-    held, number = b"", 1
-    while piece := file.readline(_PIECE):
-        held += piece
-        # A \r at the very end may be half of a \r\n.
-        cut = len(held) if held.endswith(b"\n") else held.rfind(b"\r", 0, -1) + 1
-        if cut:
-            yield held[:cut]
-            number += _endings(held[:cut])
-            held = held[cut:]
-        if len(held) > _MAX_LINE:
-            raise _too_long(f"line {number} of {name}")
-    if held:
-        yield held
-
-
-def _endings(data: bytes) -> int:
-    return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
-
-
-def _too_long(what: str) -> UsageError:
-    return UsageError(
-        f"{what} is longer than {_MAX_LINE // 2**20} MB", "is it text? write one prompt a line"
-    )
 
 
 def parse_txt(lines: Iterable[str]) -> Iterator[Row | BadRow]:

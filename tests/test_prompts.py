@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from klein_cli.errors import UsageError
+from klein_cli.lines import decode, lines_of
 from klein_cli.prompts import (
     BadRow,
     complain,
-    decode,
-    lines_of,
     parse_csv,
     parse_jsonl,
     parse_txt,
@@ -242,7 +241,7 @@ def test_a_file_with_any_line_ending_is_read_in_pieces(
     wanted = [f"é{'x' * (n % 7)}" for n in range(50)]
     data = ending.join(wanted).encode()
     for piece in range(1, 12):
-        monkeypatch.setattr("klein_cli.prompts._PIECE", piece)
+        monkeypatch.setattr("klein_cli.lines._PIECE", piece)
         found = list(lines_of(io.BytesIO(data), "f"))
         assert [line.rstrip("\r\n") for line in found] == wanted
         assert "".join(found).encode() == data
