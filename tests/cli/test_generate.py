@@ -172,6 +172,14 @@ def test_dry_run_needs_no_torch(random_snapshot: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_strict_names_every_prompt_that_is_too_long(klein: Any) -> None:
+    Path("p.txt").write_text("a cat\n" + "dog " * 600 + "\n" + "cow " * 600 + "\n")
+    code, _, err = klein("--prompts-file", "p.txt", "--strict", "-o", "d/", "-s", "1")
+    assert code == 2
+    assert "picture 2" in err
+    assert "picture 3" in err
+
+
 def test_a_prompt_that_is_cut_is_warned_of_and_with_strict_refused(klein: Any) -> None:
     long = "cat and dog " * 400 + "the very end"
     code, _, err = klein(long, "-s", "1", "--dry-run")

@@ -64,6 +64,8 @@ def test_quiet_keeps_paths_warnings_and_errors(capsys: pytest.CaptureFixture[str
 def test_verbose_tells_details(capsys: pytest.CaptureFixture[str]) -> None:
     report(verbose=True).detail("load 1.2 s")
     assert capsys.readouterr().err == "load 1.2 s\n"
+    report(verbose=True, quiet=True).detail("load 1.2 s")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

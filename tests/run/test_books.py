@@ -161,6 +161,11 @@ def test_other_settings_than_before_are_told_and_written_down(books: Books) -> N
     assert resumed.computed_with(gpu, bare=False) == (
         "the pictures so far were made with device cpu, not cuda, dtype float32, not bfloat16"
     )
+    assert resumed.computed_with(replace(cpu, provenance={"threads": "2"}), bare=False) is None
+    again_two = Books(books._manifest, books._manifest.history(), resumed=True, guided=False)
+    assert again_two.computed_with(replace(cpu, provenance={"threads": "3"}), bare=False) == (
+        "the pictures so far were made with threads 2, not 3"
+    )
     assert resumed.computed_with(replace(cpu, weights="abcd"), bare=False) == (
         "the pictures so far were made with weights 1234, not abcd"
     )

@@ -253,3 +253,18 @@ def test_rows_are_taken_one_by_one() -> None:
         history=Seeing(),
     )
     assert seen == [2, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("wrong", [{"width": 64}, {"steps": 0}])
+def test_a_fault_of_the_options_is_no_lines(wrong: dict[str, int]) -> None:
+    """Else it would be told of a hundred thousand lines."""
+    sizes = {"width": 256, "height": 256, "steps": 4} | wrong
+    with pytest.raises(UsageError, match=f"^{next(iter(wrong))} .* is out of range"):
+        plan(
+            [Row(prompt="a", line=1), Row(prompt="b", line=2)],
+            source="p.txt",
+            preset=TINY,
+            defaults=Defaults(model="tiny", guidance=1.0, **sizes),
+            seed=1,
+            output=Output(path="d/", overwrite=False, today=date(2026, 3, 9)),
+        )
