@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from klein_cli.bench.measure import Memory
+from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
 from klein_cli.pipeline import Pipeline
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import Snapshot
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 KLEIN = "klein"
 

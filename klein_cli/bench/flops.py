@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from klein_cli.denoise.latents import PIXELS_PER_TOKEN
-from klein_cli.load import part_config
+from klein_cli.checkpoints.load import part_config
+from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.models.flux2 import Flux2Config
 from klein_cli.models.qwen3 import Qwen3Config
 from klein_cli.models.vae import VaeConfig
-from klein_cli.snapshot import Snapshot
+from klein_cli.sampling.latents import PIXELS_PER_TOKEN
 from klein_cli.text.tokenizer import POSITIONS
 
 LATENTS_PER_TOKEN_SIDE = 2

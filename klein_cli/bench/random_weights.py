@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from klein_cli.bench.snapshot_files import (
+from klein_cli.bench.random_files import (
     OFFICIAL_SPECIAL_TOKENS,
     SPECIAL_TOKENS,
     write_json,

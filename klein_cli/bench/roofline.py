@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from klein_cli.bench.flops import Model, Work
 from klein_cli.bench.measure import LeftOut, Spread, seconds_per_call
-from klein_cli.bench.work import Model, Work
-from klein_cli.memory import is_out_of_memory
+from klein_cli.device.memory import is_out_of_memory
 
 _SQUARE = {"cuda": 8192, "cpu": 1024}
 _COPIED_BYTES = {"cuda": 2 << 30, "cpu": 1 << 28}

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from klein_cli.check.finding import BAD, DISTRIBUTION, NOTE, OK, Finding, guarded, unseen
 from klein_cli.check.golden import read_golden, weights_digest
+from klein_cli.checkpoints.folder import digest, faults, size_on_disk
+from klein_cli.checkpoints.hub.cache import bytes_of, cached, repositories
+from klein_cli.checkpoints.hub.repository import is_digest, is_git_digest
+from klein_cli.checkpoints.resolve import EMBEDDED_MODEL, hub_repository, preset_for, resolve
 from klein_cli.errors import ModelError
-from klein_cli.hub.cache import bytes_of, cached, repositories
-from klein_cli.hub.repository import is_digest, is_git_digest
-from klein_cli.model_files import digest, faults, size_on_disk
 from klein_cli.presets import DEFAULT_MODEL, presets
-from klein_cli.snapshot import EMBEDDED_MODEL, hub_repository, preset_for, resolve
 
 _GIGABYTE = 10**9
 

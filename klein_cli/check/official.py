@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from klein_cli.check.metrics import Picture
+from klein_cli.device.choose import full_precision
+from klein_cli.device.memory import is_out_of_memory
+from klein_cli.engines.oracle import load_official, noise_for
 from klein_cli.errors import OutOfMemoryError
-from klein_cli.machine import full_precision
-from klein_cli.memory import is_out_of_memory
-from klein_cli.official import load_official, noise_for
 from klein_cli.pipeline import Trace
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 
 def reference(

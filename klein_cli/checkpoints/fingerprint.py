@@ -12,8 +12,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from klein_cli.checkpoints.folder import tensors_of, weight_files
 from klein_cli.errors import ModelError
-from klein_cli.model_files import tensors_of, weight_files
 
 _WHOLE = (
     "text_encoder/config.json",

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from klein_cli.checkpoints.folder import read_json, tensors_of, weight_files
+from klein_cli.checkpoints.reader import Arrival, Reader, Stored
 from klein_cli.errors import ModelError
-from klein_cli.model_files import read_json, tensors_of, weight_files
-from klein_cli.stream import Arrival, Reader, Stored
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _TYPES = {

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from klein_cli.checkpoints.folder import INDEX_FILE, WEIGHT_FOLDERS, faults, is_readable, read_json
+from klein_cli.checkpoints.hub.cache import cached
+from klein_cli.checkpoints.hub.download import Watch, download, index_of
 from klein_cli.errors import ModelError
-from klein_cli.hub.cache import cached
-from klein_cli.hub.download import Watch, download, index_of
-from klein_cli.model_files import INDEX_FILE, WEIGHT_FOLDERS, faults, is_readable, read_json
 from klein_cli.presets import Preset, presets, unnamed_preset
 
 PIPELINE_CLASS = "Flux2KleinPipeline"
@@ -195,7 +195,7 @@ def _preset_of_folder(root: Path, name: str) -> Preset:
 
 
 def _embedded(preset: Preset) -> Snapshot:
-    root = Path(__file__).parent / EMBEDDED_MODEL
+    root = Path(__file__).parents[1] / EMBEDDED_MODEL
     if not (root / INDEX_FILE).is_file():
         raise ModelError(
             f"the embedded model {preset.name} is not in this installation",

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from klein_cli import __version__
-from klein_cli.architectures import built_for
+from klein_cli.device.architectures import built_for
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.models.attention import attention_backend
 from klein_cli.presets import Preset
-from klein_cli.recipe import (
+from klein_cli.settings import (
     ATTENTIONS,
     DTYPES,
     ENGINES,

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klein_cli.device.choose import torch_dtype
 from klein_cli.errors import ModelError
-from klein_cli.machine import torch_dtype
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 
 def load_official(root: Path, settings: Settings) -> Any:

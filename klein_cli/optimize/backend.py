@@ -13,8 +13,8 @@ from klein_cli.errors import ModelError
 from klein_cli.models.flux2 import Flux2Ops, Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Model, Qwen3Ops
 from klein_cli.models.vae import VaeDecoder, VaeOps
-from klein_cli.recipe import Settings
-from klein_cli.speed.graphs import Graphs, Run, direct
+from klein_cli.optimize.graphs import Graphs, Run, direct
+from klein_cli.settings import Settings
 
 _CUDNN_ATTENTION = (9, 10)
 """Generations of GPU, by compute capability, on which cuDNN's attention is the fastest of torch's:
@@ -54,13 +54,13 @@ PLAIN = Tools()
 
 
 def tools(settings: Settings) -> Tools:
-    """The tools for settings that `klein_cli.machine.choose` has decided."""
+    """The tools for settings that `klein_cli.device.choose.choose` has decided."""
     device = torch.device(settings.device)
     run = Graphs(device) if device.type == "cuda" else direct
     if settings.kernels != "triton":
         prepare = _quantised if settings.quantize == "fp8" else _as_it_is
         return Tools(run=run, prepare=prepare)
-    from klein_cli.speed.fused import FusedFlux2Ops, FusedQwen3Ops, FusedVaeOps
+    from klein_cli.optimize.kernels.ops import FusedFlux2Ops, FusedQwen3Ops, FusedVaeOps
 
     return Tools(
         flux2=FusedFlux2Ops(),
@@ -95,11 +95,11 @@ def at_work(device: torch.device) -> Iterator[None]:
 
 
 def _import_kernels() -> None:
-    from klein_cli.speed.kernels import groups, heads, pictures, rows  # noqa: F401
+    from klein_cli.optimize.kernels import group_norm, norms, qk_norm_rope, upsample  # noqa: F401
 
 
 def _fused(model: nn.Module) -> None:
-    from klein_cli.speed.linears import fuse
+    from klein_cli.optimize.linears import fuse
 
     if isinstance(model, VaeDecoder):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -109,15 +109,15 @@ def _fused(model: nn.Module) -> None:
 
 
 def _quantised(model: nn.Module) -> None:
-    from klein_cli.speed.fp8 import quantise
+    from klein_cli.optimize.quantize.fp8 import quantise
 
     if isinstance(model, Flux2Transformer):
         quantise(model)
 
 
 def _fused_and_quantised(model: nn.Module) -> None:
-    from klein_cli.speed.fp8 import quantise
-    from klein_cli.speed.fused_fp8 import Fp8Flux2Ops, quantise_rows
+    from klein_cli.optimize.quantize.fp8 import quantise
+    from klein_cli.optimize.quantize.fp8_ops import Fp8Flux2Ops, quantise_rows
 
     if isinstance(model, Flux2Transformer):
         _check_heads(model)

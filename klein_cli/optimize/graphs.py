@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from klein_cli.memory import is_out_of_memory
+from klein_cli.device.memory import is_out_of_memory
 
 MOST_GRAPHS = 8
 """Graphs at a time: one size of picture needs three, for the text encoder, a step and the VAE."""

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from klein_cli.errors import UsageError
-from klein_cli.lines import MAX_LINE, decode, lines_of, too_long
-from klein_cli.rows import MAX_PICTURES, Row, prompt_fault
+from klein_cli.prompts.rows import MAX_PICTURES, Row, prompt_fault
+from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
 
 STDIN = "-"
 KEYS = (

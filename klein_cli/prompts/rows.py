@@ -8,8 +8,8 @@ from itertools import chain, repeat
 from typing import TypeVar
 
 from klein_cli.errors import UsageError
+from klein_cli.prompts.wildcards import chosen
 from klein_cli.recipe import Recipe
-from klein_cli.wildcards import chosen
 
 T = TypeVar("T")
 

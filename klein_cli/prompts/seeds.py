@@ -6,8 +6,8 @@ import re
 from itertools import pairwise
 
 from klein_cli.errors import UsageError
+from klein_cli.prompts.rows import MAX_PICTURES
 from klein_cli.recipe import MAX_SEED
-from klein_cli.rows import MAX_PICTURES
 
 _PART = re.compile(r"\s*(\d{1,19})\s*(?:-\s*(\d{1,19})\s*)?", re.ASCII)
 

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from klein_cli.checkpoints.resolve import Snapshot, already_here
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset, presets
-from klein_cli.recipe import Settings
-from klein_cli.run.crew import Origin
-from klein_cli.snapshot import Snapshot, already_here
+from klein_cli.run.executors.executor import Origin
+from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
     import numpy
@@ -80,7 +80,7 @@ def settings_here(
     """
     import torch
 
-    from klein_cli.machine import choose
+    from klein_cli.device.choose import choose
 
     differences = []
     wanted = then.with_(**given)
@@ -125,7 +125,7 @@ def _possible(wanted: Settings, free: Mapping[str, str], preset: Preset) -> Sett
 
 
 def _complaint(settings: Settings, preset: Preset) -> str | None:
-    from klein_cli.machine import choose
+    from klein_cli.device.choose import choose
 
     try:
         choose(settings, preset)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klein_cli.denoise.latents import PIXELS_PER_TOKEN
+from klein_cli.sampling.latents import PIXELS_PER_TOKEN
 
 
 def shift(tokens: int, steps: int) -> float:

@@ -10,13 +10,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from klein_cli.bench.snapshot import SIZES, part_configs
-from klein_cli.bench.work import Model, dit_step, encoder, vae_decoder, work
+from klein_cli.bench.flops import Model, dit_step, encoder, vae_decoder, work
+from klein_cli.bench.random_weights import SIZES, part_configs
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.models.attention import AttentionLengths, EagerAttention
 from klein_cli.models.flux2 import Flux2Config
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
 from klein_cli.models.vae import VaeConfig
-from klein_cli.snapshot import resolve
 
 SMALL = part_configs(SIZES["small"])
 

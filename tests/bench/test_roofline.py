@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from klein_cli.bench.ceilings import Ceiling, _rowwise, ceilings, limits
+from klein_cli.bench.flops import Model, Work
 from klein_cli.bench.measure import Spread
-from klein_cli.bench.work import Model, Work
-from klein_cli.snapshot import resolve
+from klein_cli.bench.roofline import Ceiling, _rowwise, ceilings, limits
+from klein_cli.checkpoints.resolve import resolve
 
 TINY = Model.of(resolve("tiny"))
 WORK = Work(encode=10, dit_linears=400, dit_attention=80, decode=20)

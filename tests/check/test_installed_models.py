@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_hub import COMMIT, REPO, files_in, fill_cache
 
-import klein_cli.check.holdings as holdings
+import klein_cli.check.installed_models as holdings
 from klein_cli.check.finding import BAD, NOTE, OK, Finding
 from klein_cli.check.golden import Golden
 

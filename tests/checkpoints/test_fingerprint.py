@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from klein_cli.checkpoints.fingerprint import fingerprint
+from klein_cli.checkpoints.folder import weight_files
 from klein_cli.errors import ModelError
-from klein_cli.fingerprint import fingerprint
-from klein_cli.model_files import weight_files
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_copy_has_the_same_and_another_model_another(
     assert len(found) == 32
     assert int(found, 16)
     assert fingerprint(snapshot) == found
-    embedded = Path(__file__).parents[1] / "klein_cli" / "tiny"
+    embedded = Path(__file__).parents[2] / "klein_cli" / "tiny"
     assert len({found, fingerprint(embedded)}) == 2
     # Two models of one seed, of which one is distilled, have the same weights.
     assert fingerprint(small_base_snapshot) == found

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from klein_cli.checkpoints.folder import digest, faults, size_on_disk, tensors_of, weight_files
 from klein_cli.errors import ModelError
-from klein_cli.model_files import digest, faults, size_on_disk, tensors_of, weight_files
 
-TINY = Path(__file__).parents[1] / "klein_cli" / "tiny"
+TINY = Path(__file__).parents[2] / "klein_cli" / "tiny"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
@@ -170,7 +170,7 @@ def test_sizes_follow_links(tmp_path: Path) -> None:
 
 def test_looking_needs_no_torch() -> None:
     script = (
-        "import sys; from pathlib import Path; from klein_cli.model_files import faults;"
+        "import sys; from pathlib import Path; from klein_cli.checkpoints.folder import faults;"
         "print(faults(Path(sys.argv[1])), 'torch' in sys.modules, 'safetensors' in sys.modules)"
     )
     ran = subprocess.run(

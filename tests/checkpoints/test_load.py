@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from klein_cli.checkpoints.folder import weight_files
+from klein_cli.checkpoints.load import load_weights, part_config, without_memory
+from klein_cli.checkpoints.reader import Arrival, Reader
 from klein_cli.errors import ModelError
-from klein_cli.load import load_weights, part_config, without_memory
-from klein_cli.model_files import weight_files
-from klein_cli.stream import Arrival, Reader
 
 CPU = torch.device("cpu")
 

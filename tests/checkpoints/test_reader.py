@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from klein_cli.stream import Arrival, Reader, Stored
+from klein_cli.checkpoints.reader import Arrival, Reader, Stored
 
 CPU = torch.device("cpu")
 
@@ -104,7 +104,7 @@ def test_a_process_that_ends_while_weights_come_ends_as_it_should(
     script = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from klein_cli.stream import Reader, Stored\n"
+        "from klein_cli.checkpoints.reader import Reader, Stored\n"
         "with Reader(torch.device('cpu'), 4096) as reader:\n"
         "    into = torch.empty(50_000_000, dtype=torch.uint8)\n"
         f"    reader.read([Stored(Path({str(path)!r}), 0, into)] * 20)\n"

@@ -13,11 +13,11 @@ import fake_hub
 import pytest
 from fake_hub import COMMIT, REPO, FakeHub, files_in, serving
 
-import klein_cli.snapshot
+import klein_cli.checkpoints.resolve
+from klein_cli.checkpoints.hub.repository import matches
+from klein_cli.checkpoints.resolve import WANTED_FILES, preset_for, resolve
 from klein_cli.errors import ModelError
-from klein_cli.hub.repository import matches
 from klein_cli.presets import presets
-from klein_cli.snapshot import WANTED_FILES, preset_for, resolve
 
 
 def test_a_preset_by_its_name() -> None:
@@ -108,14 +108,15 @@ def test_a_folder_that_is_no_snapshot(tmp_path: Path) -> None:
 
 
 def test_the_embedded_model_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(klein_cli.snapshot, "__file__", str(tmp_path / "snapshot.py"))
+    module = tmp_path / "checkpoints" / "resolve.py"
+    monkeypatch.setattr(klein_cli.checkpoints.resolve, "__file__", str(module))
     with pytest.raises(ModelError, match="not in this installation"):
         resolve("tiny")
 
 
 def test_nothing_heavy_is_imported(small_snapshot: Path) -> None:
     script = (
-        "import sys; from klein_cli.snapshot import resolve; resolve(sys.argv[1]);"
+        "import sys; from klein_cli.checkpoints.resolve import resolve; resolve(sys.argv[1]);"
         "print(sorted({'torch', 'transformers', 'diffusers', 'numpy', 'huggingface_hub'}"
         " & set(sys.modules)))"
     )
@@ -143,7 +144,7 @@ def ask(model: str, endpoint: str, home: Path, **environment: str) -> dict[str, 
     script = (
         "import json, sys\n"
         "from klein_cli.errors import KleinError\n"
-        "from klein_cli.snapshot import resolve\n"
+        "from klein_cli.checkpoints.resolve import resolve\n"
         "try:\n"
         "    found = resolve(sys.argv[1])\n"
         "    print(json.dumps({'root': str(found.root), 'revision': found.revision,\n"

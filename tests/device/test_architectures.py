@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from klein_cli.architectures import built_for
+from klein_cli.device.architectures import built_for
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from klein_cli import machine
-from klein_cli.errors import KleinError, ModelError, UsageError
-from klein_cli.machine import (
+from klein_cli.device import choose as device_choice
+from klein_cli.device.choose import (
     choose,
     full_precision,
     left_out,
     provenance,
 )
+from klein_cli.errors import KleinError, ModelError, UsageError
 from klein_cli.presets import presets, unnamed_preset
-from klein_cli.recipe import Settings
+from klein_cli.settings import Settings
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(machine, "find_spec", lambda name: name)
+    monkeypatch.setattr(device_choice, "find_spec", lambda name: name)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(Path, "is_file", lambda path: True)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
@@ -178,7 +178,7 @@ def test_what_cannot_run_on_a_gpu_is_refused(settings: Settings, words: str) -> 
 @pytest.mark.parametrize(
     ("owner", "name", "value", "reason"),
     [
-        (machine, "find_spec", lambda name: None, "Triton is not installed"),
+        (device_choice, "find_spec", lambda name: None, "Triton is not installed"),
         (shutil, "which", lambda name: None, "no C compiler"),
         (Path, "is_file", lambda path: False, "no Python.h"),
         (torch.version, "cuda", None, "CUDA only"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from klein_cli.memory import is_out_of_memory
+from klein_cli.device.memory import is_out_of_memory
 
 
 def test_a_host_without_memory_is_recognised() -> None:

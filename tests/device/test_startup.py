@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from klein_cli.cli.startup import quick_start, read_ahead, wake_gpu
+from klein_cli.device.startup import quick_start, read_ahead, wake_gpu
 
 
 def test_the_collector_rests_and_wakes_again() -> None:
@@ -51,11 +51,11 @@ def test_triton_leaves_without_a_word() -> None:
     script = (
         "import atexit, gc\n"
         "atexit.register(lambda: print(gc.get_freeze_count()))\n"
-        "from klein_cli.cli.startup import freeze_imports, quick_start\n"
+        "from klein_cli.device.startup import freeze_imports, quick_start\n"
         "with quick_start():\n"
         "    kept = [[] for _ in range(100_000)]\n"
         "    freeze_imports()\n"
-        "    import klein_cli.speed.kernels.rows\n"
+        "    import klein_cli.optimize.kernels.norms\n"
     )
     assert int(said(script)) >= 100_000
 
@@ -64,7 +64,7 @@ def test_imports_are_frozen_once() -> None:
     """A second time there would be a model among them, which could never be freed in a cycle."""
     script = (
         "import gc\n"
-        "from klein_cli.cli.startup import freeze_imports\n"
+        "from klein_cli.device.startup import freeze_imports\n"
         "freeze_imports()\n"
         "count = gc.get_freeze_count()\n"
         "kept = [[] for _ in range(1000)]\n"
@@ -90,7 +90,7 @@ def test_the_end_of_python_skips_what_was_imported() -> None:
     script = (
         "import atexit, gc\n"
         "atexit.register(lambda: print(gc.get_freeze_count()))\n"
-        "from klein_cli.cli.startup import quick_start\n"
+        "from klein_cli.device.startup import quick_start\n"
         "with quick_start(): kept = [[] for _ in range(100_000)]\n"
     )
     assert int(said(script)) >= 100_000
@@ -112,7 +112,7 @@ def test_a_picture_does_without_torchs_compiler_and_ray(random_snapshot: str) ->
 
 def test_a_machine_without_a_driver_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is said: torch will say it better."""
-    monkeypatch.setattr("klein_cli.cli.startup._DRIVER", "libno-such-driver.so")
+    monkeypatch.setattr("klein_cli.device.startup._DRIVER", "libno-such-driver.so")
     failed: list[object] = []
     monkeypatch.setattr(threading, "excepthook", failed.append)
     before = set(threading.enumerate())
@@ -153,7 +153,7 @@ def test_weights_are_read_ahead_from_the_disk(
         read.append((where.parent.name, offset))
         return preadv(file, buffers, offset)
 
-    monkeypatch.setattr("klein_cli.cli.startup._CHUNK", 4096)
+    monkeypatch.setattr("klein_cli.device.startup._CHUNK", 4096)
     monkeypatch.setattr(os, "preadv", watched)
     before = set(threading.enumerate())
     read_ahead(tmp_path, "auto")
@@ -175,7 +175,7 @@ def test_a_snapshot_that_is_not_there_is_no_ones_business_yet(tmp_path: Path) ->
 def test_a_gpu_that_was_woken_computes() -> None:
     script = (
         "import threading\n"
-        "from klein_cli.cli.startup import wake_gpu\n"
+        "from klein_cli.device.startup import wake_gpu\n"
         "wake_gpu('cuda')\n"
         "import torch\n"
         "for t in threading.enumerate():\n"

@@ -10,9 +10,9 @@ import torch
 from small_models import FLUX2, filled, flux2_inputs
 
 from klein_cli.models.flux2 import Flux2Transformer
-from klein_cli.recipe import Settings
-from klein_cli.speed.graphs import direct
-from klein_cli.speed.tools import PLAIN, at_work, tools
+from klein_cli.optimize.backend import PLAIN, at_work, tools
+from klein_cli.optimize.graphs import direct
+from klein_cli.settings import Settings
 
 
 def test_a_cpu_computes_in_plain_torch() -> None:
@@ -36,8 +36,8 @@ def test_a_cpu_computes_in_plain_torch() -> None:
 def test_plain_torch_imports_no_triton(quantize: str) -> None:
     script = (
         "import sys\n"
-        "from klein_cli.recipe import Settings\n"
-        "from klein_cli.speed.tools import tools\n"
+        "from klein_cli.settings import Settings\n"
+        "from klein_cli.optimize.backend import tools\n"
         "from klein_cli.models.flux2 import Flux2Ops\n"
         f"tools(Settings(device='cpu', kernels='torch', quantize={quantize!r})).prepare\n"
         "sys.exit('triton' in sys.modules)\n"

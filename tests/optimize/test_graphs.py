@@ -15,9 +15,9 @@ from klein_cli.models.attention import AttentionLengths, MaskAlone, SdpaAttentio
 from klein_cli.models.flux2 import Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Model
 from klein_cli.models.vae import VaeDecoder
-from klein_cli.recipe import Settings
-from klein_cli.speed.graphs import Graphs, TensorFunction, direct
-from klein_cli.speed.tools import tools
+from klein_cli.optimize.backend import tools
+from klein_cli.optimize.graphs import Graphs, TensorFunction, direct
+from klein_cli.settings import Settings
 
 CUDA = torch.device("cuda")
 KERNELS = ("torch", "triton")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from klein_cli.models.layers import Together
-from klein_cli.speed.linears import FusedLinears, fuse
+from klein_cli.optimize.linears import FusedLinears, fuse
 
 
 class Part(nn.Module):

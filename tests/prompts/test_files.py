@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from klein_cli.errors import UsageError
-from klein_cli.lines import decode, lines_of
-from klein_cli.prompts import (
+from klein_cli.prompts.files import (
     BadRow,
     complain,
     parse_csv,
@@ -21,8 +20,9 @@ from klein_cli.prompts import (
     read_prompt,
     read_rows,
 )
+from klein_cli.prompts.rows import Defaults, Row, own_seeds, prompt_fault, recipe_of
+from klein_cli.prompts.utf8 import decode, lines_of
 from klein_cli.recipe import Recipe
-from klein_cli.rows import Defaults, Row, own_seeds, prompt_fault, recipe_of
 
 DEFAULTS = Defaults(model="tiny", width=256, height=256, steps=4, guidance=1.0)
 NO_STDIN = io.BytesIO()
@@ -241,7 +241,7 @@ def test_a_file_with_any_line_ending_is_read_in_pieces(
     wanted = [f"é{'x' * (n % 7)}" for n in range(50)]
     data = ending.join(wanted).encode()
     for piece in range(1, 12):
-        monkeypatch.setattr("klein_cli.lines._PIECE", piece)
+        monkeypatch.setattr("klein_cli.prompts.utf8._PIECE", piece)
         found = list(lines_of(io.BytesIO(data), "f"))
         assert [line.rstrip("\r\n") for line in found] == wanted
         assert "".join(found).encode() == data

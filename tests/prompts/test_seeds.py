@@ -6,8 +6,8 @@ from itertools import chain
 
 import pytest
 
-from klein_cli.cli.seeds import parse_seeds
 from klein_cli.errors import UsageError
+from klein_cli.prompts.seeds import parse_seeds
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from klein_cli.cli.sizes import fit_aspect, parse_aspect, parse_size, picture_size
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
+from klein_cli.prompts.sizes import fit_aspect, parse_aspect, parse_size, picture_size
 
 TINY = presets()["tiny"]
 KLEIN = presets()["klein-4b"]

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from klein_cli.errors import UsageError
-from klein_cli.wildcards import chosen
+from klein_cli.prompts.wildcards import chosen
 
 SEEDS = range(600)
 

@@ -12,9 +12,10 @@ import torch
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.output.reading import Record
 from klein_cli.presets import presets
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.again import as_many_threads, as_then, differences, settings_here
-from klein_cli.run.crew import Origin
+from klein_cli.recipe import Recipe
+from klein_cli.run.differences import as_many_threads, as_then, differences, settings_here
+from klein_cli.run.executors.executor import Origin
+from klein_cli.settings import Settings
 
 TINY, BASE = presets()["tiny"], presets()["klein-base-4b"]
 CPU = Settings(device="cpu", dtype="float32", attention="sdpa")

@@ -9,8 +9,8 @@ import pytest
 
 from klein_cli.errors import OutOfMemoryError
 from klein_cli.recipe import Recipe
+from klein_cli.run.fallback import Attempt, Ladder, what_fits
 from klein_cli.run.jobs import Job
-from klein_cli.run.ladder import Attempt, Ladder, what_fits
 
 ERROR = OutOfMemoryError("it did not fit", "use less")
 

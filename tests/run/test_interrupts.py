@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from klein_cli.interrupts import held_back
+from klein_cli.run.interrupts import held_back
 
 LAUNCH = """
 import signal, sys

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from klein_cli.decode import in_tiles, to_pixels, unpatchify
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.errors import KleinError
 from klein_cli.pipeline import Pipeline, choose
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import resolve
+from klein_cli.recipe import Recipe
+from klein_cli.sampling.decode import in_tiles, to_pixels, unpatchify
+from klein_cli.settings import Settings
 
 
 def first_channels(latents: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from klein_cli.denoise.latents import noise, position_ids
+from klein_cli.sampling.latents import noise, position_ids
 
 CPU = torch.device("cpu")
 

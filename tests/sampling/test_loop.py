@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from klein_cli.denoise.loop import denoise
+from klein_cli.sampling.loop import denoise
 
 SIGMAS = torch.tensor([1.0, 0.75, 0.25, 0.0])
 TEXT = torch.full((2, 5, 3), 2.0)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from klein_cli.denoise.schedule import noise_levels, shift, sigmas
+from klein_cli.sampling.schedule import noise_levels, shift, sigmas
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from klein_cli.checkpoints.folder import INDEX_FILE, is_readable, size_on_disk
 from klein_cli.errors import ModelError
-from klein_cli.model_files import INDEX_FILE, is_readable, size_on_disk
 
 _PREFIX = "models--"
 

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Protocol
 
+from klein_cli.checkpoints.folder import INDEX_FILE, digest
+from klein_cli.checkpoints.hub.cache import cache_folder, point_main_to, repository_folder
+from klein_cli.checkpoints.hub.errors import explained
+from klein_cli.checkpoints.hub.repository import HubFile, Listing, is_git_digest, listing
+from klein_cli.checkpoints.hub.transfer import StoppedError, Transfer, has_size
 from klein_cli.errors import ModelError
-from klein_cli.hub.cache import cache_folder, point_main_to, repository_folder
-from klein_cli.hub.failures import explained
-from klein_cli.hub.repository import HubFile, Listing, is_git_digest, listing
-from klein_cli.hub.transfer import StoppedError, Transfer, has_size
-from klein_cli.model_files import INDEX_FILE, digest
 
 _AT_ONCE = 4
 _SPARE = 2**28

@@ -6,8 +6,8 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from klein_cli.checkpoints.hub.cache import bytes_of
 from klein_cli.errors import ModelError
-from klein_cli.hub.cache import bytes_of
 
 _TINY = "or use --model tiny, which needs no download"
 _UNSET = "unset HF_HUB_OFFLINE"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
+from klein_cli.checkpoints.hub.errors import explained
 from klein_cli.errors import ModelError
-from klein_cli.hub.failures import explained
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SHA1 = re.compile(r"[0-9a-f]{40}", re.ASCII)

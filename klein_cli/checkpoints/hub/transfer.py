@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from klein_cli.checkpoints.folder import digest
+from klein_cli.checkpoints.hub.cache import lock_folder, repository_folder
+from klein_cli.checkpoints.hub.errors import is_worth_another_try, status_of
+from klein_cli.checkpoints.hub.repository import HubFile, is_git_digest
 from klein_cli.errors import ModelError
-from klein_cli.hub.cache import lock_folder, repository_folder
-from klein_cli.hub.failures import is_worth_another_try, status_of
-from klein_cli.hub.repository import HubFile, is_git_digest
-from klein_cli.model_files import digest
 
 _TRIES = 8
 """Failures in a row, without a byte in between, until the hub counts as away: two minutes."""

@@ -16,22 +16,23 @@ from typing import Any
 
 import typer
 
+from klein_cli.bench.scope import FORMAT, FULL, PARTS, QUICK, Amount, Wanted
 from klein_cli.bench.tables import heading, left_out, markdown, tables
-from klein_cli.bench.wanted import FORMAT, FULL, PARTS, QUICK, Amount, Wanted
-from klein_cli.cli import bench_options as own
+from klein_cli.checkpoints.resolve import preset_for, resolve
 from klein_cli.cli import options
-from klein_cli.cli.progress import watched
-from klein_cli.cli.report import Report
+from klein_cli.cli.commands import bench_options as own
 from klein_cli.cli.request import Request, batch_size_of, settings_of
-from klein_cli.cli.sizes import parse_size
-from klein_cli.cli.startup import quick_start
+from klein_cli.cli.terminal.progress import watched
+from klein_cli.cli.terminal.report import Report
+from klein_cli.device.startup import quick_start
 from klein_cli.errors import UsageError
-from klein_cli.interrupts import held_back
 from klein_cli.output.png import check_writable
 from klein_cli.presets import DEFAULT_MODEL, Preset
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.prompts.sizes import parse_size
+from klein_cli.recipe import Recipe
+from klein_cli.run.interrupts import held_back
 from klein_cli.run.plan import check_sides
-from klein_cli.snapshot import preset_for, resolve
+from klein_cli.settings import Settings
 
 _SIZES = ((1024, 1024), (512, 512))
 _EVENT = "benched"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from klein_cli.bench.wanted import FULL, PARTS, QUICK
+from klein_cli.bench.scope import FULL, PARTS, QUICK
 from klein_cli.presets import DEFAULT_MODEL
 
 _WHAT = "What is measured"

@@ -14,8 +14,8 @@ import typer
 from klein_cli import __version__
 from klein_cli.check.doctor import Wanted, examine
 from klein_cli.check.finding import BAD, NOTE, OK, SKIPPED, Finding
-from klein_cli.cli.report import Report
-from klein_cli.cli.terminal import home_as_tilde, printable
+from klein_cli.cli.terminal.report import Report
+from klein_cli.cli.terminal.text import home_as_tilde, printable
 
 _WORDS = {OK: "ok", NOTE: "note", BAD: "BAD", SKIPPED: "-"}
 _COLOURS = {OK: "green", NOTE: "yellow", BAD: "red", SKIPPED: "white"}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from klein_cli.cli import options
-from klein_cli.cli.report import Report
+from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.gallery import Gallery, write_gallery
 from klein_cli.output.naming import STDOUT, destination

@@ -14,14 +14,12 @@ from functools import partial
 import typer
 
 from klein_cli import __version__
+from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
+from klein_cli.cli.commands.gallery import add_page, gallery_folder
 from klein_cli.cli.config import origins
 from klein_cli.cli.crew import check_workers, hired
-from klein_cli.cli.follow import INTERRUPTED, Followed, carried_out
-from klein_cli.cli.gallery import add_page, gallery_folder
 from klein_cli.cli.lengths import check_lengths, tokenizer_of
-from klein_cli.cli.preview import preview
-from klein_cli.cli.report import Report
 from klein_cli.cli.request import (
     Request,
     batch_size_of,
@@ -33,17 +31,20 @@ from klein_cli.cli.request import (
     workers_of,
 )
 from klein_cli.cli.taking_up import output_folder, write_origin, write_plan
-from klein_cli.cli.timings import Timings
+from klein_cli.cli.terminal.follow import INTERRUPTED, Followed, carried_out
+from klein_cli.cli.terminal.preview import preview
+from klein_cli.cli.terminal.report import Report
+from klein_cli.cli.terminal.timings import Timings
 from klein_cli.errors import UsageError
 from klein_cli.output.gallery import check_page
-from klein_cli.output.history import History
 from klein_cli.output.naming import STDOUT
 from klein_cli.presets import DEFAULT_MODEL, Preset
-from klein_cli.recipe import CPU_SEEDS, Settings
-from klein_cli.run.books import Books
+from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.plan import Output, Plan, check_folders, plan
+from klein_cli.run.resume.history import History
+from klein_cli.run.resume.journal import Books
 from klein_cli.run.runner import Run
-from klein_cli.snapshot import on_disk, preset_for
+from klein_cli.settings import Settings
 
 
 def generate(
@@ -194,7 +195,7 @@ def _make(
 
 
 def _dry_run(request: Request, planned: Plan, history: History, report: Report) -> int:
-    from klein_cli.cli.dry_run import dry_run
+    from klein_cli.cli.terminal.dry_run import dry_run
 
     tokenize = None
     snapshot = on_disk(request.model)

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from klein_cli.cli import options
-from klein_cli.cli.preview import preview
-from klein_cli.cli.terminal import printable, to_stderr
+from klein_cli.cli.terminal.preview import preview
+from klein_cli.cli.terminal.text import printable, to_stderr
 from klein_cli.errors import KleinError
 from klein_cli.output.reading import Record, read_record
 

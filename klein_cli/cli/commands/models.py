@@ -12,14 +12,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from klein_cli.cli.fetching import Fetching
-from klein_cli.cli.report import Report
-from klein_cli.cli.terminal import gigabytes, home_as_tilde, table
+from klein_cli.checkpoints.folder import faults, size_on_disk
+from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached, remove, repositories
+from klein_cli.checkpoints.resolve import hub_repository, on_disk, preset_for, pull
+from klein_cli.cli.terminal.download_bar import Fetching
+from klein_cli.cli.terminal.report import Report
+from klein_cli.cli.terminal.text import gigabytes, home_as_tilde, table
 from klein_cli.errors import ModelError, UsageError
-from klein_cli.hub.cache import bytes_of, cache_folder, cached, remove, repositories
-from klein_cli.model_files import faults, size_on_disk
 from klein_cli.presets import Preset, presets
-from klein_cli.snapshot import hub_repository, on_disk, preset_for, pull
 
 Name = Annotated[
     str,

@@ -17,12 +17,11 @@ from typing import Annotated
 import typer
 
 from klein_cli import __version__
+from klein_cli.checkpoints.resolve import preset_for
 from klein_cli.cli import options
+from klein_cli.cli.commands.generate import check_stdout
 from klein_cli.cli.config import origins, was_typed
 from klein_cli.cli.drawing import Drawing, Source, names_of
-from klein_cli.cli.follow import Followed, carried_out
-from klein_cli.cli.generate import check_stdout
-from klein_cli.cli.report import Report
 from klein_cli.cli.request import (
     Request,
     batch_size_of,
@@ -31,16 +30,17 @@ from klein_cli.cli.request import (
     settings_of,
     without_effect,
 )
+from klein_cli.cli.terminal.follow import Followed, carried_out
+from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.naming import STDOUT, Names, destination
 from klein_cli.output.png import check_room
 from klein_cli.output.reading import read_record
-from klein_cli.recipe import Settings
-from klein_cli.rows import Row, recipe_of
-from klein_cli.run.again import as_then, model_of
+from klein_cli.prompts.rows import Row, recipe_of
+from klein_cli.run.differences import as_then, model_of
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import check_folders, check_sides
-from klein_cli.snapshot import preset_for
+from klein_cli.settings import Settings
 
 THE_PICTURES = "the picture's"
 _SETTINGS = tuple(field.name for field in fields(Settings))

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klein_cli.check.prompts import PROMPTS
+from klein_cli.checkpoints.resolve import preset_for
 from klein_cli.cli import options
-from klein_cli.cli.fetching import fetch
-from klein_cli.cli.report import Report
 from klein_cli.cli.request import Request, batch_size_of, settings_of
-from klein_cli.cli.sizes import picture_size
+from klein_cli.cli.terminal.download_bar import fetch
+from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.interrupts import held_back
 from klein_cli.output.png import check_writable, save
 from klein_cli.presets import DEFAULT_MODEL, Preset
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.prompts.sizes import picture_size
+from klein_cli.recipe import Recipe
+from klein_cli.run.interrupts import held_back
 from klein_cli.run.plan import check_sides
-from klein_cli.snapshot import preset_for
+from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
     from klein_cli.check.verify import Comparison

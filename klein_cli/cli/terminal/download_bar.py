@@ -6,9 +6,9 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from klein_cli.cli.report import Report
-from klein_cli.cli.terminal import gigabytes
-from klein_cli.snapshot import Snapshot, resolve
+from klein_cli.checkpoints.resolve import Snapshot, resolve
+from klein_cli.cli.terminal.report import Report
+from klein_cli.cli.terminal.text import gigabytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -19,7 +19,7 @@ _WORTH_SAYING = 10**6
 
 
 class Fetching:
-    """Watches a download (`klein_cli.hub.download.Watch`) and tells `report` of it.
+    """Watches a download (`klein_cli.checkpoints.hub.download.Watch`) and tells `report` of it.
 
     Where a bar is `shown`, it is on stderr and gone when the context ends; elsewhere each tenth of
     a phase is a note. Under --json each hundredth is an event.

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
-from klein_cli.cli.report import Report
-from klein_cli.output.history import History
+from klein_cli.cli.terminal.report import Report
 from klein_cli.run.jobs import Job
+from klein_cli.run.resume.history import History
 from klein_cli.text.tokenizer import TokenizedPrompt
 
 _GROUPS = 8

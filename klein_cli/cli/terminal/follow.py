@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from klein_cli.cli.report import Report
+from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError
 from klein_cli.output.naming import STDOUT
 from klein_cli.run.jobs import Job

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from klein_cli.cli.preview import Preview
-from klein_cli.cli.progress import Bar, watched
-from klein_cli.cli.terminal import printable, to_stderr
+from klein_cli.cli.terminal.preview import Preview
+from klein_cli.cli.terminal.progress import Bar, watched
+from klein_cli.cli.terminal.text import printable, to_stderr
 from klein_cli.errors import KleinError
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Failed, Saved, Stopped, words

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from klein_cli.load import Loading
+    from klein_cli.checkpoints.load import Loading
     from klein_cli.pipeline import Pipeline
 
 _GIGABYTE = 1e9

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from klein_cli.speed.kernels.options import options
+from klein_cli.optimize.kernels.options import options
 
 _TILE = 8192
 """Values of one tile: 64 pixels of 128 channels."""

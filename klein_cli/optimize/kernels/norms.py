@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from klein_cli.speed.kernels.options import options, row_options
+from klein_cli.optimize.kernels.options import options, row_options
 
 FP8 = torch.float8_e4m3fn
 _FP8_MAX: tl.constexpr = tl.constexpr(448.0)

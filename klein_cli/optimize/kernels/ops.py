@@ -26,24 +26,24 @@ class FusedFlux2Ops(Flux2Ops):
     """See `Flux2Ops`."""
 
     def modulate(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Operand:
-        from klein_cli.speed.kernels.rows import modulate
+        from klein_cli.optimize.kernels.norms import modulate
 
         return modulate(x, shift, scale, eps)
 
     def add_gated(self, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-        from klein_cli.speed.kernels.rows import add_gated
+        from klein_cli.optimize.kernels.norms import add_gated
 
         return add_gated(x, gate, y)
 
     def swiglu(self, x: Tensor, beside: Tensor | None = None) -> Operand:
-        from klein_cli.speed.kernels.rows import gated
+        from klein_cli.optimize.kernels.norms import gated
 
         gate, value = x.chunk(2, dim=-1)
         return gated(gate, value, beside)
 
     def heads(self, streams: Sequence[Projected], rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """One stream stays where its projection lies: its queries and keys are turned there."""
-        from klein_cli.speed.kernels.heads import join_heads, turn_heads
+        from klein_cli.optimize.kernels.qk_norm_rope import join_heads, turn_heads
 
         norm = streams[0].norm_query
         assert norm.eps is not None
@@ -66,7 +66,7 @@ class FusedQwen3Ops(Qwen3Ops):
     """See `Qwen3Ops`."""
 
     def normalise(self, x: Tensor, norm: Qwen3RMSNorm) -> Tensor:
-        from klein_cli.speed.kernels.rows import rms_norm
+        from klein_cli.optimize.kernels.norms import rms_norm
 
         return rms_norm(x, norm.weight, norm.eps)
 
@@ -79,7 +79,7 @@ class FusedQwen3Ops(Qwen3Ops):
         rotary: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """In place."""
-        from klein_cli.speed.kernels.heads import turn_heads
+        from klein_cli.optimize.kernels.qk_norm_rope import turn_heads
 
         weights = norm_query.weight, norm_key.weight
         turn_heads(query, key, weights, rotary, norm_query.eps, halves=True)
@@ -87,7 +87,7 @@ class FusedQwen3Ops(Qwen3Ops):
         return split_heads(query, size), split_heads(key, size)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        from klein_cli.speed.kernels.rows import gated
+        from klein_cli.optimize.kernels.norms import gated
 
         return gated(gate, up)
 
@@ -105,19 +105,19 @@ class FusedVaeOps(VaeOps):
     def normalise(
         self, x: Tensor, norm: nn.GroupNorm, *, silu: bool, bias: Tensor | None = None
     ) -> Tensor:
-        from klein_cli.speed.kernels.groups import group_norm
+        from klein_cli.optimize.kernels.group_norm import group_norm
 
         affine = norm.weight, norm.bias
         return group_norm(x, norm.num_groups, *affine, norm.eps, silu=silu, before=bias)
 
     def add(self, x: Convolved, y: Convolved) -> Tensor:
-        from klein_cli.speed.kernels.pictures import add_biased
+        from klein_cli.optimize.kernels.upsample import add_biased
 
         biases = [bias.float() for bias in (x.bias, y.bias) if bias is not None]
         return add_biased(x.values, y.values, sum(biases[1:], biases[0]))
 
     def enlarge(self, x: Tensor) -> Tensor:
-        from klein_cli.speed.kernels.pictures import enlarge
+        from klein_cli.optimize.kernels.upsample import enlarge
 
         return enlarge(x)
 
@@ -126,7 +126,7 @@ class FusedVaeOps(VaeOps):
 
         No attention kernel of torch's is fast with heads of 512 channels.
         """
-        from klein_cli.speed.kernels.groups import softmax
+        from klein_cli.optimize.kernels.group_norm import softmax
 
         out = torch.empty_like(query)
         scale = query.shape[-1] ** -0.5

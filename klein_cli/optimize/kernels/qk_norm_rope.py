@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from klein_cli.speed.kernels.options import options
+from klein_cli.optimize.kernels.options import options
 
 _MOST_HEADS = 8
 """Heads of one program: 8 heads of 128 channels are 1024 values."""

@@ -1,4 +1,4 @@
-"""Who draws: attempts -> outcomes. `Alone` draws here; `klein_cli.run.workers` has others draw."""
+"""Who draws: attempts -> outcomes. `Alone` draws here; `ray` beside it has others draw."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.output.metadata import record
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.ladder import Attempt, Renderer, what_fits
+from klein_cli.recipe import Recipe
+from klein_cli.run.fallback import Attempt, Renderer, what_fits
+from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
     from klein_cli.pipeline import Pipeline
-    from klein_cli.run.ladder import Pixels
+    from klein_cli.run.fallback import Pixels
 
 
 class Describe(Protocol):
@@ -39,7 +40,7 @@ class Origin:
     @classmethod
     def of(cls, pipeline: Pipeline) -> Origin:
         """That of a pipeline's pictures. Raises ModelError when the model's files have gone."""
-        from klein_cli.fingerprint import fingerprint
+        from klein_cli.checkpoints.fingerprint import fingerprint
 
         snapshot = pipeline.snapshot
         return cls(
@@ -53,7 +54,7 @@ class Origin:
 
 def describe_with(origin: Origin) -> Describe:
     """Records of pictures of this origin; see `klein_cli.output.metadata.record`."""
-    from klein_cli.denoise.schedule import noise_levels
+    from klein_cli.sampling.schedule import noise_levels
 
     def describe(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
         return record(

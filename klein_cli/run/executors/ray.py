@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.interrupts import held_back
-from klein_cli.recipe import Settings
-from klein_cli.run.crew import Describe, Outcome, WorkerDied, describe_with
-from klein_cli.run.ladder import Attempt
-from klein_cli.run.worker import Hello, Order, Worker
+from klein_cli.run.executors.executor import Describe, Outcome, WorkerDied, describe_with
+from klein_cli.run.executors.worker import Hello, Order, Worker
+from klein_cli.run.fallback import Attempt
+from klein_cli.run.interrupts import held_back
+from klein_cli.settings import Settings
 
 _IN_LINE = 2
 """Attempts a worker has at once: one in hand, and the next, so that it never waits for us."""
@@ -68,7 +68,7 @@ class _Hand:
 
 
 class Pool:
-    """See `klein_cli.run.crew.Crew`. `hello` is from the worker that was ready first."""
+    """See `executor.Crew`. `hello` is from the worker that was ready first."""
 
     hello: Hello
 

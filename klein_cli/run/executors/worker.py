@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from klein_cli.errors import KleinError
-from klein_cli.recipe import Settings
-from klein_cli.run.crew import Origin, draw
-from klein_cli.run.ladder import Attempt
+from klein_cli.run.executors.executor import Origin, draw
+from klein_cli.run.fallback import Attempt
+from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
     from klein_cli.pipeline import Pipeline
-    from klein_cli.run.ladder import Pixels
+    from klein_cli.run.fallback import Pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +59,8 @@ class Worker:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             import torch
 
+            from klein_cli.checkpoints.resolve import resolve
             from klein_cli.pipeline import Pipeline, choose
-            from klein_cli.snapshot import resolve
 
             torch.set_num_threads(order.threads)
             snapshot = resolve(order.model)

@@ -9,9 +9,9 @@ from enum import Enum, auto
 from pathlib import Path
 
 from klein_cli.errors import KleinError
-from klein_cli.output.history import Item, file_hash, recipe_hash
 from klein_cli.output.reading import Record, is_wreck, read_record
 from klein_cli.recipe import Recipe
+from klein_cli.run.resume.history import Item, file_hash, recipe_hash
 
 
 class Found(Enum):

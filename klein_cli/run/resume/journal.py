@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from klein_cli.output.history import FILE, History, Item, recipe_hash
-from klein_cli.output.manifest import Manifest
 from klein_cli.output.png import save, sweep
-from klein_cli.run.crew import Origin
+from klein_cli.run.executors.executor import Origin
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Plan
+from klein_cli.run.resume.history import FILE, History, Item, recipe_hash
+from klein_cli.run.resume.manifest import Manifest
 
 FAILED = "failed.jsonl"
 

@@ -32,7 +32,8 @@ from typing import Any
 
 from klein_cli import __version__
 from klein_cli.errors import UsageError
-from klein_cli.output.history import (
+from klein_cli.recipe import Recipe
+from klein_cli.run.resume.history import (
     BEGINNING,
     FILE,
     FORMAT,
@@ -41,7 +42,6 @@ from klein_cli.output.history import (
     is_foreign,
     read_history,
 )
-from klein_cli.recipe import Recipe
 
 _CHUNK = 1000
 _BLOCK = 65536

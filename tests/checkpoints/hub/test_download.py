@@ -29,8 +29,8 @@ from fake_hub import (
 )
 from huggingface_hub.hf_api import RepoFile
 
+from klein_cli.checkpoints.hub.repository import listing
 from klein_cli.errors import ModelError
-from klein_cli.hub.repository import listing
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "vae/config.json"

@@ -8,8 +8,8 @@ import os
 import pytest
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from klein_cli.checkpoints.hub.errors import explained, is_worth_another_try
 from klein_cli.errors import ModelError
-from klein_cli.hub.failures import explained, is_worth_another_try
 
 PAGE = "https://huggingface.co/nobody/model"
 

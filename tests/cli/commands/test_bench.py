@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from klein_cli.cli.app import main
-from klein_cli.cli.bench import pictures_of, warn_of_other_pictures
-from klein_cli.cli.report import Report
+from klein_cli.cli.commands.bench import pictures_of, warn_of_other_pictures
 from klein_cli.cli.request import Request
+from klein_cli.cli.terminal.report import Report
 
 HEAVY = ("torch", "transformers", "diffusers", "numpy")
 PROBE = f"""

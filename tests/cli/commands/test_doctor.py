@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "klein_cli"
+PACKAGE = Path(__file__).parents[3] / "klein_cli"
 CONFIGS = PACKAGE.parent / "configs"
 SECRET = "hf_a_secret_token"
 

@@ -12,7 +12,8 @@ from PIL import Image, PngImagePlugin
 from klein_cli.cli.app import main
 from klein_cli.output.metadata import parameters, record
 from klein_cli.output.png import encode
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 RECIPE = Recipe(
     prompt="a cat\x1b[2J", seed=7, width=64, height=32, steps=4, guidance=1.0, model="tiny"

@@ -22,7 +22,7 @@ from klein_cli.errors import ModelError
 from klein_cli.output.metadata import to_json
 from klein_cli.pipeline import Pipeline
 from klein_cli.presets import presets
-from klein_cli.recipe import Settings
+from klein_cli.settings import Settings
 
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
 CIRCLE = "a red circle on a white background"
@@ -600,4 +600,4 @@ def test_everything_is_refused_before_torch(circle: Path) -> None:
 
 
 def test_the_package_is_the_one_under_test() -> None:
-    assert Path(klein_cli.__file__).is_relative_to(Path(__file__).parents[2]), os.getcwd()
+    assert Path(klein_cli.__file__).is_relative_to(Path(__file__).parents[3]), os.getcwd()

@@ -12,7 +12,7 @@ import pytest
 from injected import inject
 from wrong_encoders import RIGHT_ON_VALID_ROWS, WRONG
 
-import klein_cli.check.reference
+import klein_cli.check.official
 import klein_cli.check.verify
 from klein_cli.check.prompts import PROMPTS
 from klein_cli.cli.app import main
@@ -89,7 +89,8 @@ def test_in_short(verify: Any) -> None:
 def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing wrong is put into the reference: it need not draw anew for each wrong encoder."""
     monkeypatch.setattr(klein_cli.check.verify, "reference", _reference)
-    monkeypatch.setattr("klein_cli.cli.verify.PROMPTS", (PROMPTS[0], PROMPTS[3], PROMPTS[-1]))
+    some = PROMPTS[0], PROMPTS[3], PROMPTS[-1]
+    monkeypatch.setattr("klein_cli.cli.commands.verify.PROMPTS", some)
 
 
 _DRAWN: dict[object, Any] = {}
@@ -98,7 +99,7 @@ _DRAWN: dict[object, Any] = {}
 def _reference(root: Path, settings: Any, recipes: list[Any], on_event: Any) -> Any:
     key = (root, settings, *recipes)
     if key not in _DRAWN:
-        _DRAWN[key] = klein_cli.check.reference.reference(root, settings, recipes, on_event)
+        _DRAWN[key] = klein_cli.check.official.reference(root, settings, recipes, on_event)
     return _DRAWN[key]
 
 
@@ -123,7 +124,7 @@ def events(out: str) -> list[Any]:
 
 
 def test_json_is_every_number_and_the_verdict(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klein_cli.cli.verify.PROMPTS", PROMPTS[:2])
+    monkeypatch.setattr("klein_cli.cli.commands.verify.PROMPTS", PROMPTS[:2])
     inject(monkeypatch, "first pad unmasked")
     code, out, _ = verify("--json", "-s", "5")
     first, second, last = (
@@ -146,7 +147,7 @@ def test_json_is_every_number_and_the_verdict(verify: Any, monkeypatch: pytest.M
 
 def test_json_of_equal_pictures_is_strict(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their psnr is infinite, for which JSON has no word."""
-    monkeypatch.setattr("klein_cli.cli.verify.PROMPTS", PROMPTS[:1])
+    monkeypatch.setattr("klein_cli.cli.commands.verify.PROMPTS", PROMPTS[:1])
     code, out, _ = verify("--json")
     assert code == 0
     first, _ = (json.loads(line, parse_constant=pytest.fail) for line in out.splitlines())
@@ -164,7 +165,7 @@ def test_an_error_is_an_event_too(verify: Any) -> None:
 
 
 def test_the_page(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klein_cli.cli.verify.PROMPTS", PROMPTS[:2])
+    monkeypatch.setattr("klein_cli.cli.commands.verify.PROMPTS", PROMPTS[:2])
     assert verify("--html", "out/report.html")[0] == 0
     text = Path("out/report.html").read_text(encoding="utf-8")
     assert text.count("<img") == 6
@@ -182,7 +183,7 @@ def test_tiny_is_the_same(capfd: pytest.CaptureFixture[str]) -> None:
 def test_guidance_is_the_same(
     small_base_snapshot: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("klein_cli.cli.verify.PROMPTS", PROMPTS[:2])
+    monkeypatch.setattr("klein_cli.cli.commands.verify.PROMPTS", PROMPTS[:2])
     assert main(["verify", "-m", str(small_base_snapshot), *QUICK, "--steps", "2"]) == 0
     assert "2 of 2" in capfd.readouterr().out
 

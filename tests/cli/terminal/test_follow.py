@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from klein_cli.cli.follow import Followed, exit_code
-from klein_cli.cli.report import Report
+from klein_cli.cli.terminal.follow import Followed, exit_code
+from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.recipe import Recipe
 from klein_cli.run.jobs import Job, Jobs

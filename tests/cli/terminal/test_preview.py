@@ -13,7 +13,8 @@ from terminal import kitty, on_terminal, silent, sixel
 
 from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 HALF_BLOCK = "▀".encode()
 RED = b"200;10;20"

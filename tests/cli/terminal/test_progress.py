@@ -15,7 +15,7 @@ pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
 
 SCRIPT = """
 from pathlib import Path
-from klein_cli.cli.report import Report
+from klein_cli.cli.terminal.report import Report
 from klein_cli.recipe import Recipe
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Failed, Saved
@@ -116,7 +116,7 @@ def test_a_pipe_has_no_bar() -> None:
 
 ONE = """
 import sys, time
-from klein_cli.cli.progress import Bar
+from klein_cli.cli.terminal.progress import Bar
 bar = Bar(shown=True)
 with bar:
     for said in ("loading tiny", "reading the prompt"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from klein_cli.cli.report import Report, grouped
+from klein_cli.cli.terminal.report import Report, grouped
 from klein_cli.errors import KleinError
 from klein_cli.recipe import Recipe
 from klein_cli.run.jobs import Job
@@ -151,7 +151,7 @@ def test_the_first_bug_shows_its_traceback_and_the_rest_a_line(
 
 
 def test_every_event_is_documented_and_every_documented_one_exists() -> None:
-    repository = Path(__file__).parents[2]
+    repository = Path(__file__).parents[3]
     sources = [
         repository / "klein_cli" / "cli" / f"{name}.py"
         for name in (

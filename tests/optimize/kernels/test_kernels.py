@@ -69,7 +69,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("layout", [torch.clone, view])
 def test_modulate(dtype: torch.dtype, width: int, layout: Callable[[Tensor], Tensor]) -> None:
-    from klein_cli.speed.kernels.rows import modulate, modulate_fp8
+    from klein_cli.optimize.kernels.norms import modulate, modulate_fp8
 
     x = layout(randn(2, 3, width, dtype=dtype) * 4 + 7)  # a mean that counts
     mods = randn(1, 1, 3 * width, dtype=dtype)
@@ -82,7 +82,7 @@ def test_modulate(dtype: torch.dtype, width: int, layout: Callable[[Tensor], Ten
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rms_norm(dtype: torch.dtype, width: int) -> None:
-    from klein_cli.speed.kernels.rows import rms_norm
+    from klein_cli.optimize.kernels.norms import rms_norm
 
     x, weight = view(randn(2, 3, width, dtype=dtype) * 5), randn(width, dtype=dtype)
     wanted = F.rms_norm(x.float(), (width,), weight.float(), 1e-6)
@@ -92,7 +92,7 @@ def test_rms_norm(dtype: torch.dtype, width: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_add_gated(dtype: torch.dtype, width: int) -> None:
-    from klein_cli.speed.kernels.rows import add_gated
+    from klein_cli.optimize.kernels.norms import add_gated
 
     x, y = randn(2, 3, width, dtype=dtype), randn(2, 3, width, dtype=dtype, seed=1)
     gate = randn(1, 1, 2 * width, dtype=dtype)[..., width:]
@@ -104,7 +104,7 @@ def test_add_gated(dtype: torch.dtype, width: int) -> None:
 @pytest.mark.parametrize(("width", "inner", "louder"), [(0, 48, 1), (64, 192, 1), (48, 1100, 50)])
 def test_gated(dtype: torch.dtype, width: int, inner: int, louder: float) -> None:
     """In fp8 the largest value of a row is in either part."""
-    from klein_cli.speed.kernels.rows import gated, gated_fp8
+    from klein_cli.optimize.kernels.norms import gated, gated_fp8
 
     both = randn(2, 3, 2 * inner + 16, dtype=dtype) * 3
     gate, value = both[..., 16:].chunk(2, dim=-1)
@@ -118,7 +118,7 @@ def test_gated(dtype: torch.dtype, width: int, inner: int, louder: float) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_quantised(dtype: torch.dtype) -> None:
-    from klein_cli.speed.kernels.rows import quantised
+    from klein_cli.optimize.kernels.norms import quantised
 
     x = view(randn(2, 4, 48, dtype=dtype) * torch.tensor([1e-3, 1.0, 50.0, 0.0], device=DEVICE)
              .to(dtype)[:, None])  # fmt: skip
@@ -154,7 +154,7 @@ def tables(tokens: int, size: int, halves: bool, dtype: torch.dtype) -> tuple[Te
 def test_heads_are_turned_in_place(
     dtype: torch.dtype, halves: bool, size: int, queries: int, keys: int
 ) -> None:
-    from klein_cli.speed.kernels.heads import turn_heads
+    from klein_cli.optimize.kernels.qk_norm_rope import turn_heads
 
     tokens, sizes = 5, (queries * size, keys * size, keys * size, 48)
     whole = randn(2, tokens, sum(sizes), dtype=dtype) * 3
@@ -172,7 +172,7 @@ def test_heads_are_turned_in_place(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("size", "heads"), [(16, 3), (128, 4)])
 def test_heads_of_two_streams_are_joined(dtype: torch.dtype, size: int, heads: int) -> None:
-    from klein_cli.speed.kernels.heads import join_heads
+    from klein_cli.optimize.kernels.qk_norm_rope import join_heads
 
     lengths, width = (4, 7), size * heads
     streams = tuple(tuple(randn(2, n, 3 * width, dtype=dtype).chunk(3, dim=-1)) for n in lengths)
@@ -197,7 +197,7 @@ def test_heads_of_two_streams_are_joined(dtype: torch.dtype, size: int, heads: i
 def test_group_norm(
     dtype: torch.dtype, channels: int, groups: int, height: int, width: int, silu: bool
 ) -> None:
-    from klein_cli.speed.kernels.groups import group_norm
+    from klein_cli.optimize.kernels.group_norm import group_norm
 
     x = randn(2, channels, height, width, dtype=dtype) * 2 + 5
     x = x.contiguous(memory_format=torch.channels_last)
@@ -210,7 +210,7 @@ def test_group_norm(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_group_norm_of_pictures_that_lack_a_bias(dtype: torch.dtype) -> None:
-    from klein_cli.speed.kernels.groups import group_norm
+    from klein_cli.optimize.kernels.group_norm import group_norm
 
     x = randn(2, 24, 5, 7, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight, bias, before = (randn(24, dtype=dtype, seed=seed) * 3 for seed in (0, 1, 2))
@@ -228,15 +228,15 @@ def test_group_norm_keeps_a_small_variance_beside_a_large_mean(
 
     The first tile of all may be nowhere near the rest.
     """
-    from klein_cli.speed.kernels import groups
+    from klein_cli.optimize.kernels import group_norm
 
-    monkeypatch.setattr(groups, "_TILE", 64)
-    monkeypatch.setattr(groups, "_MOST_CHUNKS", 3)
+    monkeypatch.setattr(group_norm, "_TILE", 64)
+    monkeypatch.setattr(group_norm, "_MOST_CHUNKS", 3)
     x = (randn(1, 16, 13, 11) * 0.01 + 300).contiguous(memory_format=torch.channels_last)
     x[:, :, 0, :4] -= 300 - first
     weight, bias = torch.ones(16, device=DEVICE), torch.zeros(16, device=DEVICE)
     wanted = F.group_norm(x.double(), 4, eps=1e-6)
-    close(groups.group_norm(x, 4, weight, bias, 1e-6, silu=False), wanted, 5e-3)
+    close(group_norm.group_norm(x, 4, weight, bias, 1e-6, silu=False), wanted, 5e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -244,25 +244,25 @@ def test_group_norm_keeps_a_small_variance_beside_a_large_mean(
 def test_pictures_are_added_and_enlarged(
     dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from klein_cli.speed.kernels import pictures
+    from klein_cli.optimize.kernels import upsample
 
-    monkeypatch.setattr(pictures, "_TILE", 1024)
+    monkeypatch.setattr(upsample, "_TILE", 1024)
     x, y = (
         randn(*shape, dtype=dtype, seed=seed).contiguous(memory_format=torch.channels_last)
         for seed in (0, 1)
     )
     bias = randn(shape[1]) * 5
     wanted = x.double() + y.double() + bias.double()[:, None, None]
-    found = pictures.add_biased(x, y, bias)
+    found = upsample.add_biased(x, y, bias)
     close(found, wanted, ROUNDING[dtype])
     assert found.data_ptr() == y.data_ptr()
     narrow = x.contiguous(), y.contiguous()  # in torch's usual layout: not written to
     kept = narrow[1].clone()
-    again = pictures.add_biased(*narrow, bias)
+    again = upsample.add_biased(*narrow, bias)
     close(again, x.double() + kept.double() + bias.double()[:, None, None], ROUNDING[dtype])
     assert torch.equal(narrow[1], kept)
-    assert torch.equal(pictures.enlarge(x.contiguous()), pictures.enlarge(x))
-    larger = pictures.enlarge(x)
+    assert torch.equal(upsample.enlarge(x.contiguous()), upsample.enlarge(x))
+    larger = upsample.enlarge(x)
     assert torch.equal(larger, F.interpolate(x, scale_factor=2.0, mode="nearest"))
     assert larger.is_contiguous(memory_format=torch.channels_last)
 
@@ -270,7 +270,7 @@ def test_pictures_are_added_and_enlarged(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [40, 4096 + 17])
 def test_softmax(dtype: torch.dtype, columns: int) -> None:
-    from klein_cli.speed.kernels.groups import softmax
+    from klein_cli.optimize.kernels.group_norm import softmax
 
     scores = randn(3, columns) * 30
     scores[0, -1] = scores[1, 0] = 400.0  # the largest in the last block, and in the first

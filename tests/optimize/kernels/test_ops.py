@@ -23,8 +23,8 @@ from klein_cli.models.attention import AttentionLengths, SdpaAttention
 from klein_cli.models.flux2 import Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Model
 from klein_cli.models.vae import VaeDecoder
-from klein_cli.recipe import Settings
-from klein_cli.speed.tools import PLAIN, Tools, tools
+from klein_cli.optimize.backend import PLAIN, Tools, tools
+from klein_cli.settings import Settings
 
 pytestmark = MARKS
 __all__ = ["_rounding_that_carries"]
@@ -111,8 +111,8 @@ def test_models_are_built_before_triton_is_imported() -> None:
     """Its import, a third of a second, is for the time in which weights are read."""
     script = (
         "import sys\n"
-        "from klein_cli.recipe import Settings\n"
-        "from klein_cli.speed import tools as t\n"
+        "from klein_cli.settings import Settings\n"
+        "from klein_cli.optimize import backend as t\n"
         "t.Graphs = lambda device: t.direct\n"
         "kit = t.tools(Settings(device='cuda', kernels='triton'))\n"
         "before = 'triton' in sys.modules\n"

@@ -11,7 +11,7 @@ from torch import nn
 
 from klein_cli.errors import ModelError
 from klein_cli.models.flux2 import Flux2Transformer
-from klein_cli.speed.fp8 import FP8, Fp8Linear, Scaled, quantise, scaled
+from klein_cli.optimize.quantize.fp8 import FP8, Fp8Linear, Scaled, quantise, scaled
 
 
 def dit() -> Flux2Transformer:
@@ -49,7 +49,7 @@ def test_a_layer_takes_a_tensor_or_what_is_quantised_already() -> None:
 def test_a_weight_quantised_in_parts_is_the_same(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("klein_cli.speed.fp8._ROWS", rows)
+    monkeypatch.setattr("klein_cli.optimize.quantize.fp8._ROWS", rows)
     weight = torch.randn(48, 64, dtype=torch.bfloat16)
     layer, whole = Fp8Linear(weight, scaled), scaled(weight)
     assert torch.equal(layer.get_buffer("values").float(), whole.values.float())

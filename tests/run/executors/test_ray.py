@@ -21,15 +21,16 @@ from typing import Any
 import numpy
 import pytest
 
-import klein_cli.run.workers
+import klein_cli.run.executors.ray
 from klein_cli.cli.app import main
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError, UsageError
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.crew import Origin, WorkerDied
+from klein_cli.recipe import Recipe
+from klein_cli.run.executors.executor import Origin, WorkerDied
+from klein_cli.run.executors.ray import Pool, _own_folder, _whereabouts, hire
+from klein_cli.run.executors.worker import Drawn, Hello, Order, Worker
+from klein_cli.run.fallback import Attempt
 from klein_cli.run.jobs import Job
-from klein_cli.run.ladder import Attempt
-from klein_cli.run.worker import Drawn, Hello, Order, Worker
-from klein_cli.run.workers import Pool, _own_folder, _whereabouts, hire
+from klein_cli.settings import Settings
 
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
 
@@ -62,8 +63,8 @@ def attempt(index: int = 1, prompt: str = "a cat", side: int = 64) -> Attempt:
 def test_a_worker_draws_what_the_pipeline_draws(small_snapshot: Path) -> None:
     import torch
 
+    from klein_cli.checkpoints.resolve import resolve
     from klein_cli.pipeline import Pipeline, choose
-    from klein_cli.snapshot import resolve
 
     worker, threads = Worker(), torch.get_num_threads()
     settings = Settings(device="cpu")
@@ -281,7 +282,7 @@ def test_the_folder_of_a_ray_that_runs_elsewhere_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process of this number may be another one on the machine that shares the place."""
-    monkeypatch.setattr("klein_cli.run.workers._SHORT", 4096)
+    monkeypatch.setattr("klein_cli.run.executors.ray._SHORT", 4096)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -306,7 +307,7 @@ def test_workers_that_compute_otherwise_are_told_of_once(ray: FakeRay) -> None:
 def test_without_ray_the_error_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(klein_cli.run.workers, "find_spec", lambda name: None)
+    monkeypatch.setattr(klein_cli.run.executors.ray, "find_spec", lambda name: None)
     for options in (["--workers", "2"], ["--ray", "auto"]):
         assert main(["generate", "a cat", "-n", "2", "-m", "tiny", "-o", "x/", *options]) == 2
         said = capsys.readouterr().err
@@ -326,8 +327,8 @@ def test_workers_are_told_of_a_folder_by_its_full_path(
         orders.append(order)
         raise KleinError("enough", "look at the order")
 
-    monkeypatch.setattr(klein_cli.run.workers, "hire", stop)
-    monkeypatch.setattr(klein_cli.run.workers, "find_spec", lambda name: object())
+    monkeypatch.setattr(klein_cli.run.executors.ray, "hire", stop)
+    monkeypatch.setattr(klein_cli.run.executors.ray, "find_spec", lambda name: object())
     monkeypatch.chdir(tmp_path)
     Path("dist").symlink_to(small_snapshot)
     size = ["--size", "128x128", "-n", "2", "-o", "out/"]
@@ -403,7 +404,7 @@ class Running:
 
 
 with_ray = pytest.mark.skipif(
-    klein_cli.run.workers.find_spec("ray") is None or not Path("/proc/self").exists(),
+    klein_cli.run.executors.ray.find_spec("ray") is None or not Path("/proc/self").exists(),
     reason="needs Ray, and /proc to see its processes",
 )
 

@@ -9,11 +9,12 @@ import numpy
 import pytest
 from PIL import Image
 
-from klein_cli.output.history import Item, file_hash, recipe_hash
 from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.found import Found, look
+from klein_cli.recipe import Recipe
+from klein_cli.run.resume.existing import Found, look
+from klein_cli.run.resume.history import Item, file_hash, recipe_hash
+from klein_cli.settings import Settings
 
 RECIPE = Recipe(prompt="a", seed=7, width=64, height=48, steps=4, guidance=1.0, model="tiny")
 PLANNED = Item(run=1, index=1, seed=7, file="1.png")

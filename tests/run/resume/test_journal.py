@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from klein_cli.output.manifest import opened
 from klein_cli.presets import presets
-from klein_cli.prompts import read_rows
-from klein_cli.recipe import Settings
-from klein_cli.rows import Defaults, Row
-from klein_cli.run.books import Books
-from klein_cli.run.crew import Origin
+from klein_cli.prompts.files import read_rows
+from klein_cli.prompts.rows import Defaults, Row
+from klein_cli.run.executors.executor import Origin
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, plan
+from klein_cli.run.resume.journal import Books
+from klein_cli.run.resume.manifest import opened
+from klein_cli.settings import Settings
 
 
 @pytest.fixture(autouse=True)

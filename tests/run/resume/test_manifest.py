@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from klein_cli.errors import UsageError
-from klein_cli.output.history import (
+from klein_cli.recipe import Recipe
+from klein_cli.run.resume.history import (
     FILE,
     History,
     Item,
@@ -21,8 +22,7 @@ from klein_cli.output.history import (
     read_history,
     recipe_hash,
 )
-from klein_cli.output.manifest import opened
-from klein_cli.recipe import Recipe
+from klein_cli.run.resume.manifest import opened
 
 RECIPE = Recipe(prompt="a café", seed=7, width=64, height=48, steps=4, guidance=1.0, model="tiny")
 
@@ -165,7 +165,7 @@ def test_what_an_earlier_run_made_is_not_made_for_a_later_one(tmp_path: Path) ->
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     begin(tmp_path)
     probe = (
-        f"from pathlib import Path; from klein_cli.output.manifest import opened\n"
+        f"from pathlib import Path; from klein_cli.run.resume.manifest import opened\n"
         f"with opened(Path({str(tmp_path)!r})): print('in')"
     )
     with opened(tmp_path):

@@ -12,16 +12,17 @@ import pytest
 from PIL import Image
 
 from klein_cli.errors import UsageError
-from klein_cli.output.history import History, file_hash, read_history, recipe_hash
-from klein_cli.output.manifest import opened
 from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
 from klein_cli.presets import presets
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.rows import Defaults, Row
-from klein_cli.run.books import Books
+from klein_cli.prompts.rows import Defaults, Row
+from klein_cli.recipe import Recipe
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, plan
+from klein_cli.run.resume.history import History, file_hash, read_history, recipe_hash
+from klein_cli.run.resume.journal import Books
+from klein_cli.run.resume.manifest import opened
+from klein_cli.settings import Settings
 
 TINY = presets()["tiny"]
 DEFAULTS = Defaults(model="tiny", width=128, height=128, steps=4, guidance=1.0)

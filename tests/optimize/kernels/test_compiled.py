@@ -8,7 +8,7 @@ from pathlib import Path
 
 from interpreted import NEEDS_TRITON
 
-COMPILE = Path(__file__).parents[1] / "fixtures" / "compile_kernels.py"
+COMPILE = Path(__file__).parents[2] / "fixtures" / "compile_kernels.py"
 KERNELS = {
     *("_modulate", "_rms_norm", "_add_gated", "_gate", "_gate_fp8", "_quantise", "_heads"),
     *("_moments", "_merge", "_apply", "_softmax", "_add_biased", "_enlarge"),
