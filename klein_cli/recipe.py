@@ -6,10 +6,12 @@ The first thing made from the user's words, and the last thing written into the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from klein_cli.errors import UsageError
 
-SIZE_MULTIPLE = 16
+PIXELS_PER_TOKEN = 16
+"""A token of latents is a square of so many pixels a side, so sides are multiples of it."""
 MAX_SEED = 2**63 - 1
 CPU_SEEDS = 2**32
 """So many torch's generator on the CPU tells apart: it reads the lower 32 bits."""
@@ -17,6 +19,15 @@ MAX_SIDE = 4096
 MAX_STEPS = 1000
 MAX_PROMPT = 40_000
 """Characters: many times what a model reads, and few enough for a picture's record."""
+
+
+class Shape(NamedTuple):
+    """What the images of a batch have in common. Sides in pixels."""
+
+    width: int
+    height: int
+    steps: int
+    guidance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +66,9 @@ class Recipe:
         check_guidance(self.guidance)
 
     @property
-    def shape(self) -> tuple[int, int, int, float]:
-        """(width, height, steps, guidance): recipes that share it can be denoised as one batch."""
-        return self.width, self.height, self.steps, self.guidance
+    def shape(self) -> Shape:
+        """Recipes that share it can be denoised as one batch."""
+        return Shape(self.width, self.height, self.steps, self.guidance)
 
 
 def check_guidance(guidance: float) -> None:
@@ -67,9 +78,9 @@ def check_guidance(guidance: float) -> None:
 
 
 def _check_side(name: str, pixels: int) -> None:
-    if pixels <= 0 or pixels % SIZE_MULTIPLE:
-        below = max(SIZE_MULTIPLE, pixels // SIZE_MULTIPLE * SIZE_MULTIPLE)
-        near = str(below) if pixels <= below else f"{below} or {below + SIZE_MULTIPLE}"
-        raise UsageError(f"{name} {pixels} is not a multiple of {SIZE_MULTIPLE}", f"use {near}")
+    if pixels <= 0 or pixels % PIXELS_PER_TOKEN:
+        below = max(PIXELS_PER_TOKEN, pixels // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN)
+        near = str(below) if pixels <= below else f"{below} or {below + PIXELS_PER_TOKEN}"
+        raise UsageError(f"{name} {pixels} is not a multiple of {PIXELS_PER_TOKEN}", f"use {near}")
     if pixels > MAX_SIDE:
         raise UsageError(f"{name} {pixels} is too large", f"use at most {MAX_SIDE}")

@@ -41,7 +41,7 @@ SIDE, GAP, LINE = 160, 8, 22
 
 def mask_figure() -> str:
     """SVG: the mask of a prompt of 7 tokens in 12 positions, and four wrong ones beside it."""
-    right = AttentionLengths((LENGTH,), POSITIONS, torch.device("cpu")).mask[0, 0]
+    right = AttentionLengths.of((LENGTH,), POSITIONS, torch.device("cpu")).mask[0, 0]
     panels = [("right", right, right)]
     panels += [(name, _wrong_mask(name), right) for name in SHOWN]
     step = CELL * POSITIONS + 46

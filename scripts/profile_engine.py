@@ -101,7 +101,7 @@ class Encoder:
         self.model = built(Qwen3Model, *given, dtype=dtype)
         kit.prepare(self.model)
         ids = torch.randint(0, 400, (1, POSITIONS), generator=torch.manual_seed(0))
-        lengths = AttentionLengths((PROMPT_TOKENS,), POSITIONS, CUDA)
+        lengths = AttentionLengths.of((PROMPT_TOKENS,), POSITIONS, CUDA)
         self.given = (ids.to(CUDA), lengths.mask)
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ Normalisation, activations and positions are left out; together they are below a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from klein_cli.checkpoints.load import part_config
 from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.checkpoints.source import config_of
 from klein_cli.models.flux2 import Flux2Config
 from klein_cli.models.qwen3 import Qwen3Config
 from klein_cli.models.vae import VaeConfig
-from klein_cli.sampling.latents import PIXELS_PER_TOKEN
+from klein_cli.recipe import PIXELS_PER_TOKEN
 from klein_cli.text.tokenizer import POSITIONS
 
 LATENTS_PER_TOKEN_SIDE = 2
@@ -33,12 +32,12 @@ class Model:
     @classmethod
     def of(cls, snapshot: Snapshot) -> Model:
         """Those of a snapshot. Raises ModelError when one is absent or broken."""
-        root = snapshot.root
+        dit, vae, encoder = map(snapshot.part, ("transformer", "vae", "text_encoder"))
         return cls(
-            dit=Flux2Config.from_json(_config(root / "transformer", "Flux2Transformer2DModel")),
-            vae=VaeConfig.from_json(_config(root / "vae", "AutoencoderKLFlux2")),
+            dit=Flux2Config.from_json(config_of(dit, "_class_name", "Flux2Transformer2DModel")),
+            vae=VaeConfig.from_json(config_of(vae, "_class_name", "AutoencoderKLFlux2")),
             encoder=Qwen3Config.from_json(
-                part_config(root / "text_encoder", "architectures", "Qwen3ForCausalLM")
+                config_of(encoder, "architectures", "Qwen3ForCausalLM")
             ),
             encoder_layers=max(snapshot.preset.tapped_layers),
         )
@@ -134,7 +133,3 @@ def vae_decoder(config: VaeConfig, width: int, height: int) -> int:
 def _resnet(before: int, after: int, places: int) -> int:
     shortcut = before * after if before != after else 0
     return places * (9 * before * after + 9 * after * after + shortcut)
-
-
-def _config(folder: Path, kind: str) -> dict[str, object]:
-    return part_config(folder, "_class_name", kind)

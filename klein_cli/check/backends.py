@@ -45,9 +45,9 @@ def attention(name: str, device: torch.device) -> Finding:
     inputs = [_random(shape, seed).to(dtype) for seed, shape in enumerate(shapes)]
     host = torch.device("cpu")
     query, key, value = (tensor.double() for tensor in inputs)
-    wanted = EagerAttention()(query, key, value, AttentionLengths(_LENGTHS, _POSITIONS, host))
+    wanted = EagerAttention()(query, key, value, AttentionLengths.of(_LENGTHS, _POSITIONS, host))
     query, key, value = (tensor.to(device) for tensor in inputs)
-    lengths = AttentionLengths(_LENGTHS, _POSITIONS, device)
+    lengths = AttentionLengths.of(_LENGTHS, _POSITIONS, device)
     with at_work(device):
         found = attend(query, key, value, lengths).cpu()
     errors = [

@@ -1,4 +1,5 @@
-"""The files of a model on disk: read, found, and judged whole without loading a weight.
+"""A model in the official layout, a folder for each part: read, found, and judged whole without
+loading a weight.
 
 Imports no torch: `klein models` and `klein doctor` look at sixteen gigabytes in milliseconds, by
 the headers of the safetensors alone.
@@ -8,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from klein_cli.checkpoints.header import tensors_of
+from klein_cli.checkpoints.source import DAMAGED, PARTS, Stored
 from klein_cli.errors import ModelError
 
 INDEX_FILE = "model_index.json"
-WEIGHT_FOLDERS = ("text_encoder", "transformer", "vae")
 
 _INDEX = ".safetensors.index.json"
 _WEIGHTS = (
@@ -32,20 +34,41 @@ _NEEDED = (
     INDEX_FILE,
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",
-    *(f"{folder}/config.json" for folder in WEIGHT_FOLDERS),
+    *(f"{folder}/config.json" for folder in PARTS),
 )
-_AGAIN = "the model is damaged or not complete: download it again"
-_LONGEST_HEADER = 100_000_000
 _CHUNK = 2**22
 
 
-class StoredTensor(NamedTuple):
-    """What a safetensors file says of a tensor, whose bytes are `begin` to `end` of the file."""
+class FolderCheckpoint:
+    """See `source.Checkpoint`: a folder with a config.json and safetensors, in one file or shards.
 
-    dtype: str
-    shape: list[int]
-    begin: int
-    end: int
+    Official names are those that diffusers and transformers write.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether `path` is for this class: everything that is not a file."""
+        return not path.is_file()
+
+    @property
+    def place(self) -> str:
+        return str(self._folder)
+
+    @property
+    def files(self) -> list[Path]:
+        return weight_files(self._folder)
+
+    def written_config(self) -> bytes:
+        return read_bytes(self._folder / "config.json")
+
+    def config(self) -> dict[str, Any]:
+        return read_json(self._folder / "config.json")
+
+    def tensors(self) -> Mapping[str, Stored]:
+        return {name: held for path in self.files for name, held in tensors_of(path).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,6 +92,14 @@ def read_text(path: Path) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} cannot be read: {error}", "download the model again") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a file. Raises ModelError when it is absent or cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}", DAMAGED) from None
 
 
 def is_readable(path: Path) -> bool:
@@ -95,7 +126,7 @@ def weight_files(folder: Path) -> list[Path]:
             "klein never opens pickled weights: get the model as safetensors",
         )
     names = " or ".join(name for name in _WEIGHTS if not name.endswith(_INDEX))
-    raise ModelError(f"{folder} holds no weights: there is no {names}", _AGAIN)
+    raise ModelError(f"{folder} holds no weights: there is no {names}", DAMAGED)
 
 
 def faults(root: Path) -> list[str]:
@@ -108,37 +139,10 @@ def faults(root: Path) -> list[str]:
     for name in _NEEDED:
         if (root / name).is_file():
             found += _complaints(partial(read_json, root / name))
-    for folder in WEIGHT_FOLDERS:
+    for folder in PARTS:
         if (root / folder).is_dir():
             found += _complaints(partial(_check_part, root / folder))
     return [fault.replace(f"{root}/", "") for fault in found]
-
-
-def tensors_of(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name, as its header has them.
-
-    The format: the length of the header in 8 bytes, the header as JSON, the tensors. Raises
-    ModelError when the file is absent or not whole: its length must be what its header promises.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-                raise ModelError(f"{path} is no safetensors file, or was cut short", _AGAIN)
-            header = file.read(length)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}", _AGAIN) from None
-    try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        found = {name: _stored(entry, 8 + length) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ModelError(f"{path} has a broken header", _AGAIN) from None
-    wanted = max((tensor.end for tensor in found.values()), default=8 + length)
-    if size != wanted:
-        raise ModelError(f"{path} is {size:,} bytes long, not {wanted:,}", _AGAIN)
-    return found
 
 
 def size_on_disk(root: Path) -> int:
@@ -174,14 +178,12 @@ def _complaints(check: Callable[[], object]) -> Iterator[str]:
 
 def _check_part(folder: Path) -> None:
     """Raise ModelError unless the weights in `folder` are whole and all that the index names."""
-    held: set[str] = set()
-    for path in weight_files(folder):
-        held |= tensors_of(path).keys()
+    held = FolderCheckpoint(folder).tensors()
     found = _weights(folder)
     if found is not None and found.name.endswith(_INDEX):
-        lacking = sorted(read_json(found)["weight_map"].keys() - held)
+        lacking = sorted(read_json(found)["weight_map"].keys() - held.keys())
         if lacking:
-            raise ModelError(f"{found} names {lacking[0]}, which no file holds", _AGAIN)
+            raise ModelError(f"{found} names {lacking[0]}, which no file holds", DAMAGED)
 
 
 def _weights(folder: Path) -> Path | None:
@@ -190,18 +192,10 @@ def _weights(folder: Path) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def _stored(entry: dict[str, Any], start: int) -> StoredTensor:
-    """A tensor's entry in a header whose tensors begin at `start`."""
-    begin, end = entry["data_offsets"]
-    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end < 2**63:
-        raise ValueError("these are no offsets")
-    return StoredTensor(entry["dtype"], entry["shape"], start + begin, start + end)
-
-
 def _shards(index: Path) -> list[Path]:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-        raise ModelError(f"{index} has no weight_map of file names", _AGAIN)
+        raise ModelError(f"{index} has no weight_map of file names", DAMAGED)
     names = sorted(set(where.values()))
     for name in names:
         if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
@@ -213,7 +207,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         missing = [path for path in paths if not path.is_file()]
     except OSError as error:  # a name too long, for one
-        raise ModelError(f"{index} names what no file can be: {error.strerror}", _AGAIN) from None
+        raise ModelError(f"{index} names what no file can be: {error.strerror}", DAMAGED) from None
     if missing:
-        raise ModelError(f"{missing[0]} is missing, though {index.name} names it", _AGAIN)
+        raise ModelError(f"{missing[0]} is missing, though {index.name} names it", DAMAGED)
     return paths

@@ -1,29 +1,27 @@
-"""A part's folder -> its weights on the device, strictly checked.
+"""A checkpoint -> a module's weights on the device, strictly checked, piece by piece.
 
-The module is built without memory, on the meta device, and takes each tensor as it comes from the
-file: the host never holds the weights a second time. Only safetensors are read, never pickles.
+The module is built on the meta device, without memory. Each tensor has a `Slot` in it, which takes
+the tensor's rows as they come: a module that holds its weights quantised, or several of them as
+one, takes them so, and no second copy ever exists. Only safetensors are read, never pickles.
 Everything that can be known from the files' headers is checked before the first weight is read.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from klein_cli.checkpoints.folder import read_json, tensors_of, weight_files
-from klein_cli.checkpoints.reader import Arrival, Reader, Stored
+from klein_cli.checkpoints.reader import Arrival, Extent, Reader, Rows
+from klein_cli.checkpoints.source import DAMAGED, Checkpoint, Stored
 from klein_cli.errors import ModelError
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -36,30 +34,102 @@ _TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_AGAIN = "the model is damaged or not complete: download it again"
 
 
-def _nothing(name: str) -> bool:
-    return False
+@runtime_checkable
+class Packed(Protocol):
+    """A module that holds tensors of the checkpoint in a form of its own.
 
-
-def _as_it_is(module: nn.Module) -> None:
-    pass
-
-
-def part_config(folder: Path, key: str, wanted: str) -> dict[str, Any]:
-    """A part's config.json, whose entry `key` must name the class `wanted`.
-
-    Raises ModelError when it is absent, broken or names another class.
+    `holds` names them, from the module's parent on, with the rows that each has in the whole
+    `shape`. `allocate` gives the module its memory. `room` is memory that takes rows stored as
+    `dtype` byte by byte, None if they must be `put`; `put` may run in several threads at once, for
+    rows that do not overlap.
     """
-    table = read_json(folder / "config.json")
-    found = table.get(key)
-    if wanted not in (found if isinstance(found, list) else [found]):
-        raise ModelError(
-            f"{folder / 'config.json'} describes {found}, not {wanted}",
-            "this is not a FLUX.2 [klein] snapshot",
-        )
-    return table
+
+    holds: Mapping[str, slice]
+    shape: tuple[int, ...]
+
+    def allocate(self, device: torch.device, dtype: torch.dtype) -> None: ...
+
+    def room(self, rows: slice, dtype: torch.dtype) -> Tensor | None: ...
+
+    def put(self, first: int, rows: Tensor) -> None: ...
+
+
+class Slot(Protocol):
+    """Where one tensor of a checkpoint belongs in a module.
+
+    `shape` is the tensor's; `floating` whether it holds fractions. `adopt` takes the whole tensor,
+    perhaps without a copy; `room` and `put` are those of `Packed`, in rows of the tensor.
+    """
+
+    shape: tuple[int, ...]
+    floating: bool
+
+    def adopt(self, tensor: Tensor) -> None: ...
+
+    def room(self, dtype: torch.dtype) -> Tensor | None: ...
+
+    def put(self, first: int, rows: Tensor) -> None: ...
+
+
+class _Whole:
+    """A parameter or a buffer of a module, by itself."""
+
+    def __init__(
+        self, module: nn.Module, name: str, dtype: torch.dtype | None, device: torch.device
+    ) -> None:
+        self._module = module
+        self._name = name
+        self._dtype = dtype
+        self._device = device
+        self._meta: Tensor = getattr(module, name)
+        self.shape = tuple(self._meta.shape)
+        self.floating = self._meta.is_floating_point()
+
+    def adopt(self, tensor: Tensor) -> None:
+        self._set(tensor.to(dtype=self._dtype or tensor.dtype, memory_format=self._format))
+
+    def room(self, dtype: torch.dtype) -> Tensor | None:
+        kept = torch.empty_like(self._meta, dtype=self._dtype or dtype, device=self._device)
+        self._set(kept)
+        return kept if kept.dtype == dtype and kept.is_contiguous() else None
+
+    def put(self, first: int, rows: Tensor) -> None:
+        kept: Tensor = getattr(self._module, self._name)
+        if kept.ndim:
+            kept = kept[first : first + rows.shape[0]]
+        kept.copy_(rows.view(kept.shape))
+
+    @property
+    def _format(self) -> torch.memory_format:
+        plain = self._meta.is_contiguous()
+        return torch.preserve_format if plain else torch.channels_last
+
+    def _set(self, tensor: Tensor) -> None:
+        if self._name in self._module._parameters:
+            self._module._parameters[self._name] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            self._module._buffers[self._name] = tensor
+
+
+class _Rows:
+    """A tensor that a `Packed` module holds."""
+
+    def __init__(self, packed: Packed, rows: slice) -> None:
+        self._packed = packed
+        self._rows = rows
+        self.shape = (rows.stop - rows.start, *packed.shape[1:])
+        self.floating = True
+
+    def adopt(self, tensor: Tensor) -> None:
+        self.put(0, tensor)
+
+    def room(self, dtype: torch.dtype) -> Tensor | None:
+        return self._packed.room(self._rows, dtype)
+
+    def put(self, first: int, rows: Tensor) -> None:
+        self._packed.put(self._rows.start + first, rows)
 
 
 class _Unfilled(TorchFunctionMode):
@@ -79,192 +149,131 @@ class _Unfilled(TorchFunctionMode):
 
 
 @contextmanager
-def without_memory() -> Iterator[None]:
+def init_on_meta() -> Iterator[None]:
     """Modules made in here have shapes, but neither memory nor values: see `load_weights`."""
     with torch.device("meta"), _Unfilled():
         yield
 
 
-class Loading:
-    """A module whose weights are on their way to the device. `wait` before it is used.
-
-    `skipped` names the tensors of the files that are not read; `waited` counts the seconds spent
-    in `wait`, which is less than `read_seconds` where something else was done meanwhile.
-    """
-
-    def __init__(
-        self, module: nn.Module, skipped: tuple[str, ...], then: Callable[[nn.Module], None]
-    ) -> None:
-        self.skipped = skipped
-        self.waited = 0.0
-        self._module: nn.Module | None = module
-        self._failure: tuple[Any, ...] | None = None
-        self._then = then
-        self._tensors: dict[str, tuple[Tensor, torch.dtype]] = {}
-        self._arrival: Arrival | None = None
-
-    @property
-    def read_bytes(self) -> int:
-        """What the threads of a `Reader` read."""
-        return self._arrival.bytes if self._arrival else 0
-
-    @property
-    def read_seconds(self) -> float:
-        """How long they took."""
-        return self._arrival.seconds if self._arrival else 0.0
-
-    def expect(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
-        """`tensor` is, or will be, the module's `name`, and becomes `dtype`."""
-        self._tensors[name] = (tensor, dtype)
-
-    def arrive_by(self, arrival: Arrival) -> None:
-        """The tensors are whole when `arrival` is."""
-        self._arrival = arrival
-
-    @property
-    def failed(self) -> bool:
-        """Whether the module will never be whole."""
-        return self._failure is not None
-
-    def wait(self) -> None:
-        """Return when the module is whole and ready.
-
-        Raises ModelError when a file fails, and whatever keeps the module from being made of it;
-        then it does so each time.
-        """
-        if self._failure is not None:
-            kind, its, *_ = self._failure
-            raise kind(*its)
-        if self._module is None:
-            return
-        started = time.perf_counter()
-        try:
-            self._arrive()
-            with torch.inference_mode(mode=False), torch.no_grad():
-                self._fill(self._module)
-                self._then(self._module)
-        except Exception as error:
-            self._tensors.clear()
-            # Not the error itself, whose traceback holds on to what was made by then.
-            self._failure = tuple(error.__reduce__())
-            raise
-        self._module = None
-        torch.cuda.empty_cache()  # `then` may have put weights together in new places
-        self.waited += time.perf_counter() - started
-
-    def _arrive(self) -> None:
-        try:
-            if self._arrival is not None:
-                self._arrival.wait()
-        except (OSError, EOFError) as error:
-            raise ModelError(f"the weights cannot be read: {error}", _AGAIN) from None
-
-    def _fill(self, module: nn.Module) -> None:
-        tensors = {}
-        for name in list(self._tensors):
-            tensor, dtype = self._tensors.pop(name)
-            tensors[name] = tensor.to(dtype)
-        module.requires_grad_(False).eval()
-        module.load_state_dict(tensors, assign=True)
-        _check_complete(module)
-
-
 def load_weights(
     module: nn.Module,
-    folder: Path,
+    checkpoint: Checkpoint,
     *,
     device: torch.device,
     dtype: torch.dtype,
     prefix: str = "",
-    unread: Callable[[str], bool] = _nothing,
+    skip: Callable[[str], bool] = lambda name: False,
     reader: Reader | None = None,
-    then: Callable[[nn.Module], None] = _as_it_is,
-) -> Loading:
-    """Fill a module made `without_memory` from the safetensors in `folder`.
+) -> tuple[Arrival | None, tuple[str, ...]]:
+    """Fill a module that was made with `init_on_meta`.
 
-    Names in the files carry `prefix` before the module's own. Parameters become `dtype`; buffers
-    hold statistics and become float32, unless they are whole numbers. Tensors for which `unread`
-    is true need not exist and are not read. With a `reader`, one of this device, the weights are
-    read while the caller goes on; without, they are there on return. `then` is done to the filled
-    module. Raises ModelError naming any other tensor that is missing, not wanted or of another
-    shape, and any file that is absent or cannot be read.
+    The checkpoint's names carry `prefix` before the module's own. Parameters become `dtype`;
+    buffers hold statistics and become float32, unless they are whole numbers. Tensors for which
+    `skip` is true need not exist and are not read. With a `reader`, one of this device, the weights
+    are there when the arrival that is returned is; without, when this returns. Also returned: the
+    names that were skipped. Raises ModelError naming any other tensor that is missing, not wanted
+    or of another shape, and any file that is absent or cannot be read.
     """
-    wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    buffers = {prefix + name for name, _ in module.named_buffers()}
-    found: dict[str, Path] = {}
-    skipped: list[str] = []
-    for path in weight_files(folder):
-        with _opened(path) as weights:
-            for name in weights.keys():  # noqa: SIM118 (not a dict)
-                if unread(name):
-                    skipped.append(name)
-                    continue
-                _check(path, name, weights.get_slice(name), wanted)
-                found[name] = path
-    missing = [name for name in wanted if name not in found]
+    slots = {prefix + name: slot for name, slot in _slots(module, device, dtype).items()}
+    stored = checkpoint.tensors()
+    skipped = tuple(sorted(name for name in stored if skip(name)))
+    for name, held in stored.items():
+        if not skip(name):
+            _check(name, held, slots.get(name))
+    missing = [name for name in slots if name not in stored]
     if missing:
-        raise ModelError(f"{folder} lacks {_some(missing)}", _AGAIN)
-
-    loading = Loading(module, tuple(sorted(skipped)), then)
-    for name, tensor in _tensors(found, wanted, device, reader, loading):
-        kind = tensor.dtype
-        if tensor.is_floating_point():
-            kind = torch.float32 if name in buffers else dtype
-        loading.expect(name.removeprefix(prefix), tensor, kind)
+        raise ModelError(f"{checkpoint.place} lacks {_some(missing)}", DAMAGED)
+    module.requires_grad_(False).eval()
+    _allocate(module, device, dtype)
+    wanted = [(stored[name], slot) for name, slot in slots.items()]
+    arrival = None
     if reader is None:
-        loading.wait()
-        loading.waited = 0.0
-    return loading
+        _adopt(wanted, device)
+    else:
+        arrival = reader.read(_wanted(held, slot) for held, slot in wanted)
+    _check_complete(module)
+    return arrival, skipped
 
 
-def _tensors(
-    found: dict[str, Path],
-    wanted: dict[str, Tensor],
-    device: torch.device,
-    reader: Reader | None,
-    loading: Loading,
-) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor, as it is stored; a reader fills it later, in the order of the module."""
-    if reader is None:
-        for path in dict.fromkeys(found.values()):
-            with _opened(path, device) as weights:
-                yield from ((n, weights.get_tensor(n)) for n in found if found[n] == path)
-        return
-    headers = {path: tensors_of(path) for path in set(found.values())}
-    stored = []
-    for name in wanted:
-        held = headers[found[name]][name]
-        tensor = torch.empty(wanted[name].shape, dtype=_TYPES[held.dtype], device=device)
-        stored.append(Stored(found[name], held.begin, tensor))
-        yield name, tensor
-    loading.arrive_by(reader.read(stored))
+def _slots(module: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Slot]:
+    """Every tensor of a module by its official name, in the module's order."""
+    slots: dict[str, Slot] = {}
+    for path, child in module.named_modules():
+        if isinstance(child, Packed):
+            above = path.rpartition(".")[0]
+            names = {_joined(above, name): rows for name, rows in child.holds.items()}
+            slots |= {name: _Rows(child, rows) for name, rows in names.items()}
+            continue
+        for name, _ in child.named_parameters(recurse=False):
+            slots[_joined(path, name)] = _Whole(child, name, dtype, device)
+        for name, buffer in child.named_buffers(recurse=False):
+            if name not in child._non_persistent_buffers_set:
+                kind = torch.float32 if buffer.is_floating_point() else None
+                slots[_joined(path, name)] = _Whole(child, name, kind, device)
+    return slots
 
 
-@contextmanager
-def _opened(path: Path, device: torch.device | str = "cpu") -> Iterator[Any]:
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    for child in module.modules():
+        if isinstance(child, Packed):
+            child.allocate(device, dtype)
+
+
+def _adopt(wanted: Collection[tuple[Stored, Slot]], device: torch.device) -> None:
+    """Fill the slots from files mapped into memory: on a CPU they are read as they are used."""
+    files = {path: _mapped(path) for path in {held.path for held, _ in wanted}}
+    for held, slot in wanted:
+        flat = files[held.path][held.begin : held.end]
+        dtype = _TYPES[held.dtype]
+        if held.begin % dtype.itemsize:  # a header of odd length
+            flat = flat.clone()
+        slot.adopt(flat.view(dtype).view(held.shape).to(device))
+
+
+def _mapped(path: Path) -> Tensor:
+    """A file's bytes."""
     try:
-        with safe_open(path, framework="pt", device=str(device)) as weights:
-            yield weights
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", _AGAIN) from None
+        size = path.stat().st_size
+        storage: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", DAMAGED) from None
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
-def _check(path: Path, name: str, found: Any, wanted: dict[str, Tensor]) -> None:
-    if name not in wanted:
+def _wanted(held: Stored, slot: Slot) -> Extent | Rows:
+    """What a reader is to bring for one tensor: bytes into their place, or rows that are put."""
+    dtype = _TYPES[held.dtype]
+    room = slot.room(dtype)
+    if room is not None:
+        return Extent(held.path, held.begin, room)
+    count, rest = (held.shape[0], held.shape[1:]) if held.shape else (1, ())
+    row_bytes = (held.end - held.begin) // max(count, 1)
+
+    def put(first: int, data: Tensor) -> None:
+        slot.put(first, data.view(dtype).view(-1, *rest))
+
+    return Rows(held.path, held.begin, count, row_bytes, put)
+
+
+def _check(name: str, held: Stored, slot: Slot | None) -> None:
+    if slot is None:
         raise ModelError(
-            f"{path} holds {name}, which this model has no place for",
-            "the weights and their config.json do not belong together",
+            f"{held.path} holds {name}, which this model has no place for",
+            "the weights and their configuration do not belong together",
         )
-    shape, place = tuple(found.get_shape()), wanted[name]
-    if shape != tuple(place.shape):
+    if held.shape != slot.shape:
         raise ModelError(
-            f"{path}: {name} has shape {shape}, not {tuple(place.shape)}",
-            "the weights and their config.json do not belong together",
+            f"{held.path}: {name} has shape {held.shape}, not {slot.shape}",
+            "the weights and their configuration do not belong together",
         )
-    kind = found.get_dtype()
-    if kind not in _TYPES or (kind in _FLOATS) != place.is_floating_point():
+    dtype = _TYPES.get(held.dtype)
+    if dtype is None or dtype.is_floating_point != slot.floating:
         raise ModelError(
-            f"{path}: {name} is stored as {kind}, which klein cannot read",
+            f"{held.path}: {name} is stored as {held.dtype}, which klein cannot read",
             "get the model in bfloat16, float16 or float32",
         )
 

@@ -11,9 +11,10 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,12 +29,27 @@ _MOST_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """The bytes of a tensor in a file, from `offset` on, and the tensor they belong `into`."""
+class Extent:
+    """Bytes of a file, from `offset` on, and the tensor that they go `into` as they are."""
 
     path: Path
     offset: int
     into: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """`count` rows of `row_bytes` each in a file, from `offset` on, handed to `put` some at a time.
+
+    `put` is given the number of the first row and the rows' bytes (n,) uint8 on the device, which
+    are not there any more when it returns; it is called by one thread at a time.
+    """
+
+    path: Path
+    offset: int
+    count: int
+    row_bytes: int
+    put: Callable[[int, Tensor], None]
 
 
 class Arrival:
@@ -79,10 +95,13 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    arrival: Arrival
+    """What one thread reads at a time: `into` a tensor, or to be `put`."""
+
     path: Path
     offset: int
-    into: Tensor
+    size: int
+    into: Tensor | None = None
+    put: Callable[[Tensor], None] | None = None
 
 
 class Reader:
@@ -96,8 +115,9 @@ class Reader:
             device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
         self._piece_bytes = piece_bytes
-        self._pieces: SimpleQueue[_Piece | None] = SimpleQueue()
+        self._pieces: SimpleQueue[tuple[Arrival, _Piece] | None] = SimpleQueue()
         self._dropped = False
+        self._turn = _Turn(device)
         self._threads = [
             threading.Thread(target=self._work, daemon=True, name="klein-reader")
             for _ in range(min(_MOST_THREADS, os.cpu_count() or 1))
@@ -133,43 +153,52 @@ class Reader:
         for _ in self._threads:
             self._pieces.put(None)
 
-    def read(self, tensors: Iterable[Stored]) -> Arrival:
-        """Begin to read; each tensor has no gaps and lies on the reader's device."""
-        cut = [(stored, *piece) for stored in tensors for piece in self._cut(stored.into)]
-        total = sum(into.numel() for _, _, into in cut)
+    def read(self, wanted: Iterable[Extent | Rows]) -> Arrival:
+        """Begin to read; tensors have no gaps and lie on the reader's device."""
+        pieces = [piece for one in wanted for piece in self._cut(one)]
         ready = None
         if self._device.type == "cuda":  # the memory may still be in use by earlier work
             ready = torch.cuda.current_stream(self._device).record_event()
-        arrival = Arrival(len(cut), total, ready)
-        for stored, begin, into in cut:
-            self._pieces.put(_Piece(arrival, stored.path, stored.offset + begin, into))
+        arrival = Arrival(len(pieces), sum(piece.size for piece in pieces), ready)
+        for piece in pieces:
+            self._pieces.put((arrival, piece))
         return arrival
 
-    def _cut(self, into: Tensor) -> list[tuple[int, Tensor]]:
-        flat = into.view(-1).view(torch.uint8)
-        size = self._piece_bytes
-        return [(at, flat[at : at + size]) for at in range(0, flat.numel(), size)]
+    def _cut(self, wanted: Extent | Rows) -> Iterator[_Piece]:
+        path, offset, most = wanted.path, wanted.offset, self._piece_bytes
+        if isinstance(wanted, Extent):
+            flat = wanted.into.view(-1).view(torch.uint8)
+            for at in range(0, flat.numel(), most):
+                part = flat[at : at + most]
+                yield _Piece(path, offset + at, part.numel(), into=part)
+        elif wanted.row_bytes:
+            step = max(1, most // wanted.row_bytes)
+            for first in range(0, wanted.count, step):
+                size = min(step, wanted.count - first) * wanted.row_bytes
+                at = offset + first * wanted.row_bytes
+                yield _Piece(path, at, size, put=partial(wanted.put, first))
 
     def _work(self) -> None:
         with ExitStack() as stack:
             lane: _Lane | None = None
-            while (piece := self._pieces.get()) is not None:
+            while (task := self._pieces.get()) is not None:
+                arrival, piece = task
                 try:
                     if self._dropped:
                         raise InterruptedError("reading was given up")
-                    if piece.arrival.wanted:
-                        piece.arrival.begin()
+                    if arrival.wanted:
+                        arrival.begin()
                         lane = lane or self._lane(stack)
-                        lane.carry(piece)
+                        lane.carry(piece, arrival.ready)
                 except BaseException as error:  # handed to whoever waits
-                    piece.arrival.finish(error)
+                    arrival.finish(error)
                 else:
-                    piece.arrival.finish()
+                    arrival.finish()
 
     def _lane(self, stack: ExitStack) -> _Lane:
         if self._device.type == "cuda":  # or pinning would wake the first GPU too
             stack.enter_context(torch.cuda.device(self._device))
-        return stack.enter_context(_Lane(self._device, self._piece_bytes))
+        return stack.enter_context(_Lane(self._device, self._piece_bytes, self._turn))
 
 
 def _stop(reader: weakref.ref[Reader]) -> None:
@@ -178,17 +207,31 @@ def _stop(reader: weakref.ref[Reader]) -> None:
         left.stop()
 
 
-class _Lane:
-    """What one thread reads with: a buffer, open files and a stream of its own."""
+class _Turn:
+    """Where rows are put, one lane at a time: what a `put` holds for a moment is held once."""
 
-    def __init__(self, device: torch.device, size: int) -> None:
-        on_gpu = device.type == "cuda"
+    def __init__(self, device: torch.device) -> None:
+        self._lock = threading.Lock()
+        self._stream = _stream(device)
+
+    def put(self, put: Callable[[Tensor], None], data: Tensor) -> None:
+        with self._lock, _on(self._stream):
+            put(data)
+            _synchronize(self._stream)
+
+
+class _Lane:
+    """What one thread reads with: buffers, open files and a stream of its own."""
+
+    def __init__(self, device: torch.device, size: int, turn: _Turn) -> None:
+        self._device = device
+        self._on_gpu = device.type == "cuda"
         self._stack = ExitStack()
         self._files: dict[Path, FileIO] = {}
-        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
-        numbers: Any = self._buffer.numpy()
-        self._bytes = memoryview(numbers)
+        self._stream = _stream(device)
+        self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._on_gpu)
+        self._staged: Tensor | None = None
+        self._turn = turn
 
     def __enter__(self) -> _Lane:
         return self
@@ -201,16 +244,34 @@ class _Lane:
     ) -> None:
         self._stack.close()
 
-    def carry(self, piece: _Piece) -> None:
-        """File -> buffer -> device; the bytes are there when this returns."""
-        size = piece.into.numel()
-        self._fill(self._bytes[:size], piece.path, piece.offset)
-        with self._on_stream():
-            if self._stream is not None and piece.arrival.ready is not None:
-                self._stream.wait_event(piece.arrival.ready)
-            piece.into.copy_(self._buffer[:size], non_blocking=True)
-            if self._stream is not None:
-                self._stream.synchronize()
+    def carry(self, piece: _Piece, ready: torch.cuda.Event | None) -> None:
+        """File -> buffer -> device; the bytes are there, and put, when this returns."""
+        if piece.size > self._buffer.numel():  # one row that is longer than a piece
+            self._buffer = torch.empty(piece.size, dtype=torch.uint8, pin_memory=self._on_gpu)
+            self._staged = None
+        self._fill(self._bytes(piece.size), piece.path, piece.offset)
+        with _on(self._stream):
+            if self._stream is not None and ready is not None:
+                self._stream.wait_event(ready)
+            data = self._buffer[: piece.size]
+            if piece.into is not None:
+                piece.into.copy_(data, non_blocking=True)
+            else:
+                data = self._on_device(data)
+            _synchronize(self._stream)
+        if piece.put is not None:
+            self._turn.put(piece.put, data)
+
+    def _bytes(self, size: int) -> memoryview:
+        numbers: Any = self._buffer.numpy()
+        return memoryview(numbers)[:size]
+
+    def _on_device(self, data: Tensor) -> Tensor:
+        if not self._on_gpu:
+            return data
+        if self._staged is None:
+            self._staged = torch.empty_like(self._buffer, device=self._device)
+        return self._staged[: data.numel()].copy_(data, non_blocking=True)
 
     def _fill(self, view: memoryview, path: Path, offset: int) -> None:
         file = self._files.get(path)
@@ -223,5 +284,15 @@ class _Lane:
                 raise EOFError(f"{path} ends too early")
             view = view[count:]
 
-    def _on_stream(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _synchronize(stream: torch.cuda.Stream | None) -> None:
+    if stream is not None:
+        stream.synchronize()

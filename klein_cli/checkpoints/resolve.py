@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from klein_cli.checkpoints.folder import INDEX_FILE, WEIGHT_FOLDERS, faults, is_readable, read_json
+from klein_cli.checkpoints.folder import (
+    INDEX_FILE,
+    FolderCheckpoint,
+    faults,
+    is_readable,
+    read_json,
+)
 from klein_cli.checkpoints.hub.cache import cached
 from klein_cli.checkpoints.hub.download import Watch, download, index_of
+from klein_cli.checkpoints.source import PARTS, Checkpoint
 from klein_cli.errors import ModelError
 from klein_cli.presets import Preset, presets, unnamed_preset
 
@@ -28,10 +35,10 @@ WANTED_FILES = (
     "tokenizer/*.json",
     "tokenizer/*.jinja",
     "tokenizer/*.txt",
-    *(f"{folder}/*.json" for folder in WEIGHT_FOLDERS),
+    *(f"{folder}/*.json" for folder in PARTS),
     *(
         f"{folder}/{stem}{end}"
-        for folder in WEIGHT_FOLDERS
+        for folder in PARTS
         for stem in _STEMS
         for end in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
     ),
@@ -39,6 +46,9 @@ WANTED_FILES = (
 """What is downloaded, as `hub.repository.matches` reads it. The official repositories also hold the
 transformer a second time, as one file at the top in another layout; others have variants of their
 weights, as `model.fp16.safetensors`, which nothing reads."""
+
+_CHECKPOINTS = (FolderCheckpoint,)
+"""What may hold a part: the first that recognises its path reads it."""
 
 _SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin", ".sft")
 _FOLDER_HINT = f"give a folder in the diffusers layout (with a {INDEX_FILE}), or a model by name"
@@ -58,6 +68,12 @@ class Snapshot:
     preset: Preset
     revision: str | None = None
     repo: str | None = None
+
+    def part(self, name: str) -> Checkpoint:
+        """One of PARTS."""
+        path = self.root / name
+        kind = next(kind for kind in _CHECKPOINTS if kind.recognises(path))
+        return kind(path)
 
 
 def preset_for(model: str) -> Preset:

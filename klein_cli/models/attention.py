@@ -29,61 +29,47 @@ from klein_cli.errors import UsageError
 class AttentionLengths:
     """The valid lengths of one padded batch, and what backends derive from them once a batch.
 
-    `lengths` are token counts, one a row of the batch, each from 1 to `positions` (the padded
-    sequence length). They stay on the host, so that nothing waits for the device.
+    `counts` (B,) int64 on the device; `positions` is the padded sequence length. `lengths` are the
+    same counts on the host, so that nothing waits for the device; None inside a CUDA graph, where
+    nobody may ask for them.
     """
 
-    lengths: tuple[int, ...]
+    counts: Tensor
     positions: int
-    device: torch.device
+    lengths: tuple[int, ...] | None = None
 
-    def __post_init__(self) -> None:
-        if not self.lengths or not all(1 <= n <= self.positions for n in self.lengths):
-            raise ValueError(f"lengths {self.lengths} do not fit {self.positions} positions")
-
-    @property
-    def unpadded(self) -> bool:
-        """True when no row has a pad: the mask is then plain causal."""
-        return all(n == self.positions for n in self.lengths)
+    @classmethod
+    def of(cls, lengths: Sequence[int], positions: int, device: torch.device) -> AttentionLengths:
+        """The lengths of a batch: token counts, one a row, each from 1 to `positions`."""
+        if not lengths or not all(1 <= n <= positions for n in lengths):
+            raise ValueError(f"lengths {lengths} do not fit {positions} positions")
+        counts = torch.tensor(lengths).to(device, non_blocking=True)
+        return cls(counts, positions, tuple(lengths))
 
     @cached_property
     def mask(self) -> Tensor:
         """(B, 1, positions, positions) bool, True where a query may attend to a key."""
-        place = torch.arange(self.positions, device=self.device)
+        place = torch.arange(self.positions, device=self.counts.device)
         causal = place[None, :] <= place[:, None]
-        lengths = torch.tensor(self.lengths).to(self.device, non_blocking=True)
-        valid = place[None, :] < lengths[:, None]
+        valid = place[None, :] < self.counts[:, None]
         return (causal & valid[:, None, :])[:, None]
 
     @cached_property
     def packed(self) -> PackedRows:
         """The same batch as two sets of packed sequences, for variable-length kernels."""
-        place = torch.arange(len(self.lengths) * self.positions).view(-1, self.positions)
-        valid = place % self.positions < torch.tensor(self.lengths)[:, None]
-        pads = [self.positions - n for n in self.lengths]
+        lengths, device = self.lengths, self.counts.device
+        assert lengths is not None
+        place = torch.arange(len(lengths) * self.positions).view(-1, self.positions)
+        valid = place % self.positions < torch.tensor(lengths)[:, None]
+        pads = [self.positions - n for n in lengths]
         return PackedRows(
-            valid_rows=place[valid].to(self.device),
-            padded_rows=place[~valid].to(self.device),
-            valid_starts=_starts(self.lengths).to(self.device),
-            padded_starts=_starts(pads).to(self.device),
-            longest_valid=max(self.lengths),
+            valid_rows=place[valid].to(device),
+            padded_rows=place[~valid].to(device),
+            valid_starts=_starts(lengths).to(device),
+            padded_starts=_starts(pads).to(device),
+            longest_valid=max(lengths),
             longest_padding=max(pads),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class MaskAlone:
-    """A mask (B, 1, positions, positions) bool whose lengths are not known on the host.
-
-    For the backends that need no more, those that are `static`: then the mask can be the input of
-    a CUDA graph.
-    """
-
-    mask: Tensor
-
-
-Masking = AttentionLengths | MaskAlone
-"""How a batch is masked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +94,14 @@ class MaskedCausalAttention(Protocol):
 
     query (B, S, heads, head_dim), key and value (B, S, key_value_heads, head_dim), where
     key_value_heads divides heads; the result has the query's shape and dtype. A `static` backend
-    does the same work whatever the lengths, and takes a MaskAlone.
+    does the same work whatever the lengths, and needs them on the device alone.
     """
 
     name: str
     static: bool
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: Masking
+        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: AttentionLengths
     ) -> Tensor: ...
 
 
@@ -126,7 +112,7 @@ class EagerAttention:
     static = True
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: Masking
+        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: AttentionLengths
     ) -> Tensor:
         query, key, value = _heads_first(query, key, value)
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
@@ -143,7 +129,7 @@ class SdpaAttention:
     static = True
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: Masking
+        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: AttentionLengths
     ) -> Tensor:
         query, key, value = _heads_first(query, key, value)
         mask = attention_lengths.mask
@@ -167,9 +153,8 @@ class FlashAttention:
         self._varlen = flash_attn_varlen_func
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: Masking
+        self, query: Tensor, key: Tensor, value: Tensor, attention_lengths: AttentionLengths
     ) -> Tensor:
-        assert isinstance(attention_lengths, AttentionLengths)
         rows = attention_lengths.packed
         flat_query = query.flatten(0, 1)
         keys = key.flatten(0, 1)[rows.valid_rows]
@@ -185,7 +170,7 @@ class FlashAttention:
             rows.longest_valid,
             causal=True,
         )
-        if not attention_lengths.unpadded:
+        if rows.longest_padding:
             out[rows.padded_rows] = self._varlen(
                 flat_query[rows.padded_rows],
                 keys,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klein_cli.models.config import check_size, read_sizes, refuse_variants
-from klein_cli.models.layers import Together, split_heads
+from klein_cli.models.layers import ParallelLinears, split_heads
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, each (tokens, 1, head size) float32."""
@@ -117,6 +117,11 @@ class Flux2Transformer(nn.Module):
         )
         self.norm_out = Modulator(width, parts=2)
         self.proj_out = nn.Linear(width, config.in_channels, bias=False)
+
+    @property
+    def head_size(self) -> int:
+        """Channels of an attention head."""
+        return self.config.attention_head_dim
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, ids: Tensor) -> Tensor:
         """The velocity (B, N, C) of latents (B, N, C), in their dtype.
@@ -221,8 +226,8 @@ class JointAttention(nn.Module):
         self.norm_added_k = nn.RMSNorm(size, eps=config.eps)
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
         self.to_add_out = nn.Linear(width, width, bias=False)
-        self.image_qkv = Together(self.to_q, self.to_k, self.to_v)
-        self.words_qkv = Together(self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        self.image_qkv = ParallelLinears(self.to_q, self.to_k, self.to_v)
+        self.words_qkv = ParallelLinears(self.add_q_proj, self.add_k_proj, self.add_v_proj)
 
     def forward(self, image: Operand, words: Operand, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """(image, words), each (B, tokens, width) -> the same, attended."""

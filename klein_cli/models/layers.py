@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class Together:
+class ParallelLinears:
     """Linear layers of one input: x -> the output of each, in their order.
 
     No module: the layers belong to the module that made them, under their official names. A

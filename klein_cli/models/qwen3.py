@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klein_cli.errors import ModelError
-from klein_cli.models.attention import MaskedCausalAttention, Masking
+from klein_cli.models.attention import AttentionLengths, MaskedCausalAttention
 from klein_cli.models.config import read_sizes, refuse_variants
-from klein_cli.models.layers import Together, split_heads
+from klein_cli.models.layers import ParallelLinears, split_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class Qwen3MLP(nn.Module):
         self.gate_proj = nn.Linear(hidden, inner, bias=False)
         self.up_proj = nn.Linear(hidden, inner, bias=False)
         self.down_proj = nn.Linear(inner, hidden, bias=False)
-        self.gate_and_up = Together(self.gate_proj, self.up_proj)
+        self.gate_and_up = ParallelLinears(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(self.ops.swiglu(*self.gate_and_up(x)))
@@ -111,12 +111,12 @@ class Qwen3Attention(nn.Module):
         self.o_proj = nn.Linear(queries, hidden, bias=False)
         self.q_norm = Qwen3RMSNorm(size, config.rms_norm_eps)
         self.k_norm = Qwen3RMSNorm(size, config.rms_norm_eps)
-        self.qkv = Together(self.q_proj, self.k_proj, self.v_proj)
+        self.qkv = ParallelLinears(self.q_proj, self.k_proj, self.v_proj)
         self.attend = attend
         self.ops = ops
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: Masking
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: AttentionLengths
     ) -> Tensor:
         query, key, value = self.qkv(x)
         query, key = self.ops.heads(query, key, self.q_norm, self.k_norm, rotary)
@@ -137,7 +137,7 @@ class Qwen3DecoderLayer(nn.Module):
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: Masking
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: AttentionLengths
     ) -> Tensor:
         seen = self.ops.normalise(x, self.input_layernorm)
         x = x + self.self_attn(seen, rotary, attention_lengths)
@@ -175,7 +175,12 @@ class Qwen3Model(nn.Module):
         self.layers = nn.ModuleList(Qwen3DecoderLayer(config, attend, ops) for _ in range(depth))
         self._rotary: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def forward(self, input_ids: Tensor, attention_lengths: Masking) -> tuple[Tensor, ...]:
+    @property
+    def head_size(self) -> int:
+        """Channels of an attention head."""
+        return self.config.head_dim
+
+    def forward(self, input_ids: Tensor, attention_lengths: AttentionLengths) -> tuple[Tensor, ...]:
         """input_ids (B, S) int64 -> one (B, S, hidden_size) hidden state a tap, in tap order."""
         x: Tensor = self.embed_tokens(input_ids)
         rotary = self._turns(input_ids.shape[1], x.device, x.dtype)
@@ -185,6 +190,14 @@ class Qwen3Model(nn.Module):
             if depth in self.tapped_layers:
                 states[depth] = x
         return tuple(states[depth] for depth in self.tapped_layers)
+
+    def embeddings(self, input_ids: Tensor, attention_lengths: AttentionLengths) -> Tensor:
+        """(B, S, taps * hidden_size): the hidden states side by side, in tap order."""
+        return torch.cat(self(input_ids, attention_lengths), dim=-1)
+
+    def embeddings_by_counts(self, input_ids: Tensor, counts: Tensor) -> Tensor:
+        """`embeddings`, of tensors alone: counts (B,) int64 are the valid lengths."""
+        return self.embeddings(input_ids, AttentionLengths(counts, input_ids.shape[1]))
 
     def _turns(
         self, positions: int, device: torch.device, dtype: torch.dtype

@@ -27,10 +27,22 @@ class Run(Protocol):
 
     def __call__(self, function: TensorFunction, *inputs: Tensor) -> Tensor: ...
 
+    def clear(self) -> None:
+        """Free what is held only to be quick."""
+        ...
 
-def direct(function: TensorFunction, *inputs: Tensor) -> Tensor:
+
+class Direct:
     """As it is."""
-    return function(*inputs)
+
+    def __call__(self, function: TensorFunction, *inputs: Tensor) -> Tensor:
+        return function(*inputs)
+
+    def clear(self) -> None:
+        pass
+
+
+direct = Direct()
 
 
 class Graphs:

@@ -7,7 +7,7 @@ import re
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
-from klein_cli.recipe import SIZE_MULTIPLE
+from klein_cli.recipe import PIXELS_PER_TOKEN
 
 
 def picture_size(
@@ -56,7 +56,7 @@ def fit_aspect(ratio: float, preset: Preset) -> tuple[int, int]:
     """The size of this ratio with about the preset's pixel count. Raises UsageError."""
     pixels = preset.width * preset.height
     width, height = (
-        max(SIZE_MULTIPLE, round(side / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+        max(PIXELS_PER_TOKEN, round(side / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN)
         for side in (math.sqrt(pixels * ratio), math.sqrt(pixels / ratio))
     )
     if min(width, height) < preset.min_side or max(width, height) > preset.max_side:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from klein_cli.errors import OutOfMemoryError
-from klein_cli.recipe import SIZE_MULTIPLE, Recipe
+from klein_cli.recipe import PIXELS_PER_TOKEN, Recipe
 from klein_cli.run.jobs import Job
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def what_fits(renderer: Renderer, recipe: Recipe) -> str | None:
 
 
 def _part(side: int, eighths: int) -> int:
-    return max(SIZE_MULTIPLE, side * eighths // _EIGHTHS // SIZE_MULTIPLE * SIZE_MULTIPLE)
+    return max(PIXELS_PER_TOKEN, side * eighths // _EIGHTHS // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN)
 
 
 def _pixels(recipe: Recipe) -> int:

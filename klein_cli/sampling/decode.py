@@ -20,23 +20,42 @@ _TILE = 64
 """Latents along the side of a tile, at most: 512 pixels."""
 
 
-def to_pixels(
-    packed: Tensor, grid: tuple[int, int], mean: Tensor, deviation: Tensor, decode: Decoder
-) -> NDArray[np.uint8]:
-    """One picture's latents (h * w, 4c) float32 -> (16h, 16w, 3) uint8.
+def decode_latents(
+    packed: Tensor,
+    grid: tuple[int, int],
+    scale: tuple[Tensor, Tensor],
+    decode: Decoder,
+    *,
+    dtype: torch.dtype,
+    tiled: bool,
+) -> Tensor:
+    """One image's latents (h * w, 4c) float32 -> (3, 16h, 16w), from -1 to 1.
 
-    `mean` and `deviation` (4c,) undo the normalisation of the latents, in float32. Pictures are
-    decoded alone: a VAE's convolutions depend on the batch by a bit. Raises KleinError when the
-    picture is not made of numbers.
+    `scale`, mean and deviation (4c,), undoes the normalisation of the latents, in float32; `decode`
+    is given them in `dtype`. Images are decoded alone: a VAE's convolutions depend on the batch by
+    a bit.
     """
+    mean, deviation = scale
     latents = unpatchify(packed.float() * deviation.float() + mean.float(), grid)
-    picture = decode(latents)[0].float()
-    finite = picture.isfinite().all()
-    picture = (picture * 0.5 + 0.5).clamp(0.0, 1.0).mul(255.0).round()
-    pixels = picture.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+
+    def narrowed(latents: Tensor) -> Tensor:
+        return decode(latents.to(dtype))
+
+    return (in_tiles(narrowed) if tiled else narrowed)(latents)[0]
+
+
+def to_pixels(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) from -1 to 1 -> (H, W, 3) uint8.
+
+    Raises KleinError when the image is not made of numbers.
+    """
+    image = image.float()
+    finite = image.isfinite().all()
+    image = (image * 0.5 + 0.5).clamp(0.0, 1.0).mul(255.0).round()
+    pixels = image.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
     if not finite:  # asked for last, since it waits for the device
         raise KleinError(
-            "the model came out with no numbers: weights are damaged, or too large for the dtype",
+            "the model produced NaN or Inf: its weights are damaged, or too large for the dtype",
             "try --dtype float32; klein doctor --deep checks the model's files",
         )
     return pixels

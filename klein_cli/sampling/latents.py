@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PIXELS_PER_TOKEN = 16
+from klein_cli.recipe import PIXELS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,13 @@
-"""The noise levels of a picture: (image tokens, steps) -> sigmas."""
+"""The noise levels of an image: (image tokens, steps) -> sigmas. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from klein_cli.sampling.latents import PIXELS_PER_TOKEN
+from klein_cli.recipe import PIXELS_PER_TOKEN
 
 
 def shift(tokens: int, steps: int) -> float:
@@ -25,8 +24,8 @@ def shift(tokens: int, steps: int) -> float:
     return slope * steps + (at_200 - 200.0 * slope)
 
 
-def sigmas(tokens: int, steps: int) -> Tensor:
-    """(steps + 1,) float32 on the host, from 1 down to 0: e^mu / (e^mu + 1/t - 1).
+def sigmas(tokens: int, steps: int) -> NDArray[np.float32]:
+    """(steps + 1,) from 1 down to 0: e^mu / (e^mu + 1/t - 1).
 
     t falls from 1 in equal steps. Taken in float32, in the order of diffusers'
     FlowMatchEulerDiscreteScheduler, so that the numbers are the same to the last bit.
@@ -34,10 +33,10 @@ def sigmas(tokens: int, steps: int) -> Tensor:
     scale = math.exp(shift(tokens, steps))
     times = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
     levels = scale / (scale + (1 / times - 1))
-    return torch.from_numpy(np.append(levels, np.float32(0.0)))
+    return np.append(levels, np.float32(0.0))
 
 
 def noise_levels(width: int, height: int, steps: int) -> list[float]:
-    """The sigmas of a picture of these pixels, for its record: the shortest exact float32s."""
+    """The sigmas of an image of these pixels, for its record: the shortest exact float32s."""
     tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
     return [float(str(np.float32(level))) for level in sigmas(tokens, steps)]

@@ -5,23 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from klein_cli.checkpoints.load import Loading, load_weights, part_config, without_memory
-from klein_cli.checkpoints.reader import Reader
-from klein_cli.models.attention import (
-    AttentionLengths,
-    MaskAlone,
-    MaskedCausalAttention,
-    Masking,
-    attention_backend,
-)
+from klein_cli.checkpoints.load import init_on_meta
+from klein_cli.checkpoints.source import Checkpoint, config_of
+from klein_cli.models.attention import AttentionLengths, attention_backend
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
-from klein_cli.optimize.backend import PLAIN, Tools
 from klein_cli.optimize.graphs import direct
+from klein_cli.optimize.part import Part, Target
 from klein_cli.text.tokenizer import TokenizedPrompt
 
 _PREFIX = "model."
@@ -48,103 +41,75 @@ class PromptTokens:
             yield PromptTokens(ids, (length,))
 
 
-@dataclass(frozen=True, slots=True)
-class TextEmbeddings:
-    """`states` (B, 512, taps * hidden), on the device in the model's dtype, layer after layer.
-
-    All 512 positions count: the DiT reads the padded ones too, without a mask.
-    """
-
-    states: Tensor
-
-
 class TextEncoder:
-    """The text encoder of one snapshot. `loading` are its weights, which may still be coming."""
+    """The text encoder of one model; the weights of its `part` may still be coming.
+
+    `vocabulary` is the number of tokens that it knows, `channels` the width of its embeddings.
+    """
 
     def __init__(
         self,
-        model: Qwen3Model,
-        attend: MaskedCausalAttention,
+        part: Part[Qwen3Model],
+        config: Qwen3Config,
+        tapped_layers: Sequence[int],
         device: torch.device,
-        loading: Loading,
-        tools: Tools = PLAIN,
     ) -> None:
-        self.model = model
-        self.loading = loading
+        self.part = part
+        self.vocabulary = config.vocab_size
+        self.channels = len(tapped_layers) * config.hidden_size
         self._device = device
-        # A graph cannot follow lengths that the host knows.
-        self._run = tools.run if attend.static else direct
 
     @classmethod
-    def from_snapshot(
+    def load(
         cls,
-        root: Path,
+        checkpoint: Checkpoint,
         tapped_layers: Sequence[int],
+        target: Target,
         *,
         attention: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        tools: Tools = PLAIN,
-        reader: Reader | None = None,
     ) -> TextEncoder:
-        """The encoder in `root`/text_encoder, up to its last tapped layer.
+        """The encoder, up to its last tapped layer.
 
         Raises ModelError when it is not the Qwen3 that it should be, UsageError when the
         attention cannot run on the device.
         """
-        folder = root / "text_encoder"
-        table = part_config(folder, "architectures", "Qwen3ForCausalLM")
-        config = Qwen3Config.from_json(table)
-        attend = attention_backend(attention, device, dtype)
-        with without_memory():
-            model = Qwen3Model(config, tapped_layers, attend, tools.qwen3)
+        config = Qwen3Config.from_json(config_of(checkpoint, "architectures", "Qwen3ForCausalLM"))
+        attend = attention_backend(attention, target.device, target.dtype)
+        with init_on_meta():
+            model = Qwen3Model(config, tapped_layers, attend, target.backend.qwen3)
 
-        def unread(name: str) -> bool:
+        def skip(name: str) -> bool:
             layer = _LAYER.fullmatch(name)
             if layer is None:
                 return name in _NEVER_READ
             return len(model.layers) <= int(layer[1]) < config.num_hidden_layers
 
-        loading = load_weights(
+        part = Part.load(
+            "text_encoder",
             model,
-            folder,
-            device=device,
-            dtype=dtype,
+            checkpoint,
+            target,
+            # A graph cannot follow lengths that the host knows.
+            run=None if attend.static else direct,
             prefix=_PREFIX,
-            unread=unread,
-            reader=reader,
-            then=tools.prepare,
+            skip=skip,
         )
-        return cls(model, attend, device, loading, tools)
+        return cls(part, config, tapped_layers, target.device)
 
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """The tensors of the snapshot that are not read."""
-        return self.loading.skipped
+    def encode(self, tokens: PromptTokens) -> Tensor:
+        """(B, 512, taps * hidden) embeddings, on the device in the model's dtype, tap after tap.
 
-    @property
-    def channels(self) -> int:
-        """The width of the embeddings: taps * hidden."""
-        return len(self.model.tapped_layers) * self.model.config.hidden_size
-
-    def encode(self, tokens: PromptTokens) -> TextEmbeddings:
-        """The embeddings of a batch; on the CPU each row is bitwise what it would be alone, since
-        there it is encoded alone: see `klein_cli.engines.engine.picture_by_picture`.
+        All 512 positions count: the DiT reads the padded ones too, without a mask. On the CPU each
+        row is bitwise what it would be alone, since there it is encoded alone: see
+        `klein_cli.device.choose.Device.one_by_one`.
         """
-        self.loading.wait()
-        if self._device.type == "cpu":
-            return TextEmbeddings(torch.cat([self._encoded(one) for one in tokens.each()]))
-        return TextEmbeddings(self._encoded(tokens))
+        batches = tokens.each() if self._device.type == "cpu" else [tokens]
+        with self.part.ready() as model:
+            return torch.cat([self._encoded(model, batch) for batch in batches])
 
-    def _encoded(self, tokens: PromptTokens) -> Tensor:
-        lengths = AttentionLengths(tokens.lengths, tokens.ids.shape[1], self._device)
-        ids = tokens.ids.to(self._device)
-        if self._run is direct:
-            return self._states(ids, lengths)
-        return self._run(self._masked_states, ids, lengths.mask)
-
-    def _states(self, ids: Tensor, masking: Masking) -> Tensor:
-        return torch.cat(self.model(ids, masking), dim=-1)
-
-    def _masked_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self._states(ids, MaskAlone(mask))
+    def _encoded(self, model: Qwen3Model, tokens: PromptTokens) -> Tensor:
+        ids, positions = tokens.ids.to(self._device), tokens.ids.shape[1]
+        lengths = AttentionLengths.of(tokens.lengths, positions, self._device)
+        if self.part.run is direct:
+            return model.embeddings(ids, lengths)
+        return self.part.run(model.embeddings_by_counts, ids, lengths.counts)

@@ -73,7 +73,7 @@ def test_the_text_encoder() -> None:
     config = Qwen3Config.from_json(SMALL["text_encoder"])
     model = Qwen3Model(config, (9, 18, 27), EagerAttention())
     ids = torch.zeros(1, 512, dtype=torch.int64)
-    lengths = AttentionLengths((20,), 512, torch.device("cpu"))
+    lengths = AttentionLengths.of((20,), 512, torch.device("cpu"))
     assert counted(model, ids, lengths) == encoder(config, 27)
 
 

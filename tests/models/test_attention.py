@@ -54,14 +54,14 @@ def test_every_query_sees_the_keys_of_the_rule(
     attend: MaskedCausalAttention, lengths: tuple[int, ...]
 ) -> None:
     query, key, value = draw(4, 24, 4, 2, 8)
-    found = attend(query, key, value, AttentionLengths(lengths, 24, CPU))
+    found = attend(query, key, value, AttentionLengths.of(lengths, 24, CPU))
     assert found.shape == query.shape
     assert relative(found, by_the_rule(query, key, value, lengths)) < 2e-6
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_the_mask_is_the_rule(lengths: list[int]) -> None:
-    mask = AttentionLengths(tuple(lengths), 9, CPU).mask
+    mask = AttentionLengths.of(tuple(lengths), 9, CPU).mask
     assert mask.shape == (len(lengths), 1, 9, 9)
     for row, length in enumerate(lengths):
         for i in range(9):
@@ -70,7 +70,7 @@ def test_the_mask_is_the_rule(lengths: list[int]) -> None:
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_packed_rows_hold_every_position_once(lengths: list[int]) -> None:
-    packed = AttentionLengths(tuple(lengths), 9, CPU).packed
+    packed = AttentionLengths.of(tuple(lengths), 9, CPU).packed
     both = torch.cat((packed.valid_rows, packed.padded_rows))
     assert sorted(both.tolist()) == list(range(9 * len(lengths)))
     starts = packed.valid_starts.tolist()
@@ -85,7 +85,7 @@ def test_packed_rows_hold_every_position_once(lengths: list[int]) -> None:
 @pytest.mark.parametrize("lengths", [(), (0,), (9,), (3, -1)])
 def test_lengths_that_cannot_be_are_refused(lengths: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        AttentionLengths(lengths, 8, CPU)
+        AttentionLengths.of(lengths, 8, CPU)
 
 
 def test_backends_are_found_by_name() -> None:
@@ -120,10 +120,10 @@ def test_half_precision_on_a_gpu(name: str, dtype: torch.dtype, lengths: tuple[i
     cuda = torch.device("cuda")
     query, key, value = (tensor.to(cuda, dtype) for tensor in draw(4, 512, 32, 8, 128))
     wanted = EagerAttention()(
-        query.double(), key.double(), value.double(), AttentionLengths(lengths, 512, cuda)
+        query.double(), key.double(), value.double(), AttentionLengths.of(lengths, 512, cuda)
     )
     attend = attention_backend(name, cuda, dtype)
-    found = attend(query, key, value, AttentionLengths(lengths, 512, cuda))
+    found = attend(query, key, value, AttentionLengths.of(lengths, 512, cuda))
     assert found.dtype == dtype
     error = (found.double() - wanted).norm() / wanted.norm()
     assert error < 5e-3
@@ -135,5 +135,5 @@ def test_flash_attention_lets_nothing_out_of_the_pads() -> None:
     cuda = torch.device("cuda")
     query, key, value = (tensor.to(cuda, torch.bfloat16) for tensor in draw(2, 64, 4, 2, 128))
     key[:, 20:] = value[:, 20:] = float("nan")
-    out = FlashAttention()(query, key, value, AttentionLengths((20, 7), 64, cuda))
+    out = FlashAttention()(query, key, value, AttentionLengths.of((20, 7), 64, cuda))
     assert out[0].isfinite().all()

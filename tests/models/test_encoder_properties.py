@@ -234,7 +234,7 @@ def test_sliced_attention_lets_nothing_out_of_the_pads() -> None:
     generator = torch.Generator().manual_seed(3)
     query = torch.randn(2, 64, 4, 16, generator=generator)
     key, value = torch.randn(2, 2, 64, 2, 16, generator=generator)
-    lengths = AttentionLengths((20, 7), 64, torch.device("cpu"))
+    lengths = AttentionLengths.of((20, 7), 64, torch.device("cpu"))
     clean = flash_attention()(query, key, value, lengths)
     for row, length in enumerate(lengths.lengths):
         key[row, length:] = value[row, length:] = float("nan")

@@ -76,7 +76,7 @@ def test_not_a_bit_of_the_text_encoder_differs(
     found = []
     for length in (3, 16, 9):
         ids = torch.arange(length, length + 16, device=CUDA)[None] % 50
-        lengths = AttentionLengths((length,), 16, CUDA)
+        lengths = AttentionLengths.of((length,), 16, CUDA)
         found.append(graphs(encode, ids, lengths.mask))
         assert torch.equal(found[-1], torch.stack(model(ids, lengths)))
     assert not torch.equal(found[0], found[1])

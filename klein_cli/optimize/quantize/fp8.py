@@ -7,7 +7,8 @@ modulations and the last projection stay as they are: they are small, and all de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 
 from klein_cli.errors import ModelError
 from klein_cli.models.flux2 import Flux2Ops, Flux2Transformer
-from klein_cli.models.layers import Together
+from klein_cli.optimize.linears import replace_parallel, rows_of
 
 FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 _SMALLEST = 1e-12
 _MULTIPLE = 16
-_ROWS = 2048
+_ROWS = 512
 """Of a weight quantised at a time: in float32 they take little beside the weight."""
 
 
@@ -42,32 +43,51 @@ def scaled(x: Tensor) -> Scaled:
     return Scaled((wide / scales).to(FP8), scales)
 
 
-class Fp8Linear(nn.Module):
-    """x @ weight.T without bias, in fp8; a tensor is quantised first.
+class Fp8Weight(nn.Module):
+    """A weight in fp8, and x @ weight.T without bias. See `klein_cli.checkpoints.load.Packed`.
 
-    Raises ModelError for a weight whose sides the product cannot take.
+    `weights` are stacked, and named from the module's parent on. Raises ModelError for a weight
+    whose sides the product cannot take.
     """
 
-    def __init__(self, weight: Tensor, quantise: Quantise) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], quantise: Quantise) -> None:
         super().__init__()
-        if weight.shape[0] % _MULTIPLE or weight.shape[1] % _MULTIPLE:
+        self.holds = rows_of(weights)
+        first = next(iter(weights.values()))
+        self.shape = (sum(weight.shape[0] for weight in weights.values()), first.shape[1])
+        if any(side % _MULTIPLE for side in self.shape):
             raise ModelError(
-                f"a layer of {weight.shape[1]} by {weight.shape[0]} channels cannot be in fp8: "
+                f"a layer of {self.shape[1]} by {self.shape[0]} channels cannot be in fp8: "
                 f"that takes multiples of {_MULTIPLE}",
                 "use --quantize none",
             )
-        values = torch.empty(weight.shape, dtype=FP8, device=weight.device)
-        scales = torch.empty(1, weight.shape[0], dtype=torch.float32, device=weight.device)
-        for at in range(0, weight.shape[0], _ROWS):
-            rows = slice(at, at + _ROWS)
-            part = scaled(weight[rows])
-            values[rows], scales[0, rows] = part.values, part.scales[:, 0]
+        self._quantise = quantise
+        self.allocate(first.device, first.dtype)
+        if not first.is_meta:
+            for rows, weight in zip(self.holds.values(), weights.values(), strict=True):
+                self.put(rows.start, weight)
+
+    def allocate(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Weights stored in another dtype are rounded to `dtype` before they are quantised."""
+        self._dtype = dtype
+        values = torch.empty(self.shape, dtype=FP8, device=device)
+        scales = torch.empty(1, self.shape[0], dtype=torch.float32, device=device)
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)
-        self._quantise = quantise
 
-    def forward(self, x: Tensor | Scaled) -> Tensor:
-        """(..., in) -> (..., out) bfloat16."""
+    def room(self, rows: slice, dtype: torch.dtype) -> Tensor | None:
+        return None
+
+    def put(self, first: int, rows: Tensor) -> None:
+        for part in torch.split(rows, _ROWS):
+            place = slice(first, first + part.shape[0])
+            quantised = scaled(part.to(self._dtype))
+            self.get_buffer("values")[place] = quantised.values
+            self.get_buffer("scales")[0, place] = quantised.scales[:, 0]
+            first = place.stop
+
+    def product(self, x: Tensor | Scaled) -> Tensor:
+        """(..., in) -> (..., out) bfloat16. A tensor is quantised first."""
         values, scales = x if isinstance(x, Scaled) else self._quantise(x)
         weight = self.get_buffer("values")
         out: Tensor = torch._scaled_mm(
@@ -81,38 +101,34 @@ class Fp8Linear(nn.Module):
         return out.view(*values.shape[:-1], -1)
 
 
-class Fp8Linears:
-    """What `Together` does, in one matrix product of fp8."""
+class Fp8Linear(Fp8Weight):
+    """What `nn.Linear` without bias does, in fp8."""
 
-    def __init__(self, layers: tuple[nn.Linear, ...], quantise: Quantise) -> None:
-        self._sizes = [layer.out_features for layer in layers]
-        self._linear = Fp8Linear(torch.cat([layer.weight for layer in layers]), quantise)
+    def forward(self, x: Tensor | Scaled) -> Tensor:
+        return self.product(x)
 
-    def __call__(self, x: Tensor | Scaled) -> tuple[Tensor, ...]:
-        return torch.split(self._linear(x), self._sizes, dim=-1)
+
+class Fp8ParallelLinears(Fp8Weight):
+    """What `ParallelLinears` does, in one matrix product of fp8."""
+
+    def forward(self, x: Tensor | Scaled) -> tuple[Tensor, ...]:
+        sizes = [rows.stop - rows.start for rows in self.holds.values()]
+        return torch.split(self.product(x), sizes, dim=-1)
 
 
 def quantise(
     dit: Flux2Transformer, quantise: Quantise = scaled, ops: Flux2Ops | None = None
 ) -> None:
-    """Put fp8 layers in the place of all linear layers of a DiT's blocks, which has its weights.
+    """Put fp8 layers in the place of all linear layers of a DiT's blocks.
 
     `ops`, if given, replace those of the blocks: they may hand the layers what is quantised.
     """
     for block in (*dit.transformer_blocks, *dit.single_transformer_blocks):
+        replace_parallel(block.modules(), partial(Fp8ParallelLinears, quantise=quantise))
         for module in list(block.modules()):
-            _quantise_children(module, quantise)
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    layer = Fp8Linear({f"{name}.weight": child.weight}, quantise)
+                    setattr(module, name, layer)
             if ops is not None and hasattr(module, "ops"):
                 module.ops = ops
-
-
-def _quantise_children(module: nn.Module, quantise: Quantise) -> None:
-    for name, value in list(vars(module).items()):
-        if isinstance(value, Together):
-            setattr(module, name, Fp8Linears(value.layers, quantise))
-            for own, child in list(module.named_children()):
-                if child in value.layers:
-                    delattr(module, own)
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.Linear):
-            setattr(module, name, Fp8Linear(child.weight, quantise))

@@ -46,7 +46,7 @@ def qwen3(kit: Tools, dtype: torch.dtype) -> Tensor:
     model = filled(Qwen3Model(QWEN3, (1, 2), SdpaAttention(), kit.qwen3)).to(DEVICE, dtype)
     kit.prepare(model)
     ids = torch.arange(24, device=DEVICE).view(2, 12) % 50
-    return torch.stack(model(ids, AttentionLengths((5, 12), 12, torch.device(DEVICE))))
+    return torch.stack(model(ids, AttentionLengths.of((5, 12), 12, torch.device(DEVICE))))
 
 
 def vae(kit: Tools, dtype: torch.dtype) -> Tensor:
