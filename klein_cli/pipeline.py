@@ -19,7 +19,7 @@ from klein_cli.checkpoints.reader import Reader
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.device.choose import (
     choose,
-    full_precision,
+    no_tf32,
     provenance,
     torch_dtype,
 )
@@ -170,7 +170,7 @@ class Pipeline:
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
         try:
-            with torch.inference_mode(), full_precision(), at_work(self._device):
+            with torch.inference_mode(), no_tf32(), at_work(self._device):
                 return self._render(recipes, on_step, trace, tiled)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

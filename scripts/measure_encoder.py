@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klein_cli.device.choose import full_precision
+from klein_cli.device.choose import no_tf32
 from klein_cli.errors import KleinError
 from klein_cli.models.attention import attention_backend
 from klein_cli.optimize.backend import at_work
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16"])
     args = parser.parse_args()
     device = torch.device(args.device)
-    with torch.inference_mode(), full_precision(), at_work(device):
+    with torch.inference_mode(), no_tf32(), at_work(device):
         found = measure(args.model, device, [getattr(torch, name) for name in args.dtypes])
     columns = ("valid median", "valid worst", "padded median", "padded worst")
     print("| encoder | " + " | ".join(columns) + " |")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from klein_cli.bench.random_weights import SIZES, part_configs
 from klein_cli.checkpoints.load import without_memory
-from klein_cli.device.choose import choose, full_precision, left_out
+from klein_cli.device.choose import choose, missing_speedups, no_tf32
 from klein_cli.engines.engine import as_timestep
 from klein_cli.models.attention import AttentionLengths, MaskAlone, SdpaAttention
 from klein_cli.models.flux2 import Flux2Config, Flux2Transformer
@@ -336,13 +336,13 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "off": left_out(settings("auto")),
+        "off": missing_speedups(settings("auto")),
     }
     print(json.dumps(facts))
     facts |= {"rows": table.rows, "kernels": []}
     print(f"{'part':<40} {'how':<18} {'median':>13} {'error':>12}")
     try:
-        with torch.inference_mode(), full_precision(), at_work(CUDA):
+        with torch.inference_mode(), no_tf32(), at_work(CUDA):
             measure(table, options, facts)
     finally:
         facts["seconds"] = time.perf_counter() - started

@@ -12,6 +12,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from klein_cli.device.device import device_for
+
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -48,8 +50,7 @@ class LeftOut:
 
 def now(device: torch.device) -> float:
     """Seconds of a clock, once the device has done all that it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    device_for(device).synchronize()
     return time.perf_counter()
 
 
@@ -93,7 +94,7 @@ class Memory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.known = device.type == "cuda"
+        self.known = device_for(device).counts_memory
         self.held = 0
         self.reserved = 0
         self._kept = 0

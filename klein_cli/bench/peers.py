@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from klein_cli.bench.measure import Memory, now
+from klein_cli.device.device import device_for
 from klein_cli.engines.oracle import load_official, noise_for
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
@@ -103,7 +104,7 @@ def load_peers(
     with memory.watch():
         plain = load_official(root, settings)
     peers = [Diffusers(PLAIN, plain, settings, memory)]
-    if device.type == "cuda":
+    if device_for(device).triton:
         on_event("tuning a second pipeline")
         memory = Memory(device)
         with memory.watch():

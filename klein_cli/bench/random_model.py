@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 
 from klein_cli.bench.random_weights import snapshot_bytes, write_snapshot
 from klein_cli.checkpoints.resolve import Snapshot, resolve
+from klein_cli.device.device import cuda_devices
 from klein_cli.errors import KleinError
 
 SIZE = "4b"
@@ -42,7 +42,7 @@ def random_model(keep: Path | None, say: Callable[[str], None]) -> Iterator[Snap
 def _written(root: Path, say: Callable[[str], None]) -> Snapshot:
     needed = snapshot_bytes(SIZE)
     _check_room(root, needed)
-    quick = "about a minute" if torch.cuda.is_available() else "many minutes without a GPU"
+    quick = "about a minute" if cuda_devices() else "many minutes without a GPU"
     say(f"writing {needed / 1e9:.1f} GB of random weights to {root}, {quick}")
     started = time.perf_counter()
     try:

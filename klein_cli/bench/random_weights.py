@@ -26,6 +26,7 @@ from klein_cli.bench.random_files import (
     write_scheduler_config,
     write_tokenizer,
 )
+from klein_cli.device.device import cuda_devices
 
 # What transformers and diffusers put into one file.
 _SHARD_BYTES = {
@@ -175,7 +176,7 @@ def write_snapshot(
     write_scheduler_config(root)
     write_tokenizer(root / "tokenizer", CORPUS, sizes.tokens, sizes.special_tokens)
     large = snapshot_bytes(size) > 1 << 30
-    device = torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if large and cuda_devices() else "cpu")
     generator = torch.Generator(device).manual_seed(seed)
     for name, table in part_configs(sizes).items():
         write_json(root / name / "config.json", table)

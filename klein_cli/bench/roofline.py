@@ -15,10 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from klein_cli.bench.flops import Model, Work
 from klein_cli.bench.measure import LeftOut, Spread, seconds_per_call
+from klein_cli.device.device import device_for
 from klein_cli.device.memory import is_out_of_memory
 
-_SQUARE = {"cuda": 8192, "cpu": 1024}
-_COPIED_BYTES = {"cuda": 2 << 30, "cpu": 1 << 28}
+_SQUARE = {True: 8192, False: 1024}
+_COPIED_BYTES = {True: 2 << 30, False: 1 << 28}
+"""On a GPU, and elsewhere."""
 _FP8_LARGEST = 448.0
 _BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -57,7 +59,7 @@ def ceilings(
     `tokens` is the length of the DiT's sequence, for the shapes of its widest linear and its
     attention. Raises a RuntimeError when memory runs out.
     """
-    side = _SQUARE[device.type]
+    side = _SQUARE[device_for(device).is_gpu]
     shapes = [(side, side, side), (tokens, *model.widest_linear)]
     found = [_copy(device, budget)]
     found += [_matmul(shape, device, dtype, budget) for shape in shapes]
@@ -101,7 +103,7 @@ def _fastest(found: Sequence[Ceiling], kind: str) -> float | None:
 
 
 def _copy(device: torch.device, budget: float) -> Ceiling:
-    size = _COPIED_BYTES[device.type]
+    size = _COPIED_BYTES[device_for(device).is_gpu]
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
     spread = seconds_per_call(lambda: target.copy_(source), device, budget)
@@ -121,7 +123,7 @@ def _matmul(
 
 def _fp8(shape: tuple[int, int, int], device: torch.device, budget: float) -> Ceiling:
     """Rowwise scales: one for every row of the left and every column of the right matrix."""
-    if device.type != "cuda":
+    if not device_for(device).fp8:
         raise NotImplementedError("fp8 products need a GPU")
     rows, inner, columns = shape
     scaled_mm: Any = torch._scaled_mm
@@ -174,7 +176,7 @@ def _attention(
         return F.scaled_dot_product_attention(query, key, value)
 
     spreads = {"torch's choice": seconds_per_call(attend, device, budget)}
-    if device.type == "cuda":
+    if device_for(device).triton:
         spreads |= _by_kernel(attend, device, budget)
     name = min(spreads, key=lambda kernel: spreads[kernel].median)
     return Ceiling(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from klein_cli.check.metrics import Picture
-from klein_cli.device.choose import full_precision
+from klein_cli.device.choose import no_tf32
 from klein_cli.device.memory import is_out_of_memory
 from klein_cli.engines.oracle import load_official, noise_for
 from klein_cli.errors import OutOfMemoryError
@@ -57,7 +57,7 @@ def _draw(pipe: Any, recipe: Recipe, settings: Settings) -> tuple[Trace, Picture
         trace.latents.append(_on_host(tensors["latents"]))
         return {}
 
-    with torch.inference_mode(), full_precision():
+    with torch.inference_mode(), no_tf32():
         images = pipe(
             prompt=recipe.prompt,
             width=recipe.width,

@@ -189,12 +189,12 @@ def _loaded(
 
 def _say_settings(model: str, settings: Settings, report: Report, *, here: bool) -> None:
     """Under --verbose, how it is computed and, if that is on this machine, what is off."""
-    from klein_cli.device.choose import left_out
+    from klein_cli.device.choose import missing_speedups
 
     report.detail(
         f"{model} on {settings.device}, {settings.dtype}, attention {settings.attention}, "
         f"engine {settings.engine}, kernels {settings.kernels}, quantize {settings.quantize}, "
         f"noise from {settings.rng}"
     )
-    for off in left_out(settings) if here else ():
+    for off in missing_speedups(settings) if here else ():
         report.detail(f"off: {off}")

@@ -271,8 +271,8 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
-        metavar="auto|cuda|cuda:N|cpu",
-        help="Where to run.",
+        metavar="auto|cuda|cuda:N|cpu|mps",
+        help="Where to run; mps is the GPU of a Mac, which nobody has tried yet.",
         autocompletion=_one_of(DEVICES),
         rich_help_panel=_MACHINE,
     ),

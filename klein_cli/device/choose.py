@@ -10,18 +10,23 @@ import os
 import platform
 import shutil
 import sysconfig
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from klein_cli import __version__
 from klein_cli.device.architectures import built_for
+from klein_cli.device.device import (
+    INSTALL_TORCH,
+    Device,
+    cuda_devices,
+    device_for,
+    why_no_gpu,
+)
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.models.attention import attention_backend
 from klein_cli.presets import Preset
@@ -38,7 +43,6 @@ from klein_cli.settings import (
 
 _OLDEST_FOR_TRITON = (8, 0)
 _OLDEST_FOR_FP8 = (8, 9)
-_TORCH = "https://pytorch.org/get-started/locally/"
 
 
 def choose(settings: Settings, preset: Preset | None = None) -> Settings:
@@ -54,18 +58,15 @@ def choose(settings: Settings, preset: Preset | None = None) -> Settings:
     _check_known("--kernels", settings.kernels, KERNELS)
     _check_known("--quantize", settings.quantize, QUANTIZATIONS)
     device = _device(settings.device, preset)
-    on_gpu = device.type == "cuda"
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if on_gpu else "float32"
+    dtype = device.default_dtype if settings.dtype == "auto" else settings.dtype
     attention = "sdpa" if settings.attention == "auto" else settings.attention
-    attention_backend(attention, device, torch_dtype(dtype))
-    if settings.rng == "cuda" and not on_gpu:
-        raise UsageError("--rng cuda needs the pictures to be made on a GPU", "use --rng cpu")
+    attention_backend(attention, device.torch_device, torch_dtype(dtype))
+    if settings.rng not in ("cpu", device.kind):
+        raise UsageError("--rng cuda needs the images to be made on a GPU", "use --rng cpu")
     if settings.quantize == "fp8":
         _check_fp8(device, dtype, settings.engine)
     return settings.with_(
-        device=str(device),
+        device=device.name,
         dtype=dtype,
         attention=attention,
         kernels=_kernels(settings.kernels, device),
@@ -81,14 +82,14 @@ def _triton_version() -> str:
         return str(triton.__version__)
 
 
-def without_triton(device: torch.device) -> str | None:
+def without_triton(device: Device) -> str | None:
     """Why Triton's kernels cannot run on a device; None if nothing is known against it."""
-    if device.type != "cuda":
-        return "Triton's kernels need a GPU"
+    if not device.triton:
+        return "Triton's kernels need an NVIDIA GPU"
     if torch.version.cuda is None:
         return "Triton's kernels are tried with CUDA only"
-    if torch.cuda.get_device_capability(device) < _OLDEST_FOR_TRITON:
-        return f"{torch.cuda.get_device_name(device)} is too old for Triton's kernels"
+    if torch.cuda.get_device_capability(device.torch_device) < _OLDEST_FOR_TRITON:
+        return f"{torch.cuda.get_device_name(device.torch_device)} is too old for Triton's kernels"
     if find_spec("triton") is None:
         return "Triton is not installed"
     # Triton builds its launcher on each machine, once.
@@ -106,10 +107,10 @@ def _headers() -> str:
     return sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
 
 
-def left_out(settings: Settings) -> list[str]:
+def missing_speedups(settings: Settings) -> list[str]:
     """What would be quicker, and why it is off, for settings that `choose` has decided."""
-    device = torch.device(settings.device)
-    if device.type != "cuda":
+    device = device_for(settings.device)
+    if not device.triton:
         return []
     off = []
     if settings.kernels == "torch":
@@ -131,32 +132,19 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def provenance(settings: Settings) -> dict[str, str]:
     """What besides the recipe can change a bit of a picture: versions, device, threads."""
-    device = torch.device(settings.device)
-    record = {
-        "klein": __version__,
-        "torch": torch.__version__,
-        "diffusers": version("diffusers"),
-        "tokenizers": version("tokenizers"),
-        "python": platform.python_version(),
-    }
+    record = {"klein": __version__, "torch": torch.__version__}
+    with suppress(PackageNotFoundError):  # the native engine does without
+        record["diffusers"] = version("diffusers")
+    record |= {"tokenizers": version("tokenizers"), "python": platform.python_version()}
     if settings.attention == "flash-attn":
         record["flash-attn"] = version("flash-attn")
     if settings.kernels == "triton":
         record["triton"] = _triton_version()
-    if device.type == "cuda":
-        record["device name"] = torch.cuda.get_device_name(device)
-        record["cuda"] = str(torch.version.cuda)
-        cudnn: Any = torch.backends.cudnn
-        record["cudnn"] = str(cudnn.version())
-    else:
-        record["device name"] = platform.machine()
-        record["cpu capability"] = torch.backends.cpu.get_cpu_capability()
-        record["threads"] = str(torch.get_num_threads())
-    return record
+    return record | device_for(settings.device).provenance()
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
+def no_tf32() -> Iterator[None]:
     """Keep float32 convolutions in float32 on CUDA, where torch would take TF32 by default."""
     with torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled,
@@ -167,25 +155,25 @@ def full_precision() -> Iterator[None]:
         yield
 
 
-def _kernels(wanted: str, device: torch.device) -> str:
+def _kernels(wanted: str, device: Device) -> str:
     reason = without_triton(device)
     if wanted == "triton" and reason:
         raise UsageError(f"--kernels triton is not possible: {reason}", "use --kernels torch")
     return "torch" if wanted == "torch" or reason else "triton"
 
 
-def _check_fp8(device: torch.device, dtype: str, engine: str) -> None:
+def _check_fp8(device: Device, dtype: str, engine: str) -> None:
     without = "use --quantize none"
     if engine != "native":
         raise UsageError(
             "--quantize fp8 is for the native engine", "use --engine native, or --quantize none"
         )
-    if device.type != "cuda":
-        raise UsageError("--quantize fp8 needs a GPU", without)
-    if torch.cuda.get_device_capability(device) < _OLDEST_FOR_FP8:
+    if not device.fp8:
+        raise UsageError("--quantize fp8 needs an NVIDIA GPU", without)
+    if torch.cuda.get_device_capability(device.torch_device) < _OLDEST_FOR_FP8:
         raise UsageError(
-            f"{torch.cuda.get_device_name(device)} cannot compute in fp8: that takes an NVIDIA GPU "
-            "of compute capability 8.9 or more (Ada, Hopper, Blackwell)",
+            f"{torch.cuda.get_device_name(device.torch_device)} cannot compute in fp8: that takes "
+            "an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell)",
             without,
         )
     if dtype != "bfloat16":
@@ -195,60 +183,54 @@ def _check_fp8(device: torch.device, dtype: str, engine: str) -> None:
         )
 
 
-def _device(name: str, preset: Preset | None) -> torch.device:
+def _device(name: str, preset: Preset | None) -> Device:
     if not is_device(name):
-        raise UsageError(f"there is no device called {name!r}", "use auto, cuda, cuda:N or cpu")
-    if name == "cpu":
-        return torch.device(name)
-    gpus = _gpus()
+        raise UsageError(
+            f"there is no device called {name!r}", "use auto, cuda, cuda:N, cpu or mps"
+        )
     if name == "auto":
-        if not gpus and preset is not None and preset.repo:
-            raise ModelError(
-                f"no GPU was found ({_why_no_gpu()[0]}), and {preset.name} takes minutes a picture "
-                "without one",
-                "use --model tiny, or --device cpu if you have the patience and the memory",
-            )
-        name = "cuda" if gpus else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not gpus:
-        why, todo = _why_no_gpu()
-        raise UsageError(f"--device {name} cannot be had: {why}", f"{todo}, or use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        known = ", ".join(f"cuda:{number}" for number in range(gpus))
-        raise UsageError(f"there is no {name} here", f"use {known}")
-    if device.type == "cuda":
-        _check_built_for(device)
+        name = _any_device(preset)
+    device = device_for(name)
+    if device.kind == "cuda":
+        _check_cuda(device)
+    if device.kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(
+            "--device mps is not available: torch finds no Mac's GPU", "use --device cpu"
+        )
     return device
 
 
-def _gpus() -> int:
-    with warnings.catch_warnings():
-        # torch warns of a driver that is too old; what it says is told where it matters.
-        warnings.simplefilter("ignore")
-        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+def _any_device(preset: Preset | None) -> str:
+    """A GPU if there is one. On a Mac the CPU, until klein has been tried on its GPU."""
+    if cuda_devices():
+        return "cuda"
+    if preset is not None and preset.repo:
+        also = "--device mps (untested), " if torch.backends.mps.is_available() else ""
+        raise ModelError(
+            f"no GPU was found ({why_no_gpu()[0]}), and {preset.name} takes minutes an image "
+            "without one",
+            f"use --model tiny, {also}or --device cpu if you have the patience and the memory",
+        )
+    return "cpu"
 
 
-def _why_no_gpu() -> tuple[str, str]:
-    """What stands between torch and a GPU, in torch's own words, and what to do about it."""
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA", f"install another: {_TORCH}"
-    try:
-        init: Any = torch.cuda.init
-        init()
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0].partition(". ")[0]
-        return reason, f"see what nvidia-smi says, or get a torch for your driver: {_TORCH}"
-    return "torch finds none", "see what nvidia-smi says"
-
-
-def _check_built_for(device: torch.device) -> None:
-    capability = torch.cuda.get_device_capability(device)
-    if not built_for(capability, torch.cuda.get_arch_list()):
-        major, minor = capability
+def _check_cuda(device: Device) -> None:
+    gpus = cuda_devices()
+    if not gpus:
+        why, todo = why_no_gpu()
         raise UsageError(
-            f"torch {torch.__version__} is not built for {torch.cuda.get_device_name(device)} "
+            f"--device {device.name} is not available: {why}", f"{todo}, or use --device cpu"
+        )
+    if (device.torch_device.index or 0) >= gpus:
+        known = ", ".join(f"cuda:{number}" for number in range(gpus))
+        raise UsageError(f"there is no {device.name} here", f"use {known}")
+    major, minor = torch.cuda.get_device_capability(device.torch_device)
+    if not built_for((major, minor), torch.cuda.get_arch_list()):
+        name = torch.cuda.get_device_name(device.torch_device)
+        raise UsageError(
+            f"torch {torch.__version__} is not built for {name} "
             f"(compute capability {major}.{minor})",
-            f"install one that is: {_TORCH}, or use --device cpu",
+            f"install one that is: {INSTALL_TORCH}, or use --device cpu",
         )
 
 

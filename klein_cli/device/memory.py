@@ -27,4 +27,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release_memory() -> None:
     """Give back what nothing uses any more, so that a smaller try finds it in one piece."""
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

@@ -54,11 +54,16 @@ def wake_gpu(device: str) -> None:
     torch then finds it awake: the driver shares one context among all who ask. On a machine
     without an NVIDIA driver nothing happens, and torch will say so.
     """
-    if device == "cpu":
+    if not _may_be_nvidia(device):
         return
     number = int(device.partition(":")[2] or 0)
     os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # as torch would, were it first
     threading.Thread(target=_wake, args=(number,), daemon=True, name="klein-wake").start()
+
+
+def _may_be_nvidia(device: str) -> bool:
+    """Whether `Settings.device`, not yet decided, is or may become an NVIDIA GPU."""
+    return device.partition(":")[0] in ("auto", "cuda")
 
 
 def _wake(number: int) -> None:
@@ -74,7 +79,7 @@ def read_ahead(root: Path, device: str) -> None:
 
     What is there already is not read again. On a CPU the weights are mapped, and read as needed.
     """
-    if device == "cpu" or not hasattr(os, "RWF_NOWAIT"):
+    if not _may_be_nvidia(device) or not hasattr(os, "RWF_NOWAIT"):
         return
     paths = [path for part in _PARTS for path in sorted((root / part).glob("*.safetensors"))]
     threading.Thread(target=_read_all, args=(paths,), daemon=True, name="klein-ahead").start()

@@ -12,8 +12,8 @@ import torch
 from klein_cli.device import choose as device_choice
 from klein_cli.device.choose import (
     choose,
-    full_precision,
-    left_out,
+    missing_speedups,
+    no_tf32,
     provenance,
 )
 from klein_cli.errors import KleinError, ModelError, UsageError
@@ -70,9 +70,10 @@ def test_a_full_size_model_without_a_gpu_is_refused_unless_asked_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (Settings(device="cuda"), "--device cuda cannot be had: "),
-        (Settings(device="cuda:0"), "--device cuda:0 cannot be had: "),
-        (Settings(device="mps"), "no device called 'mps'"),
+        (Settings(device="cuda"), "--device cuda is not available: "),
+        (Settings(device="cuda:0"), "--device cuda:0 is not available: "),
+        (Settings(device="mps"), "--device mps is not available: "),
+        (Settings(device="mps:0"), "no device called"),
         (Settings(device="cuda:x"), "no device called"),
         (Settings(attention="flash-attn"), "CUDA only"),
         (Settings(rng="cuda"), "--rng cuda needs"),
@@ -81,9 +82,9 @@ def test_a_full_size_model_without_a_gpu_is_refused_unless_asked_for() -> None:
         (Settings(attention="flex"), "--attention flex"),
         (Settings(rng="mps"), "--rng mps"),
         (Settings(kernels="cuda"), "--kernels cuda"),
-        (Settings(kernels="triton"), "need a GPU"),
+        (Settings(kernels="triton"), "need an NVIDIA GPU"),
         (Settings(quantize="int8"), "--quantize int8"),
-        (Settings(quantize="fp8"), "fp8 needs a GPU"),
+        (Settings(quantize="fp8"), "fp8 needs an NVIDIA GPU"),
     ],
 )
 def test_what_cannot_run_is_refused(settings: Settings, words: str) -> None:
@@ -135,7 +136,7 @@ def test_why_there_is_no_gpu_is_said(
     monkeypatch.setattr(torch.cuda, "init", init)
     with pytest.raises(UsageError) as caught:
         choose(Settings(device="cuda"))
-    assert caught.value.message == f"--device cuda cannot be had: {what}"
+    assert caught.value.message == f"--device cuda is not available: {what}"
     assert todo in caught.value.hint
     assert "--device cpu" in caught.value.hint
     with pytest.raises(ModelError, match=re.escape(f"no GPU was found ({what})")):
@@ -166,7 +167,7 @@ def test_this_gpu_is_one_that_torch_is_built_for() -> None:
         (Settings(device="cpu", rng="cuda"), "--rng cuda needs"),
         (Settings(quantize="fp8", dtype="float16"), "bfloat16, not float16"),
         (Settings(quantize="fp8", engine="diffusers"), "native engine"),
-        (Settings(quantize="fp8", device="cpu"), "fp8 needs a GPU"),
+        (Settings(quantize="fp8", device="cpu"), "fp8 needs an NVIDIA GPU"),
     ],
 )
 def test_what_cannot_run_on_a_gpu_is_refused(settings: Settings, words: str) -> None:
@@ -193,7 +194,7 @@ def test_where_triton_cannot_run_torch_computes(
     monkeypatch.delenv("CC", raising=False)
     chosen = choose(Settings())
     assert chosen.kernels == "torch"
-    (off,) = left_out(chosen)
+    (off,) = missing_speedups(chosen)
     assert reason in off
     with pytest.raises(UsageError, match=reason):
         choose(Settings(kernels="triton"))
@@ -201,10 +202,10 @@ def test_where_triton_cannot_run_torch_computes(
 
 @pytest.mark.usefixtures("with_two_gpus")
 def test_what_is_off_is_named() -> None:
-    assert left_out(choose(Settings())) == []
-    assert left_out(choose(Settings(device="cpu"))) == []
-    assert "--kernels torch" in " ".join(left_out(choose(Settings(kernels="torch"))))
-    assert "--engine diffusers" in " ".join(left_out(choose(Settings(engine="diffusers"))))
+    assert missing_speedups(choose(Settings())) == []
+    assert missing_speedups(choose(Settings(device="cpu"))) == []
+    assert "--kernels torch" in " ".join(missing_speedups(choose(Settings(kernels="torch"))))
+    assert "--engine diffusers" in " ".join(missing_speedups(choose(Settings(engine="diffusers"))))
 
 
 @pytest.mark.usefixtures("with_two_gpus")
@@ -227,7 +228,7 @@ def test_provenance_says_what_can_change_a_bit() -> None:
 
 def test_precision_is_put_back() -> None:
     before = torch.backends.cudnn.allow_tf32
-    with full_precision():
+    with no_tf32():
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
 
