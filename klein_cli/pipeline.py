@@ -1,65 +1,66 @@
-"""The whole story: prompts -> tokens -> embeddings -> latents -> pixels."""
+"""The whole story: prompts -> tokens -> embeddings -> latents -> pixels.
+
+    pipe = Pipeline.open("klein-4b")
+    images = pipe("a red fox", seed=7, n=2)
+    images[0].save("fox.png")
+"""
 
 from __future__ import annotations
 
+import secrets
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klein_cli.checkpoints.folder import weight_files
-from klein_cli.checkpoints.load import Loading
+from klein_cli.checkpoints.fingerprint import fingerprint
 from klein_cli.checkpoints.reader import Reader
-from klein_cli.checkpoints.resolve import Snapshot
-from klein_cli.device.choose import (
-    choose,
-    no_tf32,
-    provenance,
-    torch_dtype,
-)
+from klein_cli.checkpoints.resolve import Snapshot, resolve
+from klein_cli.checkpoints.source import size_of
+from klein_cli.device.choose import choose, no_tf32, provenance, torch_dtype
+from klein_cli.device.device import device_for
 from klein_cli.device.memory import is_out_of_memory, release_memory
-from klein_cli.engines.engine import Engine, load_engine
+from klein_cli.engines.engine import Engine
+from klein_cli.engines.load import load_engine
 from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
-from klein_cli.optimize.backend import Tools, at_work, tools
-from klein_cli.recipe import Recipe
-from klein_cli.sampling.decode import in_tiles, to_pixels
-from klein_cli.sampling.latents import noise, position_ids
-from klein_cli.sampling.loop import OnStep, denoise
+from klein_cli.optimize.backend import Backend, backend_for, device_context
+from klein_cli.optimize.part import Part, Target
+from klein_cli.output.image import Image
+from klein_cli.output.metadata import Origin
+from klein_cli.presets import DEFAULT_MODEL
+from klein_cli.prompts.rows import recipe_for
+from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Recipe
+from klein_cli.sampling.decode import to_pixels
+from klein_cli.sampling.latents import Latents, noise, position_ids
+from klein_cli.sampling.loop import Callback, denoise
 from klein_cli.sampling.schedule import sigmas
+from klein_cli.sampling.watch import OnEvent, Trace, Watch, on_host
 from klein_cli.settings import Settings
 from klein_cli.text.encoder import PromptTokens, TextEncoder
-from klein_cli.text.tokenizer import POSITIONS, PromptTokenizer
+from klein_cli.text.tokenizer import PromptTokenizer
 
 __all__ = ["Pipeline", "Trace", "choose"]
 
-_DOING = {"encode": "reading the prompt", "decode": "decoding"}
 _REMEMBERED_BATCHES = 2
-"""Batches of embeddings kept: pictures of one prompt, and of one negative prompt, share them."""
+"""Batches of embeddings kept: images of one prompt, and of one negative prompt, share them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What a batch was on its way to pixels, on the host in float32: for those who compare.
-
-    `embeddings`: one (B, 512, channels); `latents`: (B, h * w, channels) after each step.
-    """
-
-    embeddings: list[Tensor] = field(default_factory=list)
-    latents: list[Tensor] = field(default_factory=list)
+Result = TypeVar("Result")
 
 
 class Pipeline:
-    """A model on a device, making pictures. Its weights may still be on their way.
+    """A model on a device, making images. Its weights may still be on their way.
 
-    `timings` holds seconds by phase since the beginning of loading, where "load" has all that was
-    spent waiting for weights; `loadings` are the parts' weights; `skipped_tensors` those that are
-    not read because nothing needs them.
+    One image, or batch, is made at a time, whoever asks: calls from other threads wait.
+    `parts` are the text encoder, the transformer and the VAE.
     """
 
     default_batch_size = 1
@@ -70,21 +71,42 @@ class Pipeline:
         settings: Settings,
         tokenizer: PromptTokenizer,
         encoder: TextEncoder,
-        engine: Engine,
-        kit: Tools,
+        engine: Engine[Any],
+        backend: Backend,
     ) -> None:
         self.snapshot = snapshot
         self.settings = settings
-        self.timings = dict.fromkeys(("load", "encode", "denoise", "decode"), 0.0)
-        self.loadings: dict[str, Loading] = {"text encoder": encoder.loading, **engine.loadings}
-        self.skipped_tensors = (*encoder.skipped, *engine.skipped)
-        self._device = torch.device(settings.device)
+        self.parts: dict[str, Part[Any]] = {"text encoder": encoder.part, **engine.parts}
+        self.loading_seconds = 0.0
+        self._device = device_for(settings.device)
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._engine = engine
-        self._kit = kit
+        self._backend = backend
         self._remembered: dict[tuple[str, ...], Tensor] = {}
-        self._on_event: Callable[[str], None] = _ignore
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(
+        cls,
+        model: str = DEFAULT_MODEL,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str = "none",
+        settings: Settings | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Pipeline:
+        """The model of a preset's name, a folder or a hub id; downloaded if it is not here.
+
+        `settings` say more than the three words before them can, and then stand for these too.
+        `on_event` hears what is being done. Raises KleinError: UsageError for settings that cannot
+        run here, ModelError for a model that is not available or damaged.
+        """
+        if settings is None:
+            settings = Settings(device=device, dtype=dtype, quantize=quantize)
+        snapshot = resolve(model)
+        return cls.load(snapshot, choose(settings, snapshot.preset), on_event=on_event)
 
     @classmethod
     def load(
@@ -92,19 +114,21 @@ class Pipeline:
         snapshot: Snapshot,
         settings: Settings,
         *,
-        on_event: Callable[[str], None] | None = None,
+        tokenizer: PromptTokenizer | None = None,
+        on_event: OnEvent | None = None,
     ) -> Pipeline:
-        """Read a snapshot's weights; `settings` come from `choose`.
+        """Read a snapshot's weights, and its tokenizer unless it is given; `settings` come from
+        `choose`.
 
-        `on_event` hears what is being done, now and while pictures are made. On a GPU this returns
-        while the weights come: the first prompt is encoded meanwhile.
+        `on_event` hears what is being done. On a GPU this returns while the weights come: the first
+        prompt is encoded meanwhile.
 
         Raises ModelError for a snapshot that is damaged or does not fit together,
         ModelTooLargeError when it is too large for the device.
         """
         try:
-            with at_work(torch.device(settings.device)):
-                return cls._load(snapshot, settings, on_event or _ignore)
+            with device_context(device_for(settings.device)):
+                return cls._load(snapshot, settings, tokenizer, on_event or _ignore)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -112,174 +136,295 @@ class Pipeline:
 
     @classmethod
     def _load(
-        cls, snapshot: Snapshot, settings: Settings, on_event: Callable[[str], None]
+        cls,
+        snapshot: Snapshot,
+        settings: Settings,
+        tokenizer: PromptTokenizer | None,
+        on_event: OnEvent,
     ) -> Pipeline:
         started = time.perf_counter()
-        device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
-        kit = tools(settings)
-        on_event(f"loading the text encoder{_weight(snapshot.root, 'text_encoder')}")
-        tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
-        with Reader(device) if device.type == "cuda" else nullcontext() as reader:
-            encoder = TextEncoder.from_snapshot(
-                snapshot.root,
+        device, backend = device_for(settings.device), backend_for(settings)
+        target = Target(device=device, dtype=torch_dtype(settings.dtype), backend=backend)
+        on_event(f"loading the text encoder{_weight(snapshot, 'text_encoder')}")
+        tokenizer = tokenizer or PromptTokenizer.from_snapshot(snapshot.root)
+        with Reader(device.torch_device) if device.streams else nullcontext() as reader:
+            target = replace(target, reader=reader)
+            encoder = TextEncoder.load(
+                snapshot.part("text_encoder"),
                 snapshot.preset.tapped_layers,
+                target,
                 attention=settings.attention,
-                device=device,
-                dtype=dtype,
-                tools=kit,
-                reader=reader,
             )
-            if tokenizer.vocabulary > encoder.model.config.vocab_size:
+            if tokenizer.vocabulary > encoder.vocabulary:
                 raise ModelError(
                     f"the tokenizer of {snapshot.root} knows {tokenizer.vocabulary} tokens, its "
-                    f"text encoder {encoder.model.config.vocab_size}",
-                    "the snapshot's parts are not from one model: download it again",
+                    f"text encoder {encoder.vocabulary}",
+                    "the model's parts do not belong together: download it again",
                 )
-            on_event(
-                f"loading the transformer and the VAE{_weight(snapshot.root, 'transformer', 'vae')}"
-            )
+            on_event(f"loading the transformer and the VAE{_weight(snapshot, 'transformer', 'vae')}")
             engine = load_engine(
-                settings.engine,
-                snapshot.root,
-                text_channels=encoder.channels,
-                device=device,
-                dtype=dtype,
-                tools=kit,
-                reader=reader,
+                settings.engine, snapshot, target, text_channels=encoder.channels
             )
-        kit.get_ready()
-        pipeline = cls(snapshot, settings, tokenizer, encoder, engine, kit)
-        pipeline.timings["load"] = time.perf_counter() - started
-        pipeline._on_event = on_event
+        backend.get_ready()
+        pipeline = cls(snapshot, settings, tokenizer, encoder, engine, backend)
+        pipeline.loading_seconds = time.perf_counter() - started
         return pipeline
+
+    @property
+    def skipped_tensors(self) -> tuple[str, ...]:
+        """The tensors that are not read because nothing needs them."""
+        parts = ((f"{name}.", part) for name, part in self._engine.parts.items())
+        skipped = (f"{name}{tensor}" for name, part in parts for tensor in part.skipped)
+        return (*self._encoder.part.skipped, *skipped)
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Where this pipeline's images come from. Raises ModelError when files have gone."""
+        return Origin(
+            model=replace(self.snapshot.model, weights=fingerprint(self.snapshot)),
+            settings=self.settings,
+            provenance=provenance(self.settings),
+        )
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        seed: int | None = None,
+        n: int = 1,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        negative_prompt: str | None = None,
+        callback: Callback | None = None,
+        on_event: OnEvent | None = None,
+    ) -> list[Image]:
+        """`n` images of a prompt; image k (from 0) has the seed `seed` + k.
+
+        What is not given is the model's own choice, and the seed a random one. Sides are in pixels,
+        multiples of 16. `callback` hears of each step: its number, the noise level it reached and
+        the latents (1, tokens, channels) float32 that it left. Raises KleinError: UsageError for a
+        value that cannot make an image, OutOfMemoryError.
+        """
+        return list(
+            self.stream(
+                [prompt] * n,
+                seed=seed,
+                width=width,
+                height=height,
+                steps=steps,
+                guidance=guidance,
+                negative_prompt=negative_prompt,
+                callback=callback,
+                on_event=on_event,
+            )
+        )
+
+    def stream(
+        self,
+        prompts: Iterable[str],
+        *,
+        seed: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        negative_prompt: str | None = None,
+        callback: Callback | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Iterator[Image]:
+        """An image of each prompt, as it is made; see `__call__`. Image k has the seed `seed` + k.
+
+        Prompts are taken when their turn comes, so there may be any number of them.
+        """
+        first = secrets.randbelow(CPU_SEEDS) if seed is None else seed
+        for k, prompt in enumerate(prompts):
+            recipe = recipe_for(
+                self.snapshot.preset,
+                prompt,
+                first + k,
+                width=width,
+                height=height,
+                steps=steps,
+                guidance=guidance,
+                negative_prompt=negative_prompt,
+            )
+            (pixels,) = self.render([recipe], callback=callback, on_event=on_event)
+            yield Image(pixels=pixels, recipe=recipe, record=self.origin.record(recipe))
 
     def render(
         self,
         recipes: Sequence[Recipe],
         *,
-        on_step: OnStep | None = None,
+        callback: Callback | None = None,
+        on_event: OnEvent | None = None,
+        seconds: dict[str, float] | None = None,
         trace: Trace | None = None,
         tiled: bool = False,
     ) -> list[NDArray[np.uint8]]:
-        """One (height, width, 3) uint8 picture a recipe, in their order.
+        """One (height, width, 3) uint8 image a recipe, in their order.
 
-        The recipes share `Recipe.shape`; a `trace` is filled; `tiled` saves memory at the price of
-        small differences (`klein_cli.sampling.decode`). Raises OutOfMemoryError when the batch
-        does not fit, and what `load` raises if that only shows now, when weights arrive.
+        The recipes share `Recipe.shape`. Of each step the `callback` hears; `on_event` of what is
+        being done. `seconds`, by phase, and a `trace` are added to; `tiled` saves memory at the
+        price of small differences (`klein_cli.sampling.decode`). Raises OutOfMemoryError when the
+        batch does not fit, and what `load` raises if that only shows now, when weights arrive.
         """
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
-        try:
-            with torch.inference_mode(), no_tf32(), at_work(self._device):
-                return self._render(recipes, on_step, trace, tiled)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Raised outside the handler, so that it does not hold on to the frames' tensors.
-        self._remembered.clear()
-        self._engine.forget()
-        self._kit.give_back_memory()
-        release_memory()
-        if any(loading.failed for loading in self.loadings.values()):
-            raise _too_large(self.snapshot, self.settings)
-        size = f"{recipes[0].width}x{recipes[0].height}"
-        what, option = f"a picture of {size}", "--size"
-        if len(recipes) > 1:
-            what, option = f"{len(recipes)} pictures of {size} at once", "--batch-size"
-        raise OutOfMemoryError(
-            f"{what} did not fit into the memory of {self.settings.device}",
-            f"use a smaller {option}",
+        watch = Watch(
+            on_event or _ignore,
+            {} if seconds is None else seconds,
+            synchronize=self._device.synchronize,
+            waited=lambda: sum(part.waited for part in self.parts.values()),
         )
+        render = partial(self._render, recipes, watch, callback, trace, tiled)
+        return self._compute(render, len(recipes), (recipes[0].width, recipes[0].height))
 
     def _render(
-        self, recipes: Sequence[Recipe], on_step: OnStep | None, trace: Trace | None, tiled: bool
+        self,
+        recipes: Sequence[Recipe],
+        watch: Watch,
+        callback: Callback | None,
+        trace: Trace | None,
+        tiled: bool,
     ) -> list[NDArray[np.uint8]]:
         width, height, steps, guidance = recipes[0].shape
-        guided = guidance > 1.0 and not self.snapshot.preset.distilled
-        with self._timed("encode"):
-            text = self._embeddings([recipe.prompt for recipe in recipes])
+        with watch.phase("encode", "reading the prompt"):
+            text = self._embed([recipe.prompt for recipe in recipes])
             negative = None
-            if guided:
-                negative = self._embeddings([recipe.negative_prompt or "" for recipe in recipes])
+            if guidance > 1.0 and not self.snapshot.preset.distilled:
+                negative = self._embed([recipe.negative_prompt or "" for recipe in recipes])
         if trace is not None:
-            trace.embeddings.append(_on_host(text))
-        with self._timed("denoise"):
-            latents = noise(
-                [recipe.seed for recipe in recipes],
-                width=width,
-                height=height,
-                channels=self._engine.latent_channels,
-                device=self._device,
-                drawn_on=self.settings.rng,
-                dtype=torch_dtype(self.settings.dtype),
-            )
-            packed = denoise(
-                self._engine.transformer,
-                latents.packed,
-                sigmas(latents.packed.shape[1], steps),
-                text,
-                position_ids(POSITIONS, latents.grid, self._device),
-                guidance=guidance,
-                negative=negative,
-                on_step=self._told(on_step, steps),
-                on_latents=None if trace is None else lambda x: trace.latents.append(_on_host(x)),
-            )
-        decode = in_tiles(self._engine.decode) if tiled else self._engine.decode
-        with self._timed("decode"):
-            mean, deviation = self._engine.latent_mean, self._engine.latent_deviation
-            return [to_pixels(picture, latents.grid, mean, deviation, decode) for picture in packed]
+            trace.embeddings.append(on_host(text))
+        with watch.phase("denoise", f"step 1 of {steps}"):
+            latents = self.noise([recipe.seed for recipe in recipes], width=width, height=height)
+            levels = sigmas(latents.packed.shape[1], steps)
+            told = watch.steps(steps, callback, trace)
+            latents = self._denoise(latents, text, levels, guidance, negative, told)
+        with watch.phase("decode", "decoding"):
+            return self._decode(latents, tiled=tiled)
 
-    def _embeddings(self, prompts: Sequence[str]) -> Tensor:
-        """(B, 512, channels): equal prompts are encoded once, and the last batches remembered."""
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """(B, 512, channels) embeddings on the device, in the model's dtype.
+
+        Equal prompts are encoded once, and the last batches remembered.
+        """
+        return self._compute(lambda: self._embed(prompts), len(prompts))
+
+    def noise(self, seeds: Sequence[int], *, width: int, height: int) -> Latents:
+        """What images begin as, one a seed; sides in pixels, multiples of 16."""
+        return noise(
+            seeds,
+            width=width,
+            height=height,
+            channels=self._engine.latent_channels,
+            device=self._device.torch_device,
+            drawn_on=self.settings.rng,
+            dtype=torch_dtype(self.settings.dtype),
+        )
+
+    def denoise(
+        self,
+        latents: Latents,
+        embeddings: Tensor,
+        *,
+        steps: int | None = None,
+        levels: Sequence[float] | None = None,
+        guidance: float = 1.0,
+        negative: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Latents:
+        """Move latents from noise to images, in so many steps, or down noise levels of your own.
+
+        `levels` fall from 1 to 0, one more than there are steps; latents that are to begin lower
+        hold so much noise already. With embeddings of `negative` prompts, `guidance` counts.
+        """
+        if levels is None:
+            steps = self.snapshot.preset.steps if steps is None else steps
+            levels = sigmas(latents.packed.shape[1], steps).tolist()
+        count, size = len(latents.packed), _pixels(latents)
+        given = latents, embeddings, levels, guidance, negative, callback
+        return self._compute(lambda: self._denoise(*given), count, size)
+
+    def decode(self, latents: Latents, *, tiled: bool = False) -> list[NDArray[np.uint8]]:
+        """(16h, 16w, 3) uint8 images, one after another. See `render` for `tiled`."""
+        return self._compute(lambda: self._decode(latents, tiled=tiled), 1, _pixels(latents))
+
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
         distinct = tuple(dict.fromkeys(prompts))
         states = self._remembered.pop(distinct, None)
         if states is None:
             tokens = PromptTokens.of([self._tokenizer.tokenize(prompt) for prompt in distinct])
-            states = self._encoder.encode(tokens).states
+            states = self._encoder.encode(tokens)
         self._remembered[distinct] = states
         while len(self._remembered) > _REMEMBERED_BATCHES:
             del self._remembered[next(iter(self._remembered))]
         return states[[distinct.index(prompt) for prompt in prompts]]
 
-    def provenance(self) -> dict[str, str]:
-        """What besides recipe and settings can change a bit: versions, device, threads."""
-        return provenance(self.settings)
+    def _denoise(
+        self,
+        latents: Latents,
+        text: Tensor,
+        levels: Sequence[float] | NDArray[np.float32],
+        guidance: float,
+        negative: Tensor | None,
+        callback: Callback | None,
+    ) -> Latents:
+        device = self._device.torch_device
+        ids = position_ids(text.shape[1], latents.grid, device)
+        condition = self._engine.condition
+        packed = denoise(
+            self._engine.velocity,
+            latents.packed.to(device, torch.float32),
+            torch.tensor(levels, dtype=torch.float32),
+            condition(text.to(device), ids),
+            guidance=guidance,
+            negative=None if negative is None else condition(negative.to(device), ids),
+            callback=callback,
+        )
+        return replace(latents, packed=packed)
 
-    def _told(self, on_step: OnStep | None, steps: int) -> OnStep:
-        """`on_step`, and what is being done told before each step."""
+    def _decode(self, latents: Latents, *, tiled: bool) -> list[NDArray[np.uint8]]:
+        decode = self._engine.decode
+        return [to_pixels(decode(one, latents.grid, tiled=tiled)) for one in latents.packed]
 
-        def step(done: int, total: int) -> None:
-            if on_step is not None:
-                on_step(done, total)
-            if done < total:
-                self._on_event(f"step {done + 1} of {total}")
-
-        self._on_event(f"step 1 of {steps}")
-        return step
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        if phase in _DOING:
-            self._on_event(_DOING[phase])
-        started, waited = time.perf_counter(), self._waited()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        waited = self._waited() - waited
-        self.timings["load"] += waited
-        self.timings[phase] += time.perf_counter() - started - waited
-
-    def _waited(self) -> float:
-        return sum(loading.waited for loading in self.loadings.values())
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu", torch.float32, copy=True)
+    def _compute(
+        self, work: Callable[[], Result], images: int, size: tuple[int, int] | None = None
+    ) -> Result:
+        """`work` with nobody else computing; memory that runs out is given back, and an error."""
+        try:
+            with self._lock, torch.inference_mode(), no_tf32(), device_context(self._device):
+                return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Raised outside the handler, so that it does not hold on to the frames' tensors.
+        self._remembered.clear()
+        self._backend.run.clear()
+        release_memory()
+        if any(part.failed for part in self.parts.values()):
+            raise _too_large(self.snapshot, self.settings)
+        what, option = "a picture", "--size"
+        if images > 1:
+            what, option = f"{images} pictures", "--batch-size"
+        of = f" of {size[0]}x{size[1]}" if size else ""
+        at_once = " at once" if images > 1 else ""
+        raise OutOfMemoryError(
+            f"{what}{of}{at_once} did not fit into the memory of {self.settings.device}",
+            f"use a smaller {option}",
+        )
 
 
-def _weight(root: Path, *parts: str) -> str:
+def _pixels(latents: Latents) -> tuple[int, int]:
+    """Width and height."""
+    rows, columns = latents.grid
+    return columns * PIXELS_PER_TOKEN, rows * PIXELS_PER_TOKEN
+
+
+def _weight(snapshot: Snapshot, *parts: str) -> str:
     """ ", 7.9 GB": how much there is to read, where it takes a while."""
-    size = sum(path.stat().st_size for part in parts for path in weight_files(root / part))
+    size = sum(size_of(snapshot.part(part)) for part in parts)
     return f", {size / 1e9:.1f} GB" if size >= 1e8 else ""
 
 

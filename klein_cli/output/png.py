@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _QUALITY = 95
 _COMPRESSION = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 """On photographs as small as zlib's default, in a fifth of the time: see docs/runs.md."""
@@ -55,7 +55,7 @@ def encode(
     assert pixels.shape[2:] == (3,)
     assert pixels.dtype.name == "uint8"
     image = Image.fromarray(pixels)
-    kind = _FORMATS[extension.lower()]
+    kind = EXTENSIONS[extension.lower()]
     buffer = io.BytesIO()
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
@@ -77,7 +77,7 @@ def encode(
 
 def check_room(recipe: Recipe, extension: str) -> None:
     """Raise UsageError when the words of `recipe` are more than the file format can carry."""
-    if _FORMATS[extension.lower()] != "JPEG":
+    if EXTENSIONS[extension.lower()] != "JPEG":
         return
     words = len(json.dumps([recipe.prompt, recipe.negative_prompt]))
     if words + _SIGMA_BYTES * recipe.steps > _JPEG_COMMENT_BYTES - _RECORD_BYTES:

@@ -1,52 +1,43 @@
-"""Noise -> picture latents: Euler's method along the velocity that the DiT predicts."""
+"""Noise -> image latents: Euler's method along the velocity that the DiT predicts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor
 
-Transformer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(latents (B, N, C), sigma (1,), text (B, 512, D), ids (512 + N, 4)) -> velocity (B, N, C).
+Condition = TypeVar("Condition")
 
-`sigma` is the noise level itself, from 1 down to 0. Its shape is (1,) whatever the batch.
-"""
-
-OnStep = Callable[[int, int], None]
-"""Called after each step with the steps done and the steps in all."""
-
-OnLatents = Callable[[Tensor], None]
-"""Called after each step with the latents (B, N, C) float32 that it left."""
+Callback = Callable[[int, float, Tensor], None]
+"""Called after each step with its number, from 1 on, the noise level that it reached, and the
+latents (B, N, C) float32 that it left."""
 
 
 def denoise(
-    transformer: Transformer,
+    velocity: Callable[[Tensor, Tensor, Condition], Tensor],
     latents: Tensor,
     sigmas: Tensor,
-    text: Tensor,
-    ids: Tensor,
+    condition: Condition,
     *,
     guidance: float = 1.0,
-    negative: Tensor | None = None,
-    on_step: OnStep | None = None,
-    on_latents: OnLatents | None = None,
+    negative: Condition | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
-    """Move `latents` (B, N, C) float32 from pure noise to a picture, in float32.
+    """Move `latents` (B, N, C) float32 from pure noise to an image, in float32.
 
-    `sigmas` (steps + 1,) float32 on the host, where their values are known without waiting for
-    the device. With `negative`, embeddings shaped as `text`, the velocity is guided away from
-    them: negative + guidance * (text - negative), each predicted by a forward of its own.
+    `velocity` predicts (B, N, C) from latents, the noise level (1,) whatever the batch, and what
+    the batch is conditioned on. `sigmas` (steps + 1,) float32 on the host, where their values are
+    known without waiting for the device. With a `negative` condition, the velocity is guided away
+    from it: negative + guidance * (positive - negative), each predicted by a forward of its own.
     """
-    steps = len(sigmas) - 1
-    for step in range(steps):
+    for step in range(len(sigmas) - 1):
         sigma = sigmas[step : step + 1]
-        velocity = transformer(latents, sigma, text, ids).to(latents.dtype)
+        towards = velocity(latents, sigma, condition).to(latents.dtype)
         if negative is not None:
-            away = transformer(latents, sigma, negative, ids).to(latents.dtype)
-            velocity = away + guidance * (velocity - away)
-        latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
-        if on_latents is not None:
-            on_latents(latents)
-        if on_step is not None:
-            on_step(step + 1, steps)
+            away = velocity(latents, sigma, negative).to(latents.dtype)
+            towards = away + guidance * (towards - away)
+        latents = latents + (sigmas[step + 1] - sigmas[step]) * towards
+        if callback is not None:
+            callback(step + 1, float(sigmas[step + 1]), latents)
     return latents
