@@ -1,8 +1,8 @@
 """The whole story: prompts -> tokens -> embeddings -> latents -> pixels.
 
-    pipe = Pipeline.open("klein-4b")
-    images = pipe("a red fox", seed=7, n=2)
-    images[0].save("fox.png")
+pipe = Pipeline.open("klein-4b")
+images = pipe("a red fox", seed=7, n=2)
+images[0].save("fox.png")
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ class Pipeline:
                     f"text encoder {encoder.vocabulary}",
                     "the model's parts do not belong together: download it again",
                 )
-            on_event(f"loading the transformer and the VAE{_weight(snapshot, 'transformer', 'vae')}")
-            engine = load_engine(
-                settings.engine, snapshot, target, text_channels=encoder.channels
+            on_event(
+                f"loading the transformer and the VAE{_weight(snapshot, 'transformer', 'vae')}"
             )
+            engine = load_engine(settings.engine, snapshot, target, text_channels=encoder.channels)
         backend.get_ready()
         pipeline = cls(snapshot, settings, tokenizer, encoder, engine, backend)
         pipeline.loading_seconds = time.perf_counter() - started

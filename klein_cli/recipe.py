@@ -31,6 +31,20 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What draws: a model by `name`, and which of that name.
+
+    `repo` and `revision`, a commit, are its place on the hub, None for a folder and for the
+    embedded model; `weights` is the fingerprint of its files, None where nobody has looked.
+    """
+
+    name: str
+    repo: str | None = None
+    revision: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """One picture. Sizes in pixels; `guidance` 1 means no classifier-free guidance.
 

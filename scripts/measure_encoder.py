@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klein_cli.checkpoints.folder import FolderCheckpoint
 from klein_cli.device.choose import no_tf32
+from klein_cli.device.device import device_for
 from klein_cli.errors import KleinError
 from klein_cli.models.attention import attention_backend
-from klein_cli.optimize.backend import at_work
+from klein_cli.optimize.backend import device_context
+from klein_cli.optimize.part import Target
 from klein_cli.presets import TAPPED_LAYERS
 from klein_cli.text.encoder import PromptTokens, TextEncoder
 from klein_cli.text.tokenizer import POSITIONS
@@ -40,9 +43,9 @@ def batch(vocabulary: int) -> PromptTokens:
 
 def ours(root: Path, attention: str, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     """Our encoder on the weights in `root`."""
-    return TextEncoder.from_snapshot(
-        root, TAPPED_LAYERS, attention=attention, device=device, dtype=dtype
-    )
+    target = Target(device=device_for(device), dtype=dtype)
+    checkpoint = FolderCheckpoint(root / "text_encoder")
+    return TextEncoder.load(checkpoint, TAPPED_LAYERS, target, attention=attention)
 
 
 def theirs(root: Path, tokens: PromptTokens, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -109,7 +112,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16"])
     args = parser.parse_args()
     device = torch.device(args.device)
-    with torch.inference_mode(), no_tf32(), at_work(device):
+    with torch.inference_mode(), no_tf32(), device_context(device_for(device)):
         found = measure(args.model, device, [getattr(torch, name) for name in args.dtypes])
     columns = ("valid median", "valid worst", "padded median", "padded worst")
     print("| encoder | " + " | ".join(columns) + " |")

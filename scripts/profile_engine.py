@@ -28,14 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klein_cli.bench.random_weights import SIZES, part_configs
-from klein_cli.checkpoints.load import without_memory
+from klein_cli.checkpoints.load import init_on_meta
 from klein_cli.device.choose import choose, missing_speedups, no_tf32
+from klein_cli.device.device import device_for
 from klein_cli.engines.engine import as_timestep
-from klein_cli.models.attention import AttentionLengths, MaskAlone, SdpaAttention
+from klein_cli.models.attention import AttentionLengths, SdpaAttention
 from klein_cli.models.flux2 import Flux2Config, Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
 from klein_cli.models.vae import VaeConfig, VaeDecoder
-from klein_cli.optimize.backend import PLAIN, Tools, at_work, tools
+from klein_cli.optimize.backend import PLAIN, Backend, backend_for, device_context
 from klein_cli.optimize.graphs import Run, direct
 from klein_cli.presets import TAPPED_LAYERS
 from klein_cli.sampling.latents import position_ids
@@ -57,7 +58,7 @@ def settings(kernels: str, quantize: str = "none") -> Settings:
 
 def built(kind: Any, *arguments: Any, dtype: torch.dtype = BF16) -> Any:
     """A model of random weights, the same for every dtype and ops: drawn in bfloat16."""
-    with without_memory():
+    with init_on_meta():
         model = kind(*arguments)
     model = model.to(BF16).to_empty(device=CUDA).requires_grad_(False).eval()
     generator = torch.Generator(CUDA).manual_seed(0)
@@ -95,29 +96,26 @@ class Encoder:
 
     name = "text encoder"
 
-    def __init__(self, kit: Tools, dtype: torch.dtype = BF16) -> None:
+    def __init__(self, backend: Backend, dtype: torch.dtype = BF16) -> None:
         config = Qwen3Config.from_json(CONFIGS["text_encoder"])
-        given = config, TAPPED_LAYERS, SdpaAttention(), kit.qwen3
+        given = config, TAPPED_LAYERS, SdpaAttention(), backend.qwen3
         self.model = built(Qwen3Model, *given, dtype=dtype)
-        kit.prepare(self.model)
+        backend.prepare("text_encoder", self.model)
         ids = torch.randint(0, 400, (1, POSITIONS), generator=torch.manual_seed(0))
         lengths = AttentionLengths.of((PROMPT_TOKENS,), POSITIONS, CUDA)
-        self.given = (ids.to(CUDA), lengths.mask)
-
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return torch.cat(self.model(ids, MaskAlone(mask)), dim=-1)
+        self.given = (ids.to(CUDA), lengths.counts)
 
     def __call__(self, run: Run) -> Tensor:
-        return run(self.states, *self.given)
+        return run(self.model.embeddings_by_counts, *self.given)
 
 
 class Denoiser:
     """The transformer, at any size."""
 
-    def __init__(self, kit: Tools, dtype: torch.dtype = BF16) -> None:
+    def __init__(self, backend: Backend, dtype: torch.dtype = BF16) -> None:
         config = Flux2Config.from_json(CONFIGS["transformer"])
-        self.dit: Flux2Transformer = built(Flux2Transformer, config, kit.flux2, dtype=dtype)
-        kit.prepare(self.dit)
+        self.dit: Flux2Transformer = built(Flux2Transformer, config, backend.flux2, dtype=dtype)
+        backend.prepare("transformer", self.dit)
         self.dtype = dtype
         text = torch.randn(1, POSITIONS, config.joint_attention_dim, generator=torch.manual_seed(1))
         self.words = self.dit.context_embedder(text.to(CUDA, dtype))
@@ -150,10 +148,10 @@ class Denoiser:
 class Decoder:
     """The VAE's decoder, at any size."""
 
-    def __init__(self, kit: Tools, dtype: torch.dtype = BF16) -> None:
+    def __init__(self, backend: Backend, dtype: torch.dtype = BF16) -> None:
         config = VaeConfig.from_json(CONFIGS["vae"])
-        self.vae: nn.Module = built(VaeDecoder, config, kit.vae, dtype=dtype)
-        kit.prepare(self.vae)
+        self.vae: nn.Module = built(VaeDecoder, config, backend.vae, dtype=dtype)
+        backend.prepare("vae", self.vae)
         self.dtype = dtype
 
     def at(self, side: int) -> None:
@@ -176,14 +174,14 @@ class Table:
         print(f"{part:<40} {how:<18} {ms:10.3f} ms {shown}", flush=True)
 
     def both(
-        self, part: str, how: str, kit: Tools, call: Callable[[Run], Tensor], exact: Tensor,
+        self, part: str, how: str, backend: Backend, call: Callable[[Run], Tensor], exact: Tensor,
         repeats: int,
     ) -> None:  # fmt: skip
         """As it is, and as a graph."""
-        for run, mark in ((direct, ""), (kit.run, " + graph")):
+        for run, mark in ((direct, ""), (backend.run, " + graph")):
             error = relative_error(call(run), exact)
             self.add(part, how + mark, milliseconds(partial(call, run), repeats), error)
-        kit.give_back_memory()
+        backend.run.clear()
 
 
 @contextmanager
@@ -229,9 +227,9 @@ def encoder(table: Table) -> None:
         exact = Encoder(PLAIN, torch.float32)(direct)
     for kernels in ("torch", "triton"):
         with freed():
-            kit = tools(settings(kernels))
-            part = Encoder(kit)
-            table.both("text encoder", kernels, kit, part, exact, 10)
+            backend = backend_for(settings(kernels))
+            part = Encoder(backend)
+            table.both("text encoder", kernels, backend, part, exact, 10)
             del part
 
 
@@ -249,14 +247,14 @@ def transformer(table: Table, sides: list[int]) -> None:
         ways.append(("triton", "fp8"))
     for kernels, quantize in ways:
         with freed():
-            kit = tools(settings(kernels, quantize))
-            part = Denoiser(kit)
+            backend = backend_for(settings(kernels, quantize))
+            part = Denoiser(backend)
             how = kernels if quantize == "none" else quantize
             for side in sides:
                 part.at(side)
                 one, all_steps = exact[side]
-                table.both(f"one step, {side}", how, kit, part.first, one, 10)
-                table.both(f"{STEPS} steps, {side}", how, kit, part.loop, all_steps, 5)
+                table.both(f"one step, {side}", how, backend, part.first, one, 10)
+                table.both(f"{STEPS} steps, {side}", how, backend, part.loop, all_steps, 5)
             del part
 
 
@@ -270,11 +268,11 @@ def decoder(table: Table, sides: list[int]) -> None:
         del part
     for kernels in ("torch", "triton"):
         with freed():
-            kit = tools(settings(kernels))
-            part = Decoder(kit)
+            backend = backend_for(settings(kernels))
+            part = Decoder(backend)
             for side in sides:
                 part.at(side)
-                table.both(f"decode, {side}", kernels, kit, part, exact[side], 10)
+                table.both(f"decode, {side}", kernels, backend, part, exact[side], 10)
             del part
 
 
@@ -308,17 +306,17 @@ def kernels_that_count(side: int, most: int) -> list[Found]:
         ways.append(("triton", "fp8"))
     for kernels, quantize in ways:
         with freed():
-            part = Denoiser(tools(settings(kernels, quantize)))
+            part = Denoiser(backend_for(settings(kernels, quantize)))
             part.at(side)
             name = f"one step, {side}, {kernels}, {quantize}"
             found.append(busiest(name, partial(part.first, direct), most))
             del part
     with freed():
-        vae = Decoder(tools(settings("triton")))
+        vae = Decoder(backend_for(settings("triton")))
         vae.at(side)
         found.append(busiest(f"decode, {side}", partial(vae, direct), most))
     with freed():
-        text = Encoder(tools(settings("triton")))
+        text = Encoder(backend_for(settings("triton")))
         found.append(busiest("text encoder", partial(text, direct), most))
     return found
 
@@ -342,7 +340,7 @@ def main() -> None:
     facts |= {"rows": table.rows, "kernels": []}
     print(f"{'part':<40} {'how':<18} {'median':>13} {'error':>12}")
     try:
-        with torch.inference_mode(), no_tf32(), at_work(CUDA):
+        with torch.inference_mode(), no_tf32(), device_context(device_for("cuda")):
             measure(table, options, facts)
     finally:
         facts["seconds"] = time.perf_counter() - started

@@ -13,13 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from klein_cli.checkpoints.load import Loading
+from klein_cli.checkpoints.reader import Arrival
 from klein_cli.checkpoints.resolve import resolve
+from klein_cli.engines.native import NativeEngine
 from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
-from klein_cli.pipeline import Pipeline, choose
+from klein_cli.optimize.part import Part
+from klein_cli.pipeline import Pipeline, Trace, choose
 from klein_cli.recipe import Recipe
+from klein_cli.sampling.schedule import sigmas
 from klein_cli.settings import Settings
+from klein_cli.text.encoder import PromptTokens, TextEncoder
 
 CPU = Settings(device="cpu", dtype="float32")
 RECIPE = Recipe(prompt="a cat", seed=1, width=64, height=48, steps=2, guidance=1.0, model="small")
@@ -59,23 +64,22 @@ def test_what_a_picture_depends_on(pipeline: Pipeline, changes: dict[str, Any]) 
     assert not np.array_equal(changed.flatten(), draw(pipeline).flatten())
 
 
-def test_pictures_come_in_the_order_of_their_recipes(pipeline: Pipeline) -> None:
+def test_pictures_come_in_the_order_of_their_recipes(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Equal prompts are encoded once, and still each picture gets its own prompt and seed."""
     prompts = ["a dog", "a cat", "a dog", "a much longer prompt, of a storm at sea", "a cat"]
     recipes = [replace(RECIPE, prompt=p, seed=s) for s, p in enumerate(prompts)]
     encoded: list[int] = []
-    encode = pipeline._encoder.encode
+    encode = TextEncoder.encode
 
-    def counted(tokens: Any) -> Any:
+    def counted(encoder: TextEncoder, tokens: PromptTokens) -> Tensor:
         encoded.append(len(tokens.lengths))
-        return encode(tokens)
+        return encode(encoder, tokens)
 
-    pipeline._encoder.encode = counted  # type: ignore[method-assign]
-    try:
-        together = pipeline.render(recipes)
-        again = pipeline.render(recipes)
-    finally:
-        pipeline._encoder.encode = encode  # type: ignore[method-assign]
+    monkeypatch.setattr(TextEncoder, "encode", counted)
+    together = pipeline.render(recipes)
+    again = pipeline.render(recipes)
     assert encoded == [3]
     for picture, repeated, recipe in zip(together, again, recipes, strict=True):
         assert np.array_equal(picture, pipeline.render([recipe])[0])
@@ -83,17 +87,27 @@ def test_pictures_come_in_the_order_of_their_recipes(pipeline: Pipeline) -> None
 
 
 def test_steps_are_told(pipeline: Pipeline) -> None:
-    told: list[tuple[int, int]] = []
-    pipeline.render([RECIPE], on_step=lambda done, steps: told.append((done, steps)))
-    assert told == [(1, 2), (2, 2)]
+    told: list[tuple[int, float]] = []
+    trace = Trace()
+
+    def callback(step: int, sigma: float, latents: Tensor) -> None:
+        told.append((step, sigma))
+        assert torch.equal(latents, trace.latents[-1])
+
+    pipeline.render([RECIPE], callback=callback, trace=trace)
+    levels = sigmas(3 * 4, 2).tolist()
+    assert told == [(1, levels[1]), (2, 0.0)]
 
 
 def test_time_is_kept_by_phase(pipeline: Pipeline) -> None:
-    before = dict(pipeline.timings)
-    draw(pipeline, prompt="a prompt that nobody has encoded yet")
-    assert list(before) == ["load", "encode", "denoise", "decode"]
-    assert all(pipeline.timings[phase] > before[phase] for phase in list(before)[1:])
-    assert pipeline.timings["load"] == before["load"] > 0
+    seconds = {"load": pipeline.loading_seconds}
+    assert seconds["load"] > 0
+    pipeline.render([replace(RECIPE, prompt="nobody has encoded this yet")], seconds=seconds)
+    assert list(seconds) == ["load", "encode", "denoise", "decode"]
+    assert seconds["load"] == pipeline.loading_seconds
+    before = dict(seconds)
+    pipeline.render([RECIPE], seconds=seconds)
+    assert all(seconds[phase] > before[phase] for phase in ("encode", "denoise", "decode"))
 
 
 def test_recipes_of_one_batch_share_their_shape(pipeline: Pipeline) -> None:
@@ -127,8 +141,6 @@ def test_guided_pictures_are_the_same_alone_and_in_a_batch(base: Pipeline) -> No
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrower_dtypes_stay_close(pipeline: Pipeline, small_snapshot: Path, dtype: str) -> None:
     narrow = load(small_snapshot, replace(CPU, dtype=dtype))
-    assert narrow._engine.latent_mean.dtype == torch.float32
-    assert torch.equal(narrow._engine.latent_mean, pipeline._engine.latent_mean)
     difference = np.abs(draw(narrow).astype(int) - draw(pipeline).astype(int))
     assert 0 < difference.mean() < 12
 
@@ -142,12 +154,21 @@ def test_running_out_of_memory_has_a_hint(
     def fail(*_: Any) -> Any:
         raise error
 
-    pipeline.render([RECIPE])
-    kept = weakref.ref(next(iter(pipeline._remembered.values())))
-    monkeypatch.setattr(pipeline._engine, "transformer", fail)
+    states: list[weakref.ref[Tensor]] = []
+    encode = TextEncoder.encode
+
+    def watched(encoder: TextEncoder, tokens: PromptTokens) -> Tensor:
+        found = encode(encoder, tokens)
+        states.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(TextEncoder, "encode", watched)
+    pipeline.render([replace(RECIPE, prompt="a prompt of its own")])
+    assert states[0]() is not None
+    monkeypatch.setattr(NativeEngine, "velocity", fail)
     with pytest.raises(OutOfMemoryError, match="2 pictures of 64x48") as caught:
         pipeline.render([RECIPE, replace(RECIPE, seed=2)])
-    assert kept() is None, "embeddings of the pictures before are still there"
+    assert states[0]() is None, "embeddings of the pictures before are still there"
     assert "--batch-size" in caught.value.hint
     assert caught.value.__context__ is None  # whose frames would keep the memory
     with pytest.raises(OutOfMemoryError, match="a picture of 64x48") as caught:
@@ -160,13 +181,16 @@ def test_a_model_that_proves_too_large_when_its_weights_come_is_no_pictures_faul
 ) -> None:
     """Nor would fewer pictures, smaller ones or tiles help."""
     pipeline = load(small_snapshot, CPU)
+    arrival = Arrival(1, 0, None)
+    arrival.finish(torch.OutOfMemoryError("CUDA out of memory"))
+    part = Part(torch.nn.Module(), arrival)
+    pipeline.parts["transformer"] = part
 
-    def then(_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def velocity(*_: Any) -> Any:
+        with part.ready():
+            raise AssertionError
 
-    loading = Loading(torch.nn.Module(), (), then)
-    pipeline.loadings["transformer"] = loading
-    monkeypatch.setattr(pipeline._engine, "transformer", lambda *_: loading.wait())
+    monkeypatch.setattr(NativeEngine, "velocity", velocity)
     for _ in range(2):
         with pytest.raises(ModelTooLargeError, match="does not fit into the memory of cpu"):
             pipeline.render([RECIPE])
@@ -178,7 +202,7 @@ def test_a_bug_is_not_called_out_of_memory(
     def fail(*_: Any) -> Any:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(pipeline._engine, "transformer", fail)
+    monkeypatch.setattr(NativeEngine, "velocity", fail)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         pipeline.render([RECIPE])
 
@@ -189,11 +213,8 @@ def test_loading_says_what_it_does_and_what_it_skips(small_snapshot: Path) -> No
     assert told == ["loading the text encoder", "loading the transformer and the VAE"]
     assert "model.norm.weight" in loaded.skipped_tensors
     told.clear()
-    steps: list[tuple[int, int]] = []
-    recipe = replace(RECIPE, steps=2)
-    loaded.render([recipe], on_step=lambda done, total: steps.append((done, total)))
+    loaded.render([replace(RECIPE, steps=2)], on_event=told.append)
     assert told == ["reading the prompt", "step 1 of 2", "step 2 of 2", "decoding"]
-    assert steps == [(1, 2), (2, 2)]
 
 
 def edit(path: Path, **changes: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Protocol
 
 import numpy as np
@@ -48,7 +47,6 @@ class Klein:
     def __init__(self, pipeline: Pipeline, memory: Memory) -> None:
         self.memory = memory
         self._pipeline = pipeline
-        self._provenance = pipeline.provenance()
 
     @classmethod
     def load(cls, snapshot: Snapshot, settings: Settings, on_event: Callable[[str], None]) -> Klein:
@@ -62,15 +60,10 @@ class Klein:
         return Image.fromarray(self._pipeline.render([recipe])[0])
 
     def stages(self, recipe: Recipe) -> dict[str, float]:
-        before = dict(self._pipeline.timings)
-        self.draw(recipe)
-        spent = {name: after - before[name] for name, after in self._pipeline.timings.items()}
+        spent: dict[str, float] = {}
+        self._pipeline.render([recipe], seconds=spent)
         return {name: spent[name] for name in ("encode", "denoise", "decode")}
 
     def png(self, picture: Image.Image, recipe: Recipe) -> bytes:
-        written = {
-            "recipe": asdict(recipe),
-            "settings": asdict(self._pipeline.settings),
-            "provenance": self._provenance,
-        }
-        return encode(np.asarray(picture), ".png", written, parameters(recipe))
+        record = self._pipeline.origin.record(recipe)
+        return encode(np.asarray(picture), ".png", record, parameters(recipe))

@@ -36,9 +36,7 @@ class Model:
         return cls(
             dit=Flux2Config.from_json(config_of(dit, "_class_name", "Flux2Transformer2DModel")),
             vae=VaeConfig.from_json(config_of(vae, "_class_name", "AutoencoderKLFlux2")),
-            encoder=Qwen3Config.from_json(
-                config_of(encoder, "architectures", "Qwen3ForCausalLM")
-            ),
+            encoder=Qwen3Config.from_json(config_of(encoder, "architectures", "Qwen3ForCausalLM")),
             encoder_layers=max(snapshot.preset.tapped_layers),
         )
 

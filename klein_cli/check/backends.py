@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from klein_cli.check.finding import BAD, NOTE, OK, Finding
+from klein_cli.device.device import device_for
 from klein_cli.errors import UsageError
 from klein_cli.models.attention import AttentionLengths, EagerAttention, attention_backend
-from klein_cli.optimize.backend import at_work
+from klein_cli.optimize.backend import device_context
 
 BACKENDS = ("sdpa", "eager", "flash-attn")
 
@@ -48,7 +49,7 @@ def attention(name: str, device: torch.device) -> Finding:
     wanted = EagerAttention()(query, key, value, AttentionLengths.of(_LENGTHS, _POSITIONS, host))
     query, key, value = (tensor.to(device) for tensor in inputs)
     lengths = AttentionLengths.of(_LENGTHS, _POSITIONS, device)
-    with at_work(device):
+    with device_context(device_for(device)):
         found = attend(query, key, value, lengths).cpu()
     errors = [
         _apart(found[row, part], wanted[row, part])

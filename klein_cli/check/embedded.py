@@ -15,6 +15,8 @@ from klein_cli.check.golden import FARTHEST, RECIPE, read_golden
 from klein_cli.check.limits import LIMITS
 from klein_cli.check.metrics import mean_abs_diff, psnr
 from klein_cli.checkpoints.resolve import resolve
+from klein_cli.device.device import device_for
+from klein_cli.optimize.part import Target
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.settings import Settings
 from klein_cli.text.encoder import PromptTokens, TextEncoder
@@ -39,15 +41,14 @@ def mask() -> Finding:
     ids[1, length:] = _CHANGED_ID
     ids[2, length] = _CHANGED_ID
     ids[3, length - 1] = _CHANGED_ID
-    encoder = TextEncoder.from_snapshot(
-        snapshot.root,
+    encoder = TextEncoder.load(
+        snapshot.part("text_encoder"),
         snapshot.preset.tapped_layers,
+        Target(device=device_for("cpu"), dtype=torch.float32),
         attention="sdpa",
-        device=torch.device("cpu"),
-        dtype=torch.float32,
     )
     with torch.inference_mode():
-        states = encoder.encode(PromptTokens(ids, (length,) * 4)).states
+        states = encoder.encode(PromptTokens(ids, (length,) * 4))
     plain, pads, first_pad, last_token = states
     others = [row for row in range(len(plain)) if row != length]
     stays = {

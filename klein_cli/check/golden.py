@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klein_cli.checkpoints.folder import WEIGHT_FOLDERS, digest, weight_files
+from klein_cli.checkpoints.folder import digest, weight_files
+from klein_cli.checkpoints.source import PARTS
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def read_golden(path: Path = FILE) -> Golden:
 def weights_digest(root: Path) -> str:
     """One hash of all weights of the model in `root`. Raises ModelError when there are none."""
     together = hashlib.sha256()
-    for folder in WEIGHT_FOLDERS:
+    for folder in PARTS:
         for path in weight_files(root / folder):
             together.update(f"{folder}/{path.name} {digest(path)}\n".encode())
     return together.hexdigest()

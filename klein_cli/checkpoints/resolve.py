@@ -22,6 +22,7 @@ from klein_cli.checkpoints.hub.download import Watch, download, index_of
 from klein_cli.checkpoints.source import PARTS, Checkpoint
 from klein_cli.errors import ModelError
 from klein_cli.presets import Preset, presets, unnamed_preset
+from klein_cli.recipe import Model
 
 PIPELINE_CLASS = "Flux2KleinPipeline"
 EMBEDDED_MODEL = "tiny"
@@ -68,6 +69,11 @@ class Snapshot:
     preset: Preset
     revision: str | None = None
     repo: str | None = None
+
+    @property
+    def model(self) -> Model:
+        """What an image's record calls it."""
+        return Model(name=self.name, repo=self.repo, revision=self.revision)
 
     def part(self, name: str) -> Checkpoint:
         """One of PARTS."""

@@ -18,6 +18,7 @@ from klein_cli.cli.terminal.report import Report
 from klein_cli.cli.terminal.text import printable
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError, ModelError
+from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset
 from klein_cli.recipe import Recipe
@@ -30,7 +31,7 @@ from klein_cli.run.differences import (
     settings_here,
 )
 from klein_cli.run.events import Event, Failed, Saved, Stopped
-from klein_cli.run.executors.executor import Origin, ReadyExecutor
+from klein_cli.run.executors.executor import ReadyExecutor
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import start
 from klein_cli.run.interrupts import defer_sigint
@@ -150,7 +151,7 @@ class Drawing:
                 yield event
                 if isinstance(event, Saved):
                     self._compare(event)
-        for line in timings.lines(ready.pipeline, self._run.writing):
+        for line in timings.lines(ready, self._run.writing):
             report.detail(line)
 
     @contextlib.contextmanager

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from klein_cli.cli.request import Request
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.output.metadata import Origin
 from klein_cli.output.naming import STDOUT, Destination, destination
 from klein_cli.prompts.rows import Defaults
-from klein_cli.run.executors.executor import Origin
 from klein_cli.run.plan import Plan
 from klein_cli.run.resume.history import FILE, History, read_history
 from klein_cli.run.resume.journal import Books

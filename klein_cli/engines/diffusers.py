@@ -17,6 +17,7 @@ from torch import Tensor
 from klein_cli.checkpoints.load import init_on_meta
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.checkpoints.source import Checkpoint, config_of
+from klein_cli.device.device import Device
 from klein_cli.engines.engine import as_timestep, check_fit, one_by_one
 from klein_cli.errors import ModelError
 from klein_cli.optimize.backend import PLAIN
@@ -35,10 +36,11 @@ class DiffusersEngine:
     """See `klein_cli.engines.engine.Engine`."""
 
     def __init__(
-        self, parts: dict[str, Part[Any]], latent_channels: int, dtype: torch.dtype
+        self, parts: dict[str, Part[Any]], latent_channels: int, device: Device, dtype: torch.dtype
     ) -> None:
         self.parts = parts
         self.latent_channels = latent_channels
+        self._device = device
         self._dtype = dtype
 
     @classmethod
@@ -57,7 +59,7 @@ class DiffusersEngine:
             "transformer": Part.load("transformer", dit, sources["transformer"], plain),
             "vae": Part.load("vae", vae, sources["vae"], plain),
         }
-        return cls(parts, dit.config.in_channels, target.dtype)
+        return cls(parts, dit.config.in_channels, target.device, target.dtype)
 
     def condition(self, text: Tensor, ids: Tensor) -> Condition:
         """What the module is given at every step."""
@@ -85,7 +87,7 @@ class DiffusersEngine:
 
         batches = latents.to(self._dtype), condition.text
         with self.parts["transformer"].ready() as dit:
-            if latents.device.type == "cpu":
+            if self._device.one_by_one:
                 return one_by_one(velocity, *batches)
             return velocity(*batches)
 

@@ -59,7 +59,7 @@ def one_by_one(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
     """`function` of (B, ...) tensors, one image at a time.
 
     On a CPU a batch is shared out among the threads, and where a thread's share ends within a row,
-    the rest of it takes other instructions, which round otherwise.
+    the rest of it takes other instructions, which round otherwise: see `Device.one_by_one`.
     """
     images = zip(*(torch.split(batch, 1) for batch in batches), strict=True)
     return torch.cat([function(*image) for image in images])

@@ -25,8 +25,8 @@ def load_engine(
 ) -> Engine[Any]:
     """The engine called `name` with a model's weights.
 
-    `text_channels` is the width of the text embeddings that it will be given. Raises ModelError when a part is damaged or does not fit
-    the others.
+    `text_channels` is the width of the text embeddings that it will be given. Raises ModelError
+    when a part is damaged or does not fit the others.
     """
     module, kind = _ENGINES[name]
     engine: Engine[Any] = getattr(import_module(module), kind).load(

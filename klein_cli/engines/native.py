@@ -12,6 +12,7 @@ from torch import Tensor
 from klein_cli.checkpoints.load import init_on_meta
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.checkpoints.source import config_of
+from klein_cli.device.device import Device
 from klein_cli.engines.engine import as_timestep, check_fit, one_by_one
 from klein_cli.models.flux2 import Flux2Config, Flux2Transformer, Rotary
 from klein_cli.models.vae import VaeConfig, VaeDecoder, latent_scale
@@ -42,7 +43,7 @@ class NativeEngine:
         vae: Part[VaeDecoder],
         *,
         latent_channels: int,
-        device: torch.device,
+        device: Device,
         dtype: torch.dtype,
     ) -> None:
         self.parts = {"transformer": transformer, "vae": vae}
@@ -88,7 +89,9 @@ class NativeEngine:
         """The text, embedded, and the angles of all positions."""
         with self._transformer.ready() as dit:
             embedded = self._for_each(dit.context_embedder, text.to(self._dtype))
-            return Condition(embedded, dit.rotary(ids))
+            place = "cpu" if self._device.rope_on_host else ids.device
+            cosine, sine = dit.rotary(ids.to(place))
+            return Condition(embedded, (cosine.to(ids.device), sine.to(ids.device)))
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The velocity (B, N, C) at a noise level."""
@@ -110,7 +113,7 @@ class NativeEngine:
             )
 
     def _for_each(self, function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
-        if self._device.type == "cpu":
+        if self._device.one_by_one:
             return one_by_one(function, *batches)
         return function(*batches)
 
@@ -118,7 +121,7 @@ class NativeEngine:
         level = float(sigma)
         known = self._modulations.pop(level, None)
         if known is None:
-            known = dit.modulations(as_timestep(sigma, self._dtype).to(self._device))
+            known = dit.modulations(as_timestep(sigma, self._dtype).to(self._device.torch_device))
         self._modulations[level] = known
         if len(self._modulations) > _KEPT_TIMESTEPS:
             del self._modulations[next(iter(self._modulations))]

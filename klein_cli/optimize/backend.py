@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from klein_cli.device.device import Device, device_for
 from klein_cli.errors import ModelError
 from klein_cli.models.flux2 import Flux2Ops
 from klein_cli.models.qwen3 import Qwen3Ops
@@ -57,8 +58,8 @@ PLAIN = Backend()
 
 def backend_for(settings: Settings) -> Backend:
     """The backend for settings that `klein_cli.device.choose` has decided."""
-    device = torch.device(settings.device)
-    run = Graphs(device) if device.type == "cuda" else direct
+    device = device_for(settings.device)
+    run = Graphs(device.torch_device) if device.graphs else direct
     if settings.kernels != "triton":
         steps = {"transformer": (_quantise_fp8,)} if settings.quantize == "fp8" else {}
         return Backend(run=run, steps=steps)
@@ -80,15 +81,15 @@ def backend_for(settings: Settings) -> Backend:
 
 
 @contextmanager
-def device_context(device: torch.device) -> Iterator[None]:
+def device_context(device: Device) -> Iterator[None]:
     """The device is torch's current one, and its fastest attention is tried first."""
-    if device.type != "cuda":
+    if device.kind != "cuda":
         yield
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with torch.cuda.device(device):
-        if torch.cuda.get_device_capability(device)[0] not in _CUDNN_ATTENTION:
+    with device.current():
+        if torch.cuda.get_device_capability(device.name)[0] not in _CUDNN_ATTENTION:
             yield
             return
         order = [

@@ -14,6 +14,7 @@ from torch import nn
 from klein_cli.checkpoints.load import load_weights
 from klein_cli.checkpoints.reader import Arrival, Reader
 from klein_cli.checkpoints.source import DAMAGED, Checkpoint
+from klein_cli.device.device import Device
 from klein_cli.errors import ModelError
 from klein_cli.optimize.backend import PLAIN, Backend
 from klein_cli.optimize.graphs import Run, direct
@@ -28,7 +29,7 @@ class Target:
     With a `reader`, one of the device, they come while the caller goes on.
     """
 
-    device: torch.device
+    device: Device
     dtype: torch.dtype
     backend: Backend = PLAIN
     reader: Reader | None = None
@@ -78,7 +79,7 @@ class Part(Generic[Module]):
         arrival, skipped = load_weights(
             module,
             checkpoint,
-            device=target.device,
+            device=target.device.torch_device,
             dtype=target.dtype,
             prefix=prefix,
             skip=skip,

@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from klein_cli import __version__
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Model, Recipe
 from klein_cli.settings import Settings
 
 FORMAT = 2
@@ -30,6 +30,30 @@ _LOOKS_LIKE_A_FIELD = re.compile(
     r"((?:\A|[\n\v\f\x1c-\x1e\x85\u2028\u2029])\s*(?:Negative prompt|Steps))(?=:)", re.IGNORECASE
 )
 _PLAIN = re.compile(r"[\w./ +()-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where images come from: the model, how it computes, and the versions and machine that do."""
+
+    model: Model
+    settings: Settings
+    provenance: Mapping[str, str]
+
+    def record(self, recipe: Recipe, step_down: str | None = None) -> dict[str, Any]:
+        """The record of one of its images; see the function of that name."""
+        from klein_cli.sampling.schedule import noise_levels
+
+        return record(
+            recipe,
+            self.settings,
+            sigmas=noise_levels(recipe.width, recipe.height, recipe.steps),
+            repo=self.model.repo,
+            revision=self.model.revision,
+            weights=self.model.weights,
+            provenance=self.provenance,
+            step_down=step_down,
+        )
 
 
 def record(

@@ -8,6 +8,7 @@ from itertools import chain, repeat
 from typing import TypeVar
 
 from klein_cli.errors import UsageError
+from klein_cli.presets import Preset
 from klein_cli.prompts.wildcards import chosen
 from klein_cli.recipe import Recipe
 
@@ -85,6 +86,36 @@ def recipe_of(row: Row, defaults: Defaults, seed: int) -> Recipe:
         guidance=_first(row.guidance, defaults.guidance),
         model=defaults.model,
         negative_prompt=_first(row.negative_prompt, defaults.negative_prompt),
+    )
+
+
+def recipe_for(
+    preset: Preset,
+    prompt: str,
+    seed: int,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    negative_prompt: str | None = None,
+) -> Recipe:
+    """One image of a prompt; what is not given is the model's own choice.
+
+    Raises UsageError when a value cannot make an image.
+    """
+    fault = prompt_fault(prompt)
+    if fault:
+        raise UsageError(*fault)
+    return Recipe(
+        prompt=prompt,
+        seed=seed,
+        width=_first(width, preset.width),
+        height=_first(height, preset.height),
+        steps=_first(steps, preset.steps),
+        guidance=preset.guidance if preset.distilled else _first(guidance, preset.guidance),
+        model=preset.name,
+        negative_prompt=None if preset.distilled else negative_prompt,
     )
 
 

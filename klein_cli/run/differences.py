@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from klein_cli.checkpoints.resolve import Snapshot, already_here
 from klein_cli.errors import ModelError, UsageError
+from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset, presets
-from klein_cli.run.executors.executor import Origin
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -160,13 +160,13 @@ def schedule_differs(record: Record, levels: list[float]) -> bool:
 
 def _model_differences(record: Record, model: str, here: Origin) -> Iterator[str]:
     if record.weights is not None:
-        if record.weights != here.weights:
+        if record.weights != here.model.weights:
             yield f"model: other weights than those of {model} here"
         return
     if record.recipe.model != model:
         yield f"model: {record.recipe.model} then, {model} here"
-    elif record.revision != here.revision:
-        yield f"model: revision {record.revision} then, {here.revision} here"
+    elif record.revision != here.model.revision:
+        yield f"model: revision {record.revision} then, {here.model.revision} here"
 
 
 def _kind(settings: Settings) -> str:

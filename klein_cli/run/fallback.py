@@ -18,6 +18,7 @@ from klein_cli.run.jobs import Job
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
+    from torch import Tensor
 
     Pixels = NDArray[numpy.uint8]
 
@@ -25,16 +26,15 @@ _EIGHTHS = 8
 
 
 class Renderer(Protocol):
-    """What a run needs of a pipeline: recipes of one shape -> (H, W, 3) uint8 pictures.
-
-    `tiled` decodes each in tiles. Raises OutOfMemoryError when they do not fit.
-    """
+    """What a run needs of a pipeline: see `klein_cli.pipeline.Pipeline.render`."""
 
     def render(
         self,
         recipes: Sequence[Recipe],
         *,
-        on_step: Callable[[int, int], None] | None = None,
+        callback: Callable[[int, float, Tensor], None] | None = None,
+        on_event: Callable[[str], None] | None = None,
+        seconds: dict[str, float] | None = None,
         tiled: bool = False,
     ) -> list[Pixels]: ...
 

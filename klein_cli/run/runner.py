@@ -136,7 +136,7 @@ class Run:
         if error is None:
             share = result.seconds / len(batch.jobs)
             for job, pixels in zip(batch.jobs, result.pictures, strict=True):
-                record = None if self._bare else result.build_record(job.recipe, batch.step_down)
+                record = None if self._bare else result.origin.record(job.recipe, batch.step_down)
                 with self._held_up():
                     self._writers.put(partial(self._write, job, pixels, record, share))
             return

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from klein_cli.checkpoints.load import Loading
-    from klein_cli.pipeline import Pipeline
+    from klein_cli.optimize.part import Part
+    from klein_cli.run.executors.executor import ReadyExecutor
 
 _GIGABYTE = 1e9
 
@@ -28,24 +28,24 @@ class Timings:
         yield
         self.importing += time.perf_counter() - started
 
-    def lines(self, pipeline: Pipeline | None, writing: float) -> Iterator[str]:
+    def lines(self, ready: ReadyExecutor, writing: float) -> Iterator[str]:
         """The phases in the order of a picture's way, and what the threads read meanwhile.
 
         Each second is counted once. Of pictures that other processes draw, only the whole is known.
         """
         total = time.perf_counter() - self._started
         phases = {}
-        if pipeline is not None:
-            phases = {"import": self.importing, **pipeline.timings, "write": writing}
+        if ready.pipeline is not None:
+            phases = {"import": self.importing, **ready.seconds, "write": writing}
             phases["the rest"] = total - sum(phases.values())
         for phase, seconds in {**phases, "in all": total}.items():
             yield f"{phase:>10} {seconds:8.2f} s"
-        loadings = {} if pipeline is None else pipeline.loadings
-        read = [_read(part, one) for part, one in loadings.items() if one.read_bytes]
+        parts = {} if ready.pipeline is None else ready.pipeline.parts
+        read = [_read(name, part) for name, part in parts.items() if part.read_bytes]
         if read:
             yield f"read by threads, beside the above: {', '.join(read)}"
 
 
-def _read(part: str, loading: Loading) -> str:
-    size, seconds = loading.read_bytes / _GIGABYTE, loading.read_seconds
-    return f"{part} {size:.2f} GB in {seconds:.2f} s (waited {loading.waited:.2f} s)"
+def _read(name: str, part: Part[Any]) -> str:
+    size, seconds = part.read_bytes / _GIGABYTE, part.read_seconds
+    return f"{name} {size:.2f} GB in {seconds:.2f} s (waited {part.waited:.2f} s)"

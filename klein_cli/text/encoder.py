@@ -11,6 +11,7 @@ from torch import Tensor
 
 from klein_cli.checkpoints.load import init_on_meta
 from klein_cli.checkpoints.source import Checkpoint, config_of
+from klein_cli.device.device import Device
 from klein_cli.models.attention import AttentionLengths, attention_backend
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
 from klein_cli.optimize.graphs import direct
@@ -52,7 +53,7 @@ class TextEncoder:
         part: Part[Qwen3Model],
         config: Qwen3Config,
         tapped_layers: Sequence[int],
-        device: torch.device,
+        device: Device,
     ) -> None:
         self.part = part
         self.vocabulary = config.vocab_size
@@ -74,7 +75,7 @@ class TextEncoder:
         attention cannot run on the device.
         """
         config = Qwen3Config.from_json(config_of(checkpoint, "architectures", "Qwen3ForCausalLM"))
-        attend = attention_backend(attention, target.device, target.dtype)
+        attend = attention_backend(attention, target.device.torch_device, target.dtype)
         with init_on_meta():
             model = Qwen3Model(config, tapped_layers, attend, target.backend.qwen3)
 
@@ -99,17 +100,16 @@ class TextEncoder:
     def encode(self, tokens: PromptTokens) -> Tensor:
         """(B, 512, taps * hidden) embeddings, on the device in the model's dtype, tap after tap.
 
-        All 512 positions count: the DiT reads the padded ones too, without a mask. On the CPU each
-        row is bitwise what it would be alone, since there it is encoded alone: see
-        `klein_cli.device.choose.Device.one_by_one`.
+        All 512 positions count: the DiT reads the padded ones too, without a mask. Where images are
+        computed one by one, each row is bitwise what it would be alone.
         """
-        batches = tokens.each() if self._device.type == "cpu" else [tokens]
+        batches = tokens.each() if self._device.one_by_one else [tokens]
         with self.part.ready() as model:
             return torch.cat([self._encoded(model, batch) for batch in batches])
 
     def _encoded(self, model: Qwen3Model, tokens: PromptTokens) -> Tensor:
-        ids, positions = tokens.ids.to(self._device), tokens.ids.shape[1]
-        lengths = AttentionLengths.of(tokens.lengths, positions, self._device)
+        device, positions = self._device.torch_device, tokens.ids.shape[1]
+        ids, lengths = tokens.ids.to(device), AttentionLengths.of(tokens.lengths, positions, device)
         if self.part.run is direct:
             return model.embeddings(ids, lengths)
         return self.part.run(model.embeddings_by_counts, ids, lengths.counts)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from klein_cli.checkpoints.fingerprint import fingerprint
 from klein_cli.checkpoints.folder import weight_files
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.errors import ModelError
 
 
@@ -23,6 +24,10 @@ from klein_cli.errors import ModelError
 def snapshot(small_snapshot: Path, tmp_path: Path) -> Path:
     """A copy to be changed."""
     return Path(shutil.copytree(small_snapshot, tmp_path / "copy"))
+
+
+def of(root: Path) -> str:
+    return fingerprint(resolve(str(root)))
 
 
 def weights(snapshot: Path, part: str) -> dict[str, torch.Tensor]:
@@ -45,28 +50,28 @@ def headed(header: bytes) -> bytes:
 def test_a_copy_has_the_same_and_another_model_another(
     small_snapshot: Path, small_base_snapshot: Path, snapshot: Path
 ) -> None:
-    found = fingerprint(small_snapshot)
+    found = of(small_snapshot)
     assert len(found) == 32
     assert int(found, 16)
-    assert fingerprint(snapshot) == found
+    assert of(snapshot) == found
     embedded = Path(__file__).parents[2] / "klein_cli" / "tiny"
-    assert len({found, fingerprint(embedded)}) == 2
+    assert len({found, of(embedded)}) == 2
     # Two models of one seed, of which one is distilled, have the same weights.
-    assert fingerprint(small_base_snapshot) == found
+    assert of(small_base_snapshot) == found
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae"])
 def test_another_training_of_the_same_model_has_another(snapshot: Path, part: str) -> None:
     """Names, sizes and headers are equal, and a hash of those would be too."""
-    before = fingerprint(snapshot)
+    before = of(snapshot)
     tensors = weights(snapshot, part)
     rewrite(snapshot, part, tensors)
-    assert fingerprint(snapshot) == before, "how a part is cut into files does not count"
+    assert of(snapshot) == before, "how a part is cut into files does not count"
     name = sorted(tensors)[len(tensors) // 2]
     flat = tensors[name].flatten().clone()
     flat[len(flat) // 2] += 1
     rewrite(snapshot, part, tensors | {name: flat.view_as(tensors[name])})
-    assert fingerprint(snapshot) != before
+    assert of(snapshot) != before
 
 
 def test_it_is_what_it_always_was(small_snapshot: Path) -> None:
@@ -86,7 +91,7 @@ def test_it_is_what_it_always_was(small_snapshot: Path) -> None:
                 lines += [_line(name, file) for name in file.keys()]  # noqa: SIM118 (not a dict)
         for line in sorted(lines):
             whole.update(part.encode() + b"\0" + line)
-    assert fingerprint(small_snapshot) == whole.hexdigest()[:32]
+    assert of(small_snapshot) == whole.hexdigest()[:32]
 
 
 def _line(name: str, file: Any) -> bytes:
@@ -102,10 +107,10 @@ def _line(name: str, file: Any) -> bytes:
     "name", ["text_encoder/config.json", "tokenizer/tokenizer.json", "vae/config.json"]
 )
 def test_another_configuration_or_tokenizer_has_another(snapshot: Path, name: str) -> None:
-    before = fingerprint(snapshot)
+    before = of(snapshot)
     table = json.loads((snapshot / name).read_text())
     (snapshot / name).write_text(json.dumps(table | {"changed": 1}))
-    assert fingerprint(snapshot) != before
+    assert of(snapshot) != before
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_a_file_that_is_no_safetensors_is_a_complaint(snapshot: Path, data: byte
     (path,) = weight_files(snapshot / "vae")
     path.write_bytes(data)
     with pytest.raises(ModelError, match=path.name) as caught:
-        fingerprint(snapshot)
+        of(snapshot)
     assert "download it again" in caught.value.hint
 
 
@@ -141,10 +146,10 @@ def test_a_file_that_was_cut_short_has_none(snapshot: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 1)
     with pytest.raises(ModelError, match=path.name):
-        fingerprint(snapshot)
+        of(snapshot)
 
 
 def test_a_file_that_is_missing_is_a_complaint(snapshot: Path) -> None:
     (snapshot / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
-        fingerprint(snapshot)
+        of(snapshot)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from klein_cli.checkpoints.folder import digest, faults, size_on_disk, tensors_of, weight_files
+from klein_cli.checkpoints.folder import digest, faults, size_on_disk, weight_files
+from klein_cli.checkpoints.header import tensors_of
 from klein_cli.errors import ModelError
 
 TINY = Path(__file__).parents[2] / "klein_cli" / "tiny"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from klein_cli.checkpoints.reader import Arrival, Reader, Stored
+from klein_cli.checkpoints.reader import Arrival, Extent, Reader, Rows
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def test_every_byte_arrives_in_its_place(tmp_path: Path, piece: int) -> None:
             into = torch.zeros(shape, dtype=kind)
             count = into.numel() * into.itemsize
             wanted.append(content[offset : offset + count])
-            stored.append(Stored(path, offset, into))
+            stored.append(Extent(path, offset, into))
     with Reader(CPU, piece) as reader:
         arrival = reader.read(stored)
     arrival.wait()
@@ -60,7 +60,7 @@ def test_what_is_asked_for_first_comes_first(
     monkeypatch.setattr(Arrival, "begin", lambda self: (began.append(self), begin(self)))
     with Reader(CPU, 1000) as reader:
         arrivals = [
-            reader.read([Stored(path, 0, torch.zeros(5000, dtype=torch.uint8))]) for _ in range(3)
+            reader.read([Extent(path, 0, torch.zeros(5000, dtype=torch.uint8))]) for _ in range(3)
         ]
     arrivals[-1].wait()
     assert began == [arrival for arrival in arrivals for _ in range(5)]
@@ -69,8 +69,8 @@ def test_what_is_asked_for_first_comes_first(
 def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
     path, _ = written(tmp_path, "short", 100)
     with Reader(CPU, 64) as reader:
-        bad = reader.read([Stored(path, 0, torch.zeros(101, dtype=torch.uint8))])
-        good = reader.read([Stored(path, 0, torch.zeros(100, dtype=torch.uint8))])
+        bad = reader.read([Extent(path, 0, torch.zeros(101, dtype=torch.uint8))])
+        good = reader.read([Extent(path, 0, torch.zeros(100, dtype=torch.uint8))])
     with pytest.raises(EOFError, match="short ends too early"):
         bad.wait()
     good.wait()
@@ -78,7 +78,7 @@ def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     with Reader(CPU) as reader:
-        arrival = reader.read([Stored(tmp_path / "gone", 0, torch.zeros(9))])
+        arrival = reader.read([Extent(tmp_path / "gone", 0, torch.zeros(9))])
     with pytest.raises(FileNotFoundError, match="gone"):
         arrival.wait()
 
@@ -87,12 +87,44 @@ def test_nothing_is_read_on_after_an_error(tmp_path: Path) -> None:
     """Nobody waits for ever, and no thread stays."""
     path, _ = written(tmp_path, "file", 20_000)
     reader = Reader(CPU, 1)
-    arrival = reader.read([Stored(path, 0, torch.zeros(20_000, dtype=torch.uint8))])
+    arrival = reader.read([Extent(path, 0, torch.zeros(20_000, dtype=torch.uint8))])
     with contextlib.suppress(ZeroDivisionError), reader:
         raise ZeroDivisionError
     with pytest.raises(InterruptedError):
         arrival.wait()
     assert not any(thread.is_alive() for thread in reader._threads)
+
+
+@pytest.mark.parametrize("piece", [1, 50, 1000, 10**6])
+def test_rows_are_put_whole_and_in_their_order(tmp_path: Path, piece: int) -> None:
+    """Also rows longer than a piece; each some time, by one thread at a time."""
+    path, content = written(tmp_path, "file", 10_000)
+    found = torch.zeros(99, 100, dtype=torch.uint8)
+    inside: list[int] = []
+
+    def put(first: int, rows: torch.Tensor) -> None:
+        inside.append(first)
+        rows = rows.view(-1, 100)
+        found[first : first + len(rows)] = rows
+        assert inside.pop() == first
+
+    with Reader(CPU, piece) as reader:
+        arrival = reader.read([Rows(path, 7, 99, 100, put)])
+    arrival.wait()
+    assert torch.equal(found.view(-1), content[7:9907])
+    assert arrival.bytes == 9900
+
+
+def test_what_goes_wrong_while_rows_are_put_is_told_to_who_waits(tmp_path: Path) -> None:
+    path, _ = written(tmp_path, "file", 100)
+
+    def put(first: int, rows: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with Reader(CPU) as reader:
+        arrival = reader.read([Rows(path, 0, 10, 10, put)])
+    with pytest.raises(torch.OutOfMemoryError):
+        arrival.wait()
 
 
 @pytest.mark.parametrize("ends", ["", "sys.exit(3)", "raise KeyboardInterrupt"])
@@ -104,10 +136,10 @@ def test_a_process_that_ends_while_weights_come_ends_as_it_should(
     script = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from klein_cli.checkpoints.reader import Reader, Stored\n"
+        "from klein_cli.checkpoints.reader import Extent, Reader\n"
         "with Reader(torch.device('cpu'), 4096) as reader:\n"
         "    into = torch.empty(50_000_000, dtype=torch.uint8)\n"
-        f"    reader.read([Stored(Path({str(path)!r}), 0, into)] * 20)\n"
+        f"    reader.read([Extent(Path({str(path)!r}), 0, into)] * 20)\n"
         f"{ends}\n"
     )
     for _ in range(3):
@@ -127,7 +159,7 @@ def test_every_byte_arrives_on_a_gpu(tmp_path: Path) -> None:
     device = torch.device("cuda")
     with Reader(device, 2**20) as reader:
         into = [torch.empty(10_000_000, dtype=torch.uint8, device=device) for _ in range(5)]
-        arrival = reader.read([Stored(path, n * 10_000_000, t) for n, t in enumerate(into)])
+        arrival = reader.read([Extent(path, n * 10_000_000, t) for n, t in enumerate(into)])
         while not arrival._whole.is_set():  # the main thread goes on computing
             torch.ones(1000, 1000, device=device).sum().item()
     arrival.wait()

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,19 @@ import torch
 from torch import Tensor
 
 from klein_cli.checkpoints.resolve import resolve
-from klein_cli.engines.engine import as_timestep, load_engine
+from klein_cli.device.device import device_for
+from klein_cli.engines.engine import as_timestep
+from klein_cli.engines.load import load_engine
 from klein_cli.errors import ModelError
+from klein_cli.models.flux2 import Flux2Transformer
+from klein_cli.optimize.part import Target
 from klein_cli.pipeline import Pipeline
 from klein_cli.recipe import Recipe
 from klein_cli.sampling.latents import position_ids
 from klein_cli.settings import Settings
 
 CPU = torch.device("cpu")
+TARGET = Target(device=device_for("cpu"), dtype=torch.float32)
 
 
 def test_both_engines_draw_the_same_picture(small_snapshot: Path) -> None:
@@ -40,65 +44,71 @@ def test_both_engines_draw_the_same_picture(small_snapshot: Path) -> None:
 
 
 def native(root: Path) -> Any:
-    return load_engine(
-        "native", root, text_channels=_channels(root), device=CPU, dtype=torch.float32
-    )
-
-
-def counted(function: Callable[[Tensor], Any], name: str, counts: Counter[str]) -> Any:
-    def call(given: Tensor) -> Any:
-        counts[name] += 1
-        return function(given)
-
-    return call
+    return load_engine("native", resolve(str(root)), TARGET, text_channels=_channels(root))
 
 
 def test_what_a_step_does_not_change_is_computed_once(
     small_snapshot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Modulations for all pictures, text and angles for one; and none of it for the wrong one."""
-    engine, counts = native(small_snapshot), Counter[str]()
-    monkeypatch.setattr(
-        engine._dit, "modulations", counted(engine._dit.modulations, "modulations", counts)
-    )
-    for name in ("_words", "_rotary"):
-        kept = getattr(engine, name)
-        monkeypatch.setattr(kept, "_function", counted(kept._function, name, counts))
+    """Modulations for all images, text and angles for one; and none of it for the wrong one."""
+    counts = Counter[str]()
+
+    def counted(name: str) -> None:
+        function = getattr(Flux2Transformer, name)
+
+        def call(dit: Flux2Transformer, given: Tensor) -> Any:
+            counts[name] += 1
+            return function(dit, given)
+
+        monkeypatch.setattr(Flux2Transformer, name, call)
+
     texts = torch.randn(3, 1, 512, _channels(small_snapshot), generator=torch.manual_seed(0))
     latents = torch.randn(1, 6, 128)
     grids = [position_ids(512, grid, CPU) for grid in ((2, 3), (3, 2))]
-    pictures = [(texts[0:1][0], grids[0]), (texts[1:2][0], grids[0]), (texts[2:3][0], grids[1])]
-    for text, ids in pictures:
-        for level in (1.0, 0.8):
-            given = (latents, torch.tensor([level]), text, ids)
-            assert torch.equal(
-                engine.transformer(*given), native(small_snapshot).transformer(*given)
-            )
-    assert counts == {"modulations": 2, "_words": 3, "_rotary": 2}
-
-
-def test_the_text_and_its_negative_are_both_kept(
-    small_base_snapshot: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guidance goes from one to the other at every step."""
-    engine, counts = native(small_base_snapshot), Counter[str]()
-    kept = engine._words
-    monkeypatch.setattr(kept, "_function", counted(kept._function, "words", counts))
-    one, other = torch.randn(2, 1, 512, _channels(small_base_snapshot)).unbind(0)
-    ids, latents = position_ids(512, (1, 2), CPU), torch.randn(1, 2, 128)
-    for level in (1.0, 0.5, 0.2):
-        for text in (one, other):
-            engine.transformer(latents, torch.tensor([level]), text, ids)
-    assert counts["words"] == 2
-
-
-def test_no_more_timesteps_are_kept_than_a_few_schedules_have(small_snapshot: Path) -> None:
+    images = [(texts[0], grids[0]), (texts[1], grids[0]), (texts[2], grids[1])]
+    fresh = [[native(small_snapshot) for level in (1.0, 0.8)] for _ in images]
+    wanted = [
+        [
+            engine.velocity(latents, torch.tensor([level]), engine.condition(*image))
+            for engine, level in zip(engines, (1.0, 0.8), strict=True)
+        ]
+        for engines, image in zip(fresh, images, strict=True)
+    ]
     engine = native(small_snapshot)
-    first = engine._modulated_by(torch.tensor([1.0]))
-    for step in range(300):
-        engine._modulated_by(torch.tensor([1 / (step + 2)]))
-        assert engine._modulated_by(torch.tensor([1.0])) is first  # still in use
-    assert len(engine._modulations) <= 64
+    for name in ("modulations", "rotary"):
+        counted(name)
+    for image, velocities in zip(images, wanted, strict=True):
+        condition = engine.condition(*image)
+        for level, velocity in zip((1.0, 0.8), velocities, strict=True):
+            found = engine.velocity(latents, torch.tensor([level]), condition)
+            assert torch.equal(found, velocity)
+    assert counts == {"modulations": 2, "rotary": 3}
+
+
+def test_no_more_timesteps_are_kept_than_a_few_schedules_have(
+    small_snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = native(small_snapshot)
+    levels: list[float] = []
+    modulations = Flux2Transformer.modulations
+
+    def counted(dit: Flux2Transformer, timestep: Tensor) -> Tensor:
+        levels.append(round(float(timestep) / 1000, 6))
+        return modulations(dit, timestep)
+
+    monkeypatch.setattr(Flux2Transformer, "modulations", counted)
+    text = torch.randn(1, 512, _channels(small_snapshot))
+    condition = engine.condition(text, position_ids(512, (1, 1), CPU))
+
+    def step(level: float) -> None:
+        engine.velocity(torch.zeros(1, 1, 128), torch.tensor([level]), condition)
+
+    for number in range(70):
+        step(1.0)  # still in use
+        step(1 / (number + 2))
+    assert levels.count(1.0) == 1
+    step(0.5)
+    assert levels.count(0.5) == 2
 
 
 def test_making_a_picture_imports_no_library_of_models(
@@ -121,18 +131,15 @@ def test_making_a_picture_imports_no_library_of_models(
 
 
 def test_the_native_engine_names_what_it_does_not_read(small_snapshot: Path) -> None:
-    engine = load_engine(
-        "native", small_snapshot, text_channels=_channels(small_snapshot), device=CPU,
-        dtype=torch.float32,
-    )  # fmt: skip
-    assert engine.skipped
-    assert all(name.startswith(("vae.encoder.", "vae.quant_conv.")) for name in engine.skipped)
+    skipped = native(small_snapshot).parts["vae"].skipped
+    assert skipped
+    assert all(name.startswith(("encoder.", "quant_conv.")) for name in skipped)
 
 
 @pytest.mark.parametrize("engine", ["native", "diffusers"])
 def test_parts_of_two_models_are_refused(small_snapshot: Path, engine: str) -> None:
     with pytest.raises(ModelError, match="joint_attention_dim"):
-        load_engine(engine, small_snapshot, text_channels=7, device=CPU, dtype=torch.float32)
+        load_engine(engine, resolve(str(small_snapshot)), TARGET, text_channels=7)
 
 
 def test_the_timestep_is_rounded_after_the_multiplication() -> None:

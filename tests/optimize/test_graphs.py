@@ -11,11 +11,11 @@ import torch
 from small_models import FLUX2, QWEN3, VAE, filled, flux2_inputs
 from torch import Tensor
 
-from klein_cli.models.attention import AttentionLengths, MaskAlone, SdpaAttention
+from klein_cli.models.attention import AttentionLengths, SdpaAttention
 from klein_cli.models.flux2 import Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Model
 from klein_cli.models.vae import VaeDecoder
-from klein_cli.optimize.backend import tools
+from klein_cli.optimize.backend import backend_for
 from klein_cli.optimize.graphs import Graphs, TensorFunction, direct
 from klein_cli.settings import Settings
 
@@ -46,9 +46,9 @@ def test_not_a_bit_of_the_transformer_differs(
 ) -> None:
     if kernels == "triton":
         pytest.importorskip("triton")
-    kit = tools(Settings(device="cuda", kernels=kernels))
-    dit = filled(Flux2Transformer(FLUX2, kit.flux2)).to(CUDA, dtype)
-    kit.prepare(dit)
+    backend = backend_for(Settings(device="cuda", kernels=kernels))
+    dit = filled(Flux2Transformer(FLUX2, backend.flux2)).to(CUDA, dtype)
+    backend.prepare("transformer", dit)
     latents, timestep, text, ids = flux2_inputs(dtype, CUDA)
     for scale in (1, 3):  # the second is a replay of what the first recorded
         given = (latents * scale, dit.context_embedder(text), dit.modulations(timestep * scale))
@@ -63,22 +63,19 @@ def test_not_a_bit_of_the_transformer_differs(
 def test_not_a_bit_of_the_text_encoder_differs(
     graphs: Graphs, dtype: torch.dtype, kernels: str
 ) -> None:
-    """Lengths change between replays: the mask is an input, not a part of the graph."""
+    """Lengths change between replays: they are an input, from which the graph makes the mask."""
     if kernels == "triton":
         pytest.importorskip("triton")
-    kit = tools(Settings(device="cuda", kernels=kernels))
-    model = filled(Qwen3Model(QWEN3, (1, 2), SdpaAttention(), kit.qwen3)).to(CUDA, dtype)
-    kit.prepare(model)
-
-    def encode(ids: Tensor, mask: Tensor) -> Tensor:
-        return torch.stack(model(ids, MaskAlone(mask)))
+    backend = backend_for(Settings(device="cuda", kernels=kernels))
+    model = filled(Qwen3Model(QWEN3, (1, 2), SdpaAttention(), backend.qwen3)).to(CUDA, dtype)
+    backend.prepare("text_encoder", model)
 
     found = []
     for length in (3, 16, 9):
         ids = torch.arange(length, length + 16, device=CUDA)[None] % 50
         lengths = AttentionLengths.of((length,), 16, CUDA)
-        found.append(graphs(encode, ids, lengths.mask))
-        assert torch.equal(found[-1], torch.stack(model(ids, lengths)))
+        found.append(graphs(model.embeddings_by_counts, ids, lengths.counts))
+        assert torch.equal(found[-1], model.embeddings(ids, lengths))
     assert not torch.equal(found[0], found[1])
 
 
@@ -89,9 +86,9 @@ def test_not_a_bit_of_the_text_encoder_differs(
 def test_not_a_bit_of_the_decoder_differs(graphs: Graphs, dtype: torch.dtype, kernels: str) -> None:
     if kernels == "triton":
         pytest.importorskip("triton")
-    kit = tools(Settings(device="cuda", kernels=kernels))
-    decoder = filled(VaeDecoder(VAE, kit.vae)).to(CUDA, dtype)
-    kit.prepare(decoder)
+    backend = backend_for(Settings(device="cuda", kernels=kernels))
+    decoder = filled(VaeDecoder(VAE, backend.vae)).to(CUDA, dtype)
+    backend.prepare("vae", decoder)
     for seed in (1, 2):
         latents = torch.randn(1, 4, 8, 6, generator=torch.manual_seed(seed)).to(CUDA, dtype)
         assert torch.equal(graphs(decoder, latents), decoder(latents))

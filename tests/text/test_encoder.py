@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from klein_cli.checkpoints.folder import FolderCheckpoint
+from klein_cli.device.device import device_for
 from klein_cli.errors import ModelError
+from klein_cli.optimize.part import Target
 from klein_cli.text.encoder import PromptTokens, TextEncoder
 from klein_cli.text.tokenizer import PromptTokenizer
 
@@ -18,9 +21,8 @@ TAPS = (9, 18, 27)
 
 
 def load(root: Path) -> TextEncoder:
-    return TextEncoder.from_snapshot(
-        root, TAPS, attention="sdpa", device=torch.device("cpu"), dtype=torch.float32
-    )
+    target = Target(device=device_for("cpu"), dtype=torch.float32)
+    return TextEncoder.load(FolderCheckpoint(root / "text_encoder"), TAPS, target, attention="sdpa")
 
 
 def tokens(root: Path) -> PromptTokens:
@@ -39,7 +41,7 @@ def test_all_512_rows_are_diffusers(small_snapshot: Path) -> None:
         )
     encoder = load(small_snapshot)
     with torch.no_grad():
-        found = encoder.encode(tokens(small_snapshot)).states
+        found = encoder.encode(tokens(small_snapshot))
     assert found.shape == wanted.shape == (3, 512, encoder.channels)
     assert ((found - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max() < 1e-6
 
@@ -52,7 +54,7 @@ def test_lengths_travel_with_the_ids(small_snapshot: Path) -> None:
 
 
 def test_unread_tensors_are_listed(small_snapshot: Path) -> None:
-    skipped = load(small_snapshot).skipped
+    skipped = load(small_snapshot).part.skipped
     assert "model.norm.weight" in skipped
     assert {name.split(".")[2] for name in skipped if ".layers." in name} == {"27", "28", "29"}
     assert "lm_head.weight" not in skipped  # tied: the file holds none

@@ -202,7 +202,7 @@ def _make(
         if books is not None:
             with suppress(OSError):  # a full disk was told of already
                 books.close()
-    for line in timings.lines(ready.pipeline, run.writing):
+    for line in timings.lines(ready, run.writing):
         report.detail(line)
     return code
 

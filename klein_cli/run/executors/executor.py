@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from klein_cli.errors import KleinError, OutOfMemoryError
-from klein_cli.output.metadata import record
+from klein_cli.output.metadata import Origin
 from klein_cli.recipe import Recipe
 from klein_cli.run.batching import Batch
 from klein_cli.run.events import Listener
@@ -25,58 +25,6 @@ if TYPE_CHECKING:
     from klein_cli.pipeline import Pipeline
     from klein_cli.run.fallback import Pixels
     from klein_cli.text.tokenizer import PromptTokenizer
-
-
-class RecordBuilder(Protocol):
-    """The record that goes into a picture's file."""
-
-    def __call__(self, recipe: Recipe, step_down: str | None) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where pictures come from: the model's `repo` and `revision` on the hub, None elsewhere, the
-    fingerprint of its `weights`, how it computes, and the versions and machine that do.
-    """
-
-    repo: str | None
-    revision: str | None
-    weights: str
-    settings: Settings
-    provenance: Mapping[str, str]
-
-    @classmethod
-    def of(cls, pipeline: Pipeline) -> Origin:
-        """That of a pipeline's pictures. Raises ModelError when the model's files have gone."""
-        from klein_cli.checkpoints.fingerprint import fingerprint
-
-        snapshot = pipeline.snapshot
-        return cls(
-            repo=snapshot.repo,
-            revision=snapshot.revision,
-            weights=fingerprint(snapshot.root),
-            settings=pipeline.settings,
-            provenance=pipeline.provenance(),
-        )
-
-
-def record_builder(origin: Origin) -> RecordBuilder:
-    """Records of pictures of this origin; see `klein_cli.output.metadata.record`."""
-    from klein_cli.sampling.schedule import noise_levels
-
-    def build(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
-        return record(
-            recipe,
-            origin.settings,
-            sigmas=noise_levels(recipe.width, recipe.height, recipe.steps),
-            repo=origin.repo,
-            revision=origin.revision,
-            weights=origin.weights,
-            provenance=origin.provenance,
-            step_down=step_down,
-        )
-
-    return build
 
 
 class WorkerDied(KleinError):
@@ -97,14 +45,14 @@ class WorkerDied(KleinError):
 class BatchResult:
     """What became of a batch: its pictures, or the error in their place.
 
-    `seconds` is how long it took; `build_record` makes the records of who drew it.
+    `seconds` is how long it took; the `origin` makes the records of who drew it.
     """
 
     batch: Batch
     pictures: list[Pixels]
     error: Exception | None
     seconds: float
-    build_record: RecordBuilder
+    origin: Origin
 
 
 class Executor(Protocol):
@@ -161,7 +109,8 @@ class Workload:
 class ReadyExecutor:
     """An executor with the model loaded, and what is known of its pictures before they are made.
 
-    `writers` threads keep up with it; the `pipeline` is None where it is not in this process.
+    `writers` threads keep up with it; the `pipeline` is None where it is not in this process, and
+    `seconds` are what it spends there, by phase.
     """
 
     executor: Executor
@@ -169,27 +118,19 @@ class ReadyExecutor:
     batch_size: int
     writers: int
     pipeline: Pipeline | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def draw(
-    renderer: Renderer,
-    recipes: Sequence[Recipe],
-    *,
-    tiled: bool,
-    on_progress: Callable[[float], None] | None = None,
+    renderer: Renderer, recipes: Sequence[Recipe], *, tiled: bool, **told: Any
 ) -> tuple[list[Pixels], Exception | None]:
     """The pictures of a batch, or what went wrong, of which no memory hangs.
 
-    `on_progress` hears how many pictures' worth is done. When a picture does not fit in any way,
-    the error says what would.
+    `told` goes to `Renderer.render`. When a picture does not fit in any way, the error says what
+    would.
     """
-
-    def on_step(done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(len(recipes) * done / total)
-
     try:
-        return renderer.render(recipes, on_step=on_step, tiled=tiled), None
+        return renderer.render(recipes, tiled=tiled, **told), None
     except Exception as error:
         # A traceback's frames hold the tensors that the next try needs the place of.
         traceback.clear_frames(error.__traceback__)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 
+from klein_cli.output.metadata import Origin
 from klein_cli.run.batching import Batch
+from klein_cli.run.events import Listener
 from klein_cli.run.executors.executor import (
     BatchResult,
-    Origin,
     ReadyExecutor,
-    RecordBuilder,
     Workload,
     draw,
-    record_builder,
 )
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.fallback import Renderer
@@ -28,15 +27,17 @@ _LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 class LocalExecutor:
     """See `executor.Executor`. A batch is drawn when its result is asked for.
 
-    `on_progress` hears how many pictures' worth of the batch is done.
+    The `listener` hears what is being done, and how many pictures' worth of the batch is done.
+    `seconds` by phase are added to.
     """
 
     def __init__(
-        self, renderer: Renderer, build_record: RecordBuilder, on_progress: Callable[[float], None]
+        self, renderer: Renderer, origin: Origin, listener: Listener, seconds: dict[str, float]
     ) -> None:
         self._renderer = renderer
-        self._build_record = build_record
-        self._on_progress = on_progress
+        self._origin = origin
+        self._listener = listener
+        self._seconds = seconds
         self._batch: Batch | None = None
 
     def submit(self, batch: Batch) -> None:
@@ -46,16 +47,22 @@ class LocalExecutor:
     def next(self) -> BatchResult:
         batch, self._batch = self._batch, None
         assert batch is not None
+        count, steps = len(batch.recipes), batch.recipes[0].steps
         started = time.perf_counter()
         pictures, error = draw(
-            self._renderer, batch.recipes, tiled=batch.tiled, on_progress=self._on_progress
+            self._renderer,
+            batch.recipes,
+            tiled=batch.tiled,
+            callback=lambda step, *_: self._listener.progress(count * step / steps),
+            on_event=self._listener.doing,
+            seconds=self._seconds,
         )
         return BatchResult(
             batch=batch,
             pictures=pictures,
             error=error,
             seconds=time.perf_counter() - started,
-            build_record=self._build_record,
+            origin=self._origin,
         )
 
     def capacity(self) -> int:
@@ -89,14 +96,15 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
     if pipeline.skipped_tensors:
         skipped = grouped(pipeline.skipped_tensors)
         work.listener.detail(f"not read, since nothing needs them: {skipped}")
-    origin = Origin.of(pipeline)
+    seconds = {"load": pipeline.loading_seconds}
     yield ReadyExecutor(
-        executor=LocalExecutor(pipeline, record_builder(origin), work.listener.progress),
-        origin=origin,
+        executor=LocalExecutor(pipeline, pipeline.origin, work.listener, seconds),
+        origin=pipeline.origin,
         batch_size=pipeline.default_batch_size,
         # One picture waits for nobody: it is written where it stands.
         writers=_WRITERS if work.pictures > 1 else 0,
         pipeline=pipeline,
+        seconds=seconds,
     )
 
 

@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from klein_cli.errors import KleinError
+from klein_cli.output.metadata import Origin
 from klein_cli.presets import presets
 from klein_cli.run.batching import Batch
 from klein_cli.run.executors.executor import (
     BatchResult,
     ReadyExecutor,
-    RecordBuilder,
     WorkerDied,
     Workload,
-    record_builder,
 )
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
 from klein_cli.run.interrupts import defer_sigint
@@ -83,19 +82,19 @@ class Transport(Protocol[L]):
 
 @dataclass(slots=True)
 class _Seat(Generic[L]):
-    """A worker as the pool sees it; `build_record` is set when it is ready, `line` begins with the
+    """A worker as the pool sees it; `origin` is set when it is ready, `line` begins with the
     batch in its hands.
     """
 
     link: L
     restarts: int = 0
-    build_record: RecordBuilder | None = None
+    origin: Origin | None = None
     line: deque[Batch] = field(default_factory=deque)
 
     @property
     def owes(self) -> bool:
         """Whether it owes an answer."""
-        return self.build_record is None or bool(self.line)
+        return self.origin is None or bool(self.line)
 
 
 class Pool(Generic[L]):
@@ -186,7 +185,7 @@ class Pool(Generic[L]):
             self._give_back(seat, answer.pictures, failure, answer.seconds)
 
     def _greet(self, seat: _Seat[L], info: WorkerInfo) -> None:
-        seat.build_record = record_builder(info.origin)
+        seat.origin = info.origin
         if not self._ready:
             self._ready, self.info = True, info
         elif info != self.info and self._alike:
@@ -221,14 +220,14 @@ class Pool(Generic[L]):
     def _give_back(
         self, seat: _Seat[L], pictures: list[Pixels], error: Exception | None, seconds: float
     ) -> None:
-        assert seat.build_record is not None
+        assert seat.origin is not None
         self._results.append(
             BatchResult(
                 batch=seat.line.popleft(),
                 pictures=pictures,
                 error=error,
                 seconds=seconds,
-                build_record=seat.build_record,
+                origin=seat.origin,
             )
         )
 
@@ -267,7 +266,7 @@ def _load_request(work: Workload) -> LoadRequest:
 
 def _room(seat: _Seat[L]) -> int:
     """How many more batches a worker may have."""
-    return _IN_LINE - len(seat.line) if seat.build_record is not None else 0
+    return _IN_LINE - len(seat.line) if seat.origin is not None else 0
 
 
 def first_line(error: Exception) -> str:

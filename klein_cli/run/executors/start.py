@@ -153,12 +153,12 @@ def _gpus(chosen: Settings) -> int:
 
 def _tell_settings(model: str, settings: Settings, listener: Listener, *, here: bool) -> None:
     """Under --verbose, how it is computed and, if that is on this machine, what is off."""
-    from klein_cli.device.choose import left_out
+    from klein_cli.device.choose import missing_speedups
 
     listener.detail(
         f"{model} on {settings.device}, {settings.dtype}, attention {settings.attention}, "
         f"engine {settings.engine}, kernels {settings.kernels}, quantize {settings.quantize}, "
         f"noise from {settings.rng}"
     )
-    for off in left_out(settings) if here else ():
+    for off in missing_speedups(settings) if here else ():
         listener.detail(f"off: {off}")

@@ -14,8 +14,8 @@ from dataclasses import asdict, fields
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
-from klein_cli.recipe import Recipe
-from klein_cli.run.executors.executor import Origin
+from klein_cli.output.metadata import Origin
+from klein_cli.recipe import Model, Recipe
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
 from klein_cli.settings import Settings
 
@@ -101,8 +101,12 @@ def _draw_request(header: dict[str, Any], parts: list[bytearray]) -> DrawRequest
 
 def _worker_info(header: dict[str, Any], parts: list[bytearray]) -> WorkerInfo:
     origin = header["origin"]
-    origin = Origin(**{**origin, "settings": Settings(**origin["settings"])})
-    return WorkerInfo(origin=origin, batch_size=header["batch_size"])
+    known = Origin(
+        model=Model(**origin["model"]),
+        settings=Settings(**origin["settings"]),
+        provenance=origin["provenance"],
+    )
+    return WorkerInfo(origin=known, batch_size=header["batch_size"])
 
 
 def _drawn(header: dict[str, Any], parts: list[bytearray]) -> Drawn:

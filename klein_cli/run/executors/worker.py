@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from klein_cli import errors
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError
+from klein_cli.output.metadata import Origin
 from klein_cli.recipe import Recipe
-from klein_cli.run.executors.executor import Origin, draw
+from klein_cli.run.executors.executor import draw
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Worker:
         torch.set_num_threads(request.threads)
         snapshot = resolve(request.model)
         pipeline = Pipeline.load(snapshot, choose(request.settings, snapshot.preset))
-        info = WorkerInfo(origin=Origin.of(pipeline), batch_size=pipeline.default_batch_size)
+        info = WorkerInfo(origin=pipeline.origin, batch_size=pipeline.default_batch_size)
         self._pipeline = pipeline
         return info
 

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from klein_cli.output.metadata import Origin
 from klein_cli.output.png import save, sweep
-from klein_cli.run.executors.executor import Origin
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Plan
 from klein_cli.run.resume.history import FILE, History, Item, recipe_hash
@@ -65,7 +65,7 @@ class Books:
         """Write down by which weights and how pictures are computed, and whether they tell of it
         (they are `bare` if not); what to say if the earlier ones were made otherwise.
         """
-        now = {"weights": origin.weights}
+        now = {"weights": str(origin.model.weights)}
         now |= {name: str(value) for name, value in asdict(origin.settings).items()}
         if "threads" in origin.provenance:
             now["threads"] = origin.provenance["threads"]

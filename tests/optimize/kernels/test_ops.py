@@ -23,42 +23,42 @@ from klein_cli.models.attention import AttentionLengths, SdpaAttention
 from klein_cli.models.flux2 import Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Model
 from klein_cli.models.vae import VaeDecoder
-from klein_cli.optimize.backend import PLAIN, Tools, tools
+from klein_cli.optimize.backend import PLAIN, Backend, backend_for
 from klein_cli.settings import Settings
 
 pytestmark = MARKS
 __all__ = ["_rounding_that_carries"]
 
 
-def with_tools(quantize: str = "none") -> Tools:
+def on_kernels(quantize: str = "none") -> Backend:
     """Those of a GPU; the CPU's, which the interpreter has, run functions as they are."""
-    return tools(Settings(device=DEVICE, kernels="triton", quantize=quantize))
+    return backend_for(Settings(device=DEVICE, kernels="triton", quantize=quantize))
 
 
-def flux2(kit: Tools, dtype: torch.dtype) -> Tensor:
-    dit = filled(Flux2Transformer(FLUX2, kit.flux2)).to(DEVICE, dtype)
-    kit.prepare(dit)
+def flux2(backend: Backend, dtype: torch.dtype) -> Tensor:
+    dit = filled(Flux2Transformer(FLUX2, backend.flux2)).to(DEVICE, dtype)
+    backend.prepare("transformer", dit)
     out: Tensor = dit(*flux2_inputs(dtype, DEVICE))
     return out
 
 
-def qwen3(kit: Tools, dtype: torch.dtype) -> Tensor:
-    model = filled(Qwen3Model(QWEN3, (1, 2), SdpaAttention(), kit.qwen3)).to(DEVICE, dtype)
-    kit.prepare(model)
+def qwen3(backend: Backend, dtype: torch.dtype) -> Tensor:
+    model = filled(Qwen3Model(QWEN3, (1, 2), SdpaAttention(), backend.qwen3)).to(DEVICE, dtype)
+    backend.prepare("text_encoder", model)
     ids = torch.arange(24, device=DEVICE).view(2, 12) % 50
     return torch.stack(model(ids, AttentionLengths.of((5, 12), 12, torch.device(DEVICE))))
 
 
-def vae(kit: Tools, dtype: torch.dtype) -> Tensor:
-    decoder = filled(VaeDecoder(VAE, kit.vae)).to(DEVICE, dtype)
-    kit.prepare(decoder)
+def vae(backend: Backend, dtype: torch.dtype) -> Tensor:
+    decoder = filled(VaeDecoder(VAE, backend.vae)).to(DEVICE, dtype)
+    backend.prepare("vae", decoder)
     torch.manual_seed(1)
     out: Tensor = decoder(torch.randn(1, 4, 4, 6).to(DEVICE, dtype))
     return out
 
 
 MODELS = [flux2, qwen3, vae]
-Draw = Callable[[Tools, torch.dtype], Tensor]
+Draw = Callable[[Backend, torch.dtype], Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_in_float32_nothing_changes(model: Draw) -> None:
     assert exact.std() > 0.05
     # A GPU multiplies matrices of other shapes, and convolves in another layout, by other kernels.
     limit = 2e-6 if DEVICE == "cpu" else 3e-5
-    assert distance(model(with_tools(), torch.float32), exact) < limit
+    assert distance(model(on_kernels(), torch.float32), exact) < limit
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -82,7 +82,7 @@ def test_bfloat16_is_no_further_from_float32(model: Draw) -> None:
     if model is vae and DEVICE == "cpu":
         pytest.skip("the CPU has no product of half precision into float32")
     exact, dtype = model(PLAIN, torch.float32), torch.bfloat16
-    plain, fused = model(PLAIN, dtype), model(with_tools(), dtype)
+    plain, fused = model(PLAIN, dtype), model(on_kernels(), dtype)
     assert fused.dtype == dtype
     assert distance(fused, exact) <= 1.02 * distance(plain, exact)
 
@@ -94,8 +94,8 @@ def test_bfloat16_is_no_further_from_float32(model: Draw) -> None:
 def test_fp8_by_kernels_is_fp8_by_torch() -> None:
     """Producers that quantise what they have not rounded: as near to float32 as torch's way."""
     exact = flux2(PLAIN, torch.float32)
-    plain = tools(Settings(device="cpu", kernels="torch", quantize="fp8"))
-    by_torch, by_kernels = flux2(plain, torch.bfloat16), flux2(with_tools("fp8"), torch.bfloat16)
+    plain = backend_for(Settings(device="cpu", kernels="torch", quantize="fp8"))
+    by_torch, by_kernels = flux2(plain, torch.bfloat16), flux2(on_kernels("fp8"), torch.bfloat16)
     assert 0.005 < distance(by_kernels, exact) <= 1.1 * distance(by_torch, exact) < 0.1
 
 
@@ -103,7 +103,7 @@ def test_fp8_by_kernels_is_fp8_by_torch() -> None:
 def test_heads_that_no_block_fits_are_refused(quantize: str) -> None:
     config = replace(FLUX2, attention_head_dim=24, axes_dims_rope=(6, 6, 6, 6))
     with pytest.raises(ModelError, match="heads of 24") as caught:
-        with_tools(quantize).prepare(Flux2Transformer(config))
+        on_kernels(quantize).prepare("transformer", Flux2Transformer(config))
     assert "--kernels torch" in caught.value.hint
 
 
@@ -114,9 +114,9 @@ def test_models_are_built_before_triton_is_imported() -> None:
         "from klein_cli.settings import Settings\n"
         "from klein_cli.optimize import backend as t\n"
         "t.Graphs = lambda device: t.direct\n"
-        "kit = t.tools(Settings(device='cuda', kernels='triton'))\n"
+        "backend = t.backend_for(Settings(device='cuda', kernels='triton'))\n"
         "before = 'triton' in sys.modules\n"
-        "kit.get_ready()\n"
+        "backend.get_ready()\n"
         "sys.exit(before or 'triton' not in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -124,8 +124,8 @@ def test_models_are_built_before_triton_is_imported() -> None:
 
 def test_models_are_not_the_tools_own() -> None:
     """Two models of one process, one fused and one not, do not meet."""
-    fused = filled(Flux2Transformer(FLUX2, with_tools().flux2))
+    fused = filled(Flux2Transformer(FLUX2, on_kernels().flux2))
     plain = copy.deepcopy(filled(Flux2Transformer(FLUX2)))
-    with_tools().prepare(fused)
+    on_kernels().prepare("transformer", fused)
     assert fused.ops is not plain.ops
-    assert plain.state_dict().keys() == fused.state_dict().keys()
+    assert plain.state_dict().keys() == filled(Flux2Transformer(FLUX2)).state_dict().keys()

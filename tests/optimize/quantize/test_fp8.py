@@ -36,7 +36,7 @@ def test_rows_of_zeros_stay_zeros() -> None:
 def test_a_layer_takes_a_tensor_or_what_is_quantised_already() -> None:
     linear = nn.Linear(64, 48, bias=False).requires_grad_(False).to(torch.bfloat16)
     x = torch.randn(2, 5, 64, dtype=torch.bfloat16)
-    layer = Fp8Linear(linear.weight, scaled)
+    layer = Fp8Linear({"weight": linear.weight}, scaled)
     found = layer(x)
     assert found.shape == (2, 5, 48)
     assert found.dtype == torch.bfloat16
@@ -51,14 +51,14 @@ def test_a_weight_quantised_in_parts_is_the_same(
 ) -> None:
     monkeypatch.setattr("klein_cli.optimize.quantize.fp8._ROWS", rows)
     weight = torch.randn(48, 64, dtype=torch.bfloat16)
-    layer, whole = Fp8Linear(weight, scaled), scaled(weight)
+    layer, whole = Fp8Linear({"weight": weight}, scaled), scaled(weight)
     assert torch.equal(layer.get_buffer("values").float(), whole.values.float())
     assert torch.equal(layer.get_buffer("scales"), whole.scales.t())
 
 
 def test_sides_that_the_product_cannot_take_are_refused() -> None:
     with pytest.raises(ModelError, match="24 by 32 channels") as caught:
-        Fp8Linear(torch.ones(32, 24), scaled)
+        Fp8Linear({"weight": torch.ones(32, 24)}, scaled)
     assert "--quantize" in caught.value.hint
 
 
