@@ -30,18 +30,18 @@ from klein_cli.device.device import device_for
 from klein_cli.device.memory import is_out_of_memory, release_memory
 from klein_cli.engines.engine import Engine
 from klein_cli.engines.load import load_engine
-from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
+from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError, UsageError
 from klein_cli.optimize.backend import Backend, backend_for, device_context
 from klein_cli.optimize.part import Part, Target
 from klein_cli.output.image import Image
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import DEFAULT_MODEL
 from klein_cli.prompts.rows import recipe_for
-from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Recipe
+from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Recipe, check_sides
+from klein_cli.sampling import schedule
 from klein_cli.sampling.decode import to_pixels
 from klein_cli.sampling.latents import Latents, noise, position_ids
 from klein_cli.sampling.loop import Callback, denoise
-from klein_cli.sampling.schedule import sigmas
 from klein_cli.sampling.watch import OnEvent, Trace, Watch, on_host
 from klein_cli.settings import Settings
 from klein_cli.text.encoder import PromptTokens, TextEncoder
@@ -207,6 +207,8 @@ class Pipeline:
         the latents (1, tokens, channels) float32 that it left. Raises KleinError: UsageError for a
         value that cannot make an image, OutOfMemoryError.
         """
+        if n < 1:
+            raise UsageError(f"n {n} is out of range", "use 1 or more")
         return list(
             self.stream(
                 [prompt] * n,
@@ -299,9 +301,9 @@ class Pipeline:
             trace.embeddings.append(on_host(text))
         with watch.phase("denoise", f"step 1 of {steps}"):
             latents = self.noise([recipe.seed for recipe in recipes], width=width, height=height)
-            levels = sigmas(latents.packed.shape[1], steps)
+            sigmas = schedule.sigmas(latents.packed.shape[1], steps)
             told = watch.steps(steps, callback, trace)
-            latents = self._denoise(latents, text, levels, guidance, negative, told)
+            latents = self._denoise(latents, text, sigmas, guidance, negative, told)
         with watch.phase("decode", "decoding"):
             return self._decode(latents, tiled=tiled)
 
@@ -313,7 +315,8 @@ class Pipeline:
         return self._compute(lambda: self._embed(prompts), len(prompts))
 
     def noise(self, seeds: Sequence[int], *, width: int, height: int) -> Latents:
-        """What images begin as, one a seed; sides in pixels, multiples of 16."""
+        """What images begin as, one a seed; sides in pixels, multiples of 16, or UsageError."""
+        check_sides(width, height)
         return noise(
             seeds,
             width=width,
@@ -330,26 +333,28 @@ class Pipeline:
         embeddings: Tensor,
         *,
         steps: int | None = None,
-        levels: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance: float = 1.0,
         negative: Tensor | None = None,
         callback: Callback | None = None,
     ) -> Latents:
         """Move latents from noise to images, in so many steps, or down noise levels of your own.
 
-        `levels` fall from 1 to 0, one more than there are steps; latents that are to begin lower
+        `sigmas` fall from 1 to 0, one more than there are steps; latents that are to begin lower
         hold so much noise already. With embeddings of `negative` prompts, `guidance` counts.
+        Raises UsageError when these do not fit together, OutOfMemoryError.
         """
-        if levels is None:
+        if sigmas is None:
             steps = self.snapshot.preset.steps if steps is None else steps
-            levels = sigmas(latents.packed.shape[1], steps).tolist()
-        count, size = len(latents.packed), _pixels(latents)
-        given = latents, embeddings, levels, guidance, negative, callback
-        return self._compute(lambda: self._denoise(*given), count, size)
+            sigmas = schedule.sigmas(latents.packed.shape[1], steps).tolist()
+        _check_together(latents, embeddings, negative, sigmas)
+        given = latents, embeddings, sigmas, guidance, negative, callback
+        return self._compute(lambda: self._denoise(*given), len(embeddings), _pixels(latents))
 
-    def decode(self, latents: Latents, *, tiled: bool = False) -> list[NDArray[np.uint8]]:
-        """(16h, 16w, 3) uint8 images, one after another. See `render` for `tiled`."""
-        return self._compute(lambda: self._decode(latents, tiled=tiled), 1, _pixels(latents))
+    def decode(self, latents: Latents, *, tiled: bool = False) -> list[Image]:
+        """The images that latents hold, without recipes. See `render` for `tiled`."""
+        decode = partial(self._decode, latents, tiled=tiled)
+        return [Image(pixels=one) for one in self._compute(decode, 1, _pixels(latents))]
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
         distinct = tuple(dict.fromkeys(prompts))
@@ -366,7 +371,7 @@ class Pipeline:
         self,
         latents: Latents,
         text: Tensor,
-        levels: Sequence[float] | NDArray[np.float32],
+        sigmas: Sequence[float] | NDArray[np.float32],
         guidance: float,
         negative: Tensor | None,
         callback: Callback | None,
@@ -377,7 +382,7 @@ class Pipeline:
         packed = denoise(
             self._engine.velocity,
             latents.packed.to(device, torch.float32),
-            torch.tensor(levels, dtype=torch.float32),
+            torch.tensor(sigmas, dtype=torch.float32),
             condition(text.to(device), ids),
             guidance=guidance,
             negative=None if negative is None else condition(negative.to(device), ids),
@@ -413,6 +418,22 @@ class Pipeline:
         raise OutOfMemoryError(
             f"{what}{of}{at_once} did not fit into the memory of {self.settings.device}",
             f"use a smaller {option}",
+        )
+
+
+def _check_together(
+    latents: Latents, embeddings: Tensor, negative: Tensor | None, sigmas: Sequence[float]
+) -> None:
+    """Raise UsageError for what cannot be denoised together."""
+    for what, given in (("embeddings", embeddings), ("negative embeddings", negative)):
+        if given is not None and len(given) != len(latents.packed):
+            raise UsageError(
+                f"there are {what} of {len(given)} prompts for {len(latents.packed)} images",
+                "give one prompt an image",
+            )
+    if len(sigmas) < 2 or not all(0.0 <= sigma <= 1.0 for sigma in sigmas):
+        raise UsageError(
+            "sigmas are not noise levels from 1 down to 0", "give one more of them than steps"
         )
 
 

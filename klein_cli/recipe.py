@@ -67,8 +67,7 @@ class Recipe:
                     f"the {what} has {len(text):,} characters",
                     f"use at most {MAX_PROMPT:,}, of which a model reads the first few thousand",
                 )
-        _check_side("width", self.width)
-        _check_side("height", self.height)
+        check_sides(self.width, self.height)
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(
                 f"seed {self.seed} is out of range", f"use a whole number from 0 to {MAX_SEED}"
@@ -89,6 +88,12 @@ def check_guidance(guidance: float) -> None:
     """Raise UsageError for a number that is no guidance, NaN among them."""
     if not 0.0 <= guidance <= 100.0:
         raise UsageError(f"guidance {guidance} is out of range", "use a number from 0 to 100")
+
+
+def check_sides(width: int, height: int) -> None:
+    """Raise UsageError for sides in pixels that no image has."""
+    _check_side("width", width)
+    _check_side("height", height)
 
 
 def _check_side(name: str, pixels: int) -> None:

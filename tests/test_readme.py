@@ -14,6 +14,7 @@ import pytest
 from typer.main import get_command
 
 from klein_cli.checkpoints.fingerprint import fingerprint
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.cli.app import app, main
 from klein_cli.errors import KleinError
 from klein_cli.output.reading import read_record
@@ -66,7 +67,7 @@ def test_the_pictures_are_what_their_commands_draw() -> None:
         assert (record.recipe.prompt, record.recipe.seed) == (row["prompt"], row["seed"])
         assert (record.recipe.model, record.recipe.width) == ("tiny", presets()["tiny"].width)
         assert f"| {row['prompt']} |" in README
-        assert record.weights == fingerprint(REPOSITORY / "klein_cli" / "tiny"), (
+        assert record.weights == fingerprint(resolve("tiny")), (
             f"tiny has other weights now: run {again}"
         )
     command = shlex.split(SET_UP)
