@@ -104,9 +104,9 @@ class Flux2Transformer(nn.Module):
         self.config = config
         self.ops = ops or Flux2Ops()
         self.time_guidance_embed = TimestepEmbedder(config.timestep_guidance_channels, width)
-        self.double_stream_modulation_img = Modulator(width, parts=6)
-        self.double_stream_modulation_txt = Modulator(width, parts=6)
-        self.single_stream_modulation = Modulator(width, parts=3)
+        self.double_stream_modulation_img = ModulationLayer(width, parts=6)
+        self.double_stream_modulation_txt = ModulationLayer(width, parts=6)
+        self.single_stream_modulation = ModulationLayer(width, parts=3)
         self.x_embedder = nn.Linear(config.in_channels, width, bias=False)
         self.context_embedder = nn.Linear(config.joint_attention_dim, width, bias=False)
         self.transformer_blocks = nn.ModuleList(
@@ -115,7 +115,7 @@ class Flux2Transformer(nn.Module):
         self.single_transformer_blocks = nn.ModuleList(
             SingleBlock(config, self.ops) for _ in range(config.num_single_layers)
         )
-        self.norm_out = Modulator(width, parts=2)
+        self.norm_out = ModulationLayer(width, parts=2)
         self.proj_out = nn.Linear(width, config.in_channels, bias=False)
 
     @property
@@ -129,8 +129,8 @@ class Flux2Transformer(nn.Module):
         timestep (1,) from 1000 down to 0, in the latents' dtype; text (B, T, D); ids (T + N, 4)
         int64 positions (t, h, w, l), the text's before the latents'.
         """
-        words, rotary = self.context_embedder(text), self.rotary(ids)
-        return self.velocity(latents, words, self.modulations(timestep), *rotary)
+        txt, rotary = self.context_embedder(text), self.rotary(ids)
+        return self.velocity(latents, txt, self.modulations(timestep), *rotary)
 
     def rotary(self, ids: Tensor) -> Rotary:
         """What the positions (tokens, 4) do to queries and keys: the same at every step."""
@@ -139,16 +139,16 @@ class Flux2Transformer(nn.Module):
     def modulations(self, timestep: Tensor) -> Tensor:
         """All that a timestep (1,) does: (1, 1, 17 * width), the same in every picture."""
         time = self.time_guidance_embed(timestep)
-        modulators = (
+        layers = (
             self.double_stream_modulation_img,
             self.double_stream_modulation_txt,
             self.single_stream_modulation,
             self.norm_out,
         )
-        return torch.cat([modulator(time) for modulator in modulators], dim=-1)[:, None]
+        return torch.cat([layer(time) for layer in layers], dim=-1)[:, None]
 
     def velocity(
-        self, latents: Tensor, words: Tensor, modulations: Tensor, cosine: Tensor, sine: Tensor
+        self, latents: Tensor, txt: Tensor, modulations: Tensor, cosine: Tensor, sine: Tensor
     ) -> Tensor:
         """`forward`, from the embedded text (B, T, width) and what does not change in a picture.
 
@@ -162,10 +162,10 @@ class Flux2Transformer(nn.Module):
         scale, shift = parts[15:]
 
         image = self.x_embedder(latents)
-        length, rotary = words.shape[1], (cosine, sine)
+        length, rotary = txt.shape[1], (cosine, sine)
         for block in self.transformer_blocks:
-            image, words = block(image, words, image_mods, text_mods, rotary)
-        x = torch.cat((words, image), dim=1)
+            image, txt = block(image, txt, image_mods, text_mods, rotary)
+        x = torch.cat((txt, image), dim=1)
         for block in self.single_transformer_blocks:
             x = block(x, single_mod, rotary)
         x = self.ops.modulate(x[:, length:], shift, scale, self.config.eps)
@@ -187,21 +187,21 @@ class DoubleBlock(nn.Module):
     def forward(
         self,
         image: Tensor,
-        words: Tensor,
+        txt: Tensor,
         image_mods: Sequence[Modulation],
         text_mods: Sequence[Modulation],
         rotary: Rotary,
     ) -> tuple[Tensor, Tensor]:
-        seen, read = self.attn(
-            self.modulated(image, image_mods[0]), self.modulated(words, text_mods[0]), rotary
+        img_attn, txt_attn = self.attn(
+            self.modulated(image, image_mods[0]), self.modulated(txt, text_mods[0]), rotary
         )
-        image = self.ops.add_gated(image, image_mods[0].gate, seen)
-        words = self.ops.add_gated(words, text_mods[0].gate, read)
-        thought = self.ff(self.modulated(image, image_mods[1]))
-        image = self.ops.add_gated(image, image_mods[1].gate, thought)
-        thought = self.ff_context(self.modulated(words, text_mods[1]))
-        words = self.ops.add_gated(words, text_mods[1].gate, thought)
-        return image, words
+        image = self.ops.add_gated(image, image_mods[0].gate, img_attn)
+        txt = self.ops.add_gated(txt, text_mods[0].gate, txt_attn)
+        mlp_out = self.ff(self.modulated(image, image_mods[1]))
+        image = self.ops.add_gated(image, image_mods[1].gate, mlp_out)
+        mlp_out = self.ff_context(self.modulated(txt, text_mods[1]))
+        txt = self.ops.add_gated(txt, text_mods[1].gate, mlp_out)
+        return image, txt
 
     def modulated(self, x: Tensor, mod: Modulation) -> Operand:
         return self.ops.modulate(x, mod.shift, mod.scale, self.eps)
@@ -226,15 +226,15 @@ class JointAttention(nn.Module):
         self.norm_added_k = nn.RMSNorm(size, eps=config.eps)
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
         self.to_add_out = nn.Linear(width, width, bias=False)
-        self.image_qkv = ParallelLinears(self.to_q, self.to_k, self.to_v)
-        self.words_qkv = ParallelLinears(self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        self.img_qkv = ParallelLinears(self.to_q, self.to_k, self.to_v)
+        self.txt_qkv = ParallelLinears(self.add_q_proj, self.add_k_proj, self.add_v_proj)
 
-    def forward(self, image: Operand, words: Operand, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """(image, words), each (B, tokens, width) -> the same, attended."""
-        words_qkv = Projected(self.norm_added_q, self.norm_added_k, *self.words_qkv(words))
-        image_qkv = Projected(self.norm_q, self.norm_k, *self.image_qkv(image))
-        out = self.ops.attend(*self.ops.heads((words_qkv, image_qkv), rotary))
-        length = words_qkv.query.shape[1]
+    def forward(self, image: Operand, txt: Operand, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """(image, txt), each (B, tokens, width) -> the same, attended."""
+        txt_qkv = Projected(self.norm_added_q, self.norm_added_k, *self.txt_qkv(txt))
+        img_qkv = Projected(self.norm_q, self.norm_k, *self.img_qkv(image))
+        out = self.ops.attend(*self.ops.qk_norm_rope((txt_qkv, img_qkv), rotary))
+        length = txt_qkv.query.shape[1]
         return self.to_out[0](out[:, length:]), self.to_add_out(out[:, :length])
 
 
@@ -268,7 +268,7 @@ class ParallelAttention(nn.Module):
 
     def forward(self, x: Operand, rotary: Rotary) -> Tensor:
         *qkv, gated = self.to_qkv_mlp_proj(x).split(self.split, dim=-1)
-        heads = self.ops.heads((Projected(self.norm_q, self.norm_k, *qkv),), rotary)
+        heads = self.ops.qk_norm_rope((Projected(self.norm_q, self.norm_k, *qkv),), rotary)
         out: Tensor = self.to_out(self.ops.swiglu(gated, beside=self.ops.attend(*heads)))
         return out
 
@@ -294,15 +294,15 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.channels = channels
-        self.timestep_embedder = TimestepMLP(channels, width)
+        self.timestep_embedder = MLPEmbedder(channels, width)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        waves = timestep_waves(timestep, self.channels).to(timestep.dtype)
-        out: Tensor = self.timestep_embedder(waves)
+        embedding = timestep_embedding(timestep, self.channels).to(timestep.dtype)
+        out: Tensor = self.timestep_embedder(embedding)
         return out
 
 
-class TimestepMLP(nn.Module):
+class MLPEmbedder(nn.Module):
     """linear_2(silu(linear_1(x)))."""
 
     def __init__(self, channels: int, width: int) -> None:
@@ -315,7 +315,7 @@ class TimestepMLP(nn.Module):
         return out
 
 
-class Modulator(nn.Module):
+class ModulationLayer(nn.Module):
     """The time embedding (1, width) -> (1, parts * width), shared by all blocks of a kind.
 
     Blocks have shift, scale and gate in turn, for each of their layers; the output norm has its
@@ -348,15 +348,17 @@ class Flux2Ops:
         out = F.silu(gate) * value
         return out if beside is None else torch.cat((beside, out), dim=-1)
 
-    def heads(self, streams: Sequence[Projected], rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+    def qk_norm_rope(
+        self, streams: Sequence[Projected], rotary: Rotary
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of all streams in a row, each (B, tokens, heads, size).
 
-        Queries and keys are normalised head by head and turned by their positions.
+        Queries and keys are normalised head by head and rotated by their positions.
         """
         size = streams[0].norm_query.normalized_shape[0]
-        query = in_a_row([s.norm_query(split_heads(s.query, size)) for s in streams])
-        key = in_a_row([s.norm_key(split_heads(s.key, size)) for s in streams])
-        value = in_a_row([split_heads(s.value, size) for s in streams])
+        query = concat_tokens([s.norm_query(split_heads(s.query, size)) for s in streams])
+        key = concat_tokens([s.norm_key(split_heads(s.key, size)) for s in streams])
+        value = concat_tokens([split_heads(s.value, size) for s in streams])
         return apply_rotary(query, rotary), apply_rotary(key, rotary), value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -367,7 +369,7 @@ class Flux2Ops:
         return out.transpose(1, 2).flatten(2)
 
 
-def in_a_row(parts: Sequence[Tensor]) -> Tensor:
+def concat_tokens(parts: Sequence[Tensor]) -> Tensor:
     """The tokens of some streams, one stream after another."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
@@ -390,11 +392,11 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate (B, tokens, heads, size): channel 2 i pairs with channel 2 i + 1, in float32."""
     cosine, sine = rotary
     even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
-    turned = torch.stack((-odd, even), dim=-1).flatten(-2)
-    return (x.float() * cosine + turned.float() * sine).to(x.dtype)
+    rotated = torch.stack((-odd, even), dim=-1).flatten(-2)
+    return (x.float() * cosine + rotated.float() * sine).to(x.dtype)
 
 
-def timestep_waves(timestep: Tensor, channels: int) -> Tensor:
+def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
     """(1,) -> (1, channels) float32: cosines, then sines, of periods from 2 pi to 10000 * 2 pi."""
     half = channels // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device)

@@ -119,7 +119,7 @@ class Qwen3Attention(nn.Module):
         self, x: Tensor, rotary: tuple[Tensor, Tensor], attention_lengths: AttentionLengths
     ) -> Tensor:
         query, key, value = self.qkv(x)
-        query, key = self.ops.heads(query, key, self.q_norm, self.k_norm, rotary)
+        query, key = self.ops.qk_norm_rope(query, key, self.q_norm, self.k_norm, rotary)
         value = split_heads(value, self.head_dim)
         out: Tensor = self.o_proj(self.attend(query, key, value, attention_lengths).flatten(2))
         return out
@@ -217,7 +217,7 @@ class Qwen3Ops:
         out: Tensor = norm(x)
         return out
 
-    def heads(
+    def qk_norm_rope(
         self,
         query: Tensor,
         key: Tensor,

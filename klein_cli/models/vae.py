@@ -112,7 +112,7 @@ class Decoder(nn.Module):
 
 
 class MiddleBlock(nn.Module):
-    """Convolutions around one attention over all places."""
+    """Convolutions around one attention over all positions."""
 
     def __init__(self, width: int, groups: int, ops: VaeOps) -> None:
         super().__init__()
@@ -178,8 +178,8 @@ class SpatialAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        places = self.ops.normalise(x, self.group_norm, silu=False).flatten(2).transpose(1, 2)
-        out = self.ops.attend(self.to_q(places), self.to_k(places), self.to_v(places))
+        flat = self.ops.normalise(x, self.group_norm, silu=False).flatten(2).transpose(1, 2)
+        out = self.ops.attend(self.to_q(flat), self.to_k(flat), self.to_v(flat))
         attended: Tensor = self.to_out[0](out).transpose(1, 2).reshape(x.shape)
         return attended + x
 
@@ -193,7 +193,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(self.ops.enlarge(x))
+        out: Tensor = self.conv(self.ops.upsample(x))
         return out
 
 
@@ -228,12 +228,12 @@ class VaeOps:
         assert y.bias is None
         return x.values + y.values
 
-    def enlarge(self, x: Tensor) -> Tensor:
+    def upsample(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W): every pixel becomes four."""
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of one head, (B, places, width) each, in the same shape."""
+        """Attention of one head, (B, positions, width) each, in the same shape."""
         return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
 
 

@@ -41,18 +41,20 @@ class FusedFlux2Ops(Flux2Ops):
         gate, value = x.chunk(2, dim=-1)
         return gated(gate, value, beside)
 
-    def heads(self, streams: Sequence[Projected], rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+    def qk_norm_rope(
+        self, streams: Sequence[Projected], rotary: Rotary
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One stream stays where its projection lies: its queries and keys are turned there."""
-        from klein_cli.optimize.kernels.qk_norm_rope import join_heads, turn_heads
+        from klein_cli.optimize.kernels.qk_norm_rope import norm_and_rotate, norm_rotate_and_concat
 
         norm = streams[0].norm_query
         assert norm.eps is not None
         if len(streams) == 1:
             norm_query, norm_key, query, key, value = streams[0]
             weights = norm_query.weight, norm_key.weight
-            turn_heads(query, key, weights, rotary, norm.eps, halves=False)
+            norm_and_rotate(query, key, weights, rotary, norm.eps, halves=False)
         else:
-            query, key, value = join_heads(
+            query, key, value = norm_rotate_and_concat(
                 [(s.query, s.key, s.value) for s in streams],
                 [(s.norm_query.weight, s.norm_key.weight) for s in streams],
                 rotary,
@@ -70,7 +72,7 @@ class FusedQwen3Ops(Qwen3Ops):
 
         return rms_norm(x, norm.weight, norm.eps)
 
-    def heads(
+    def qk_norm_rope(
         self,
         query: Tensor,
         key: Tensor,
@@ -79,10 +81,10 @@ class FusedQwen3Ops(Qwen3Ops):
         rotary: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """In place."""
-        from klein_cli.optimize.kernels.qk_norm_rope import turn_heads
+        from klein_cli.optimize.kernels.qk_norm_rope import norm_and_rotate
 
         weights = norm_query.weight, norm_key.weight
-        turn_heads(query, key, weights, rotary, norm_query.eps, halves=True)
+        norm_and_rotate(query, key, weights, rotary, norm_query.eps, halves=True)
         size = norm_query.weight.numel()
         return split_heads(query, size), split_heads(key, size)
 
@@ -116,10 +118,10 @@ class FusedVaeOps(VaeOps):
         biases = [bias.float() for bias in (x.bias, y.bias) if bias is not None]
         return add_biased(x.values, y.values, sum(biases[1:], biases[0]))
 
-    def enlarge(self, x: Tensor) -> Tensor:
-        from klein_cli.optimize.kernels.upsample import enlarge
+    def upsample(self, x: Tensor) -> Tensor:
+        from klein_cli.optimize.kernels.upsample import upsample
 
-        return enlarge(x)
+        return upsample(x)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Scores in float32, some queries at a time.
@@ -130,10 +132,10 @@ class FusedVaeOps(VaeOps):
 
         out = torch.empty_like(query)
         scale = query.shape[-1] ** -0.5
-        places = key.shape[1]
-        some = max(1, _MOST_SCORES // places)
+        positions = key.shape[1]
+        some = max(1, _MOST_SCORES // positions)
         for picture in range(query.shape[0]):
-            for first in range(0, places, some):
+            for first in range(0, positions, some):
                 rows = slice(first, first + some)
                 scores = _scores(query[picture, rows], key[picture])
                 weights = softmax(scores, scale, value.dtype)

@@ -80,7 +80,7 @@ def _heads(
         tl.store(out_value + target + channel, tl.load(value + source + channel))
 
 
-def turn_heads(
+def norm_and_rotate(
     query: Tensor, key: Tensor, norms: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor],
     eps: float, *, halves: bool,
 ) -> None:  # fmt: skip
@@ -92,7 +92,7 @@ def turn_heads(
     _launch((query, key, key), (query, key, key), norms, rotary, 0, eps, halves, copy=False)
 
 
-def join_heads(
+def norm_rotate_and_concat(
     streams: Sequence[tuple[Tensor, Tensor, Tensor]],
     norms: Sequence[tuple[Tensor, Tensor]],
     rotary: tuple[Tensor, Tensor],

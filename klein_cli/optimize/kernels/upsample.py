@@ -57,7 +57,7 @@ def add_biased(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def enlarge(x: Tensor) -> Tensor:
+def upsample(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 2H, 2W) in channels_last: every pixel becomes four."""
     x = x.contiguous(memory_format=torch.channels_last)
     pictures, channels, height, width = x.shape

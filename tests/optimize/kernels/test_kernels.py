@@ -154,7 +154,7 @@ def tables(tokens: int, size: int, halves: bool, dtype: torch.dtype) -> tuple[Te
 def test_heads_are_turned_in_place(
     dtype: torch.dtype, halves: bool, size: int, queries: int, keys: int
 ) -> None:
-    from klein_cli.optimize.kernels.qk_norm_rope import turn_heads
+    from klein_cli.optimize.kernels.qk_norm_rope import norm_and_rotate
 
     tokens, sizes = 5, (queries * size, keys * size, keys * size, 48)
     whole = randn(2, tokens, sum(sizes), dtype=dtype) * 3
@@ -162,7 +162,7 @@ def test_heads_are_turned_in_place(
     query, key, *_ = whole.split(sizes, dim=-1)
     weights = randn(size, dtype=dtype), randn(size, dtype=dtype, seed=1)
     rotary = tables(tokens, size, halves, torch.float32)
-    turn_heads(query, key, weights, rotary, 1e-6, halves=halves)
+    norm_and_rotate(query, key, weights, rotary, 1e-6, halves=halves)
     old = before.split(sizes, dim=-1)
     close(query, turned(old[0], weights[0], rotary, halves), ROUNDING[dtype])
     close(key, turned(old[1], weights[1], rotary, halves), ROUNDING[dtype])
@@ -172,13 +172,13 @@ def test_heads_are_turned_in_place(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("size", "heads"), [(16, 3), (128, 4)])
 def test_heads_of_two_streams_are_joined(dtype: torch.dtype, size: int, heads: int) -> None:
-    from klein_cli.optimize.kernels.qk_norm_rope import join_heads
+    from klein_cli.optimize.kernels.qk_norm_rope import norm_rotate_and_concat
 
     lengths, width = (4, 7), size * heads
     streams = tuple(tuple(randn(2, n, 3 * width, dtype=dtype).chunk(3, dim=-1)) for n in lengths)
     norms = tuple(tuple(randn(size, dtype=dtype, seed=n + i) for i in (0, 1)) for n in lengths)
     rotary = tables(sum(lengths), size, False, torch.float32)
-    found = join_heads(streams, norms, rotary, 1e-6)  # type: ignore[arg-type]
+    found = norm_rotate_and_concat(streams, norms, rotary, 1e-6)  # type: ignore[arg-type]
     starts = (slice(0, 4), slice(4, None))
     for stream, weights, where in zip(streams, norms, starts, strict=True):
         place = (rotary[0][where], rotary[1][where])
@@ -261,8 +261,8 @@ def test_pictures_are_added_and_enlarged(
     again = upsample.add_biased(*narrow, bias)
     close(again, x.double() + kept.double() + bias.double()[:, None, None], ROUNDING[dtype])
     assert torch.equal(narrow[1], kept)
-    assert torch.equal(upsample.enlarge(x.contiguous()), upsample.enlarge(x))
-    larger = upsample.enlarge(x)
+    assert torch.equal(upsample.upsample(x.contiguous()), upsample.upsample(x))
+    larger = upsample.upsample(x)
     assert torch.equal(larger, F.interpolate(x, scale_factor=2.0, mode="nearest"))
     assert larger.is_contiguous(memory_format=torch.channels_last)
 
