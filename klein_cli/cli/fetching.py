@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from klein_cli.cli.report import Report
 from klein_cli.cli.terminal import gigabytes
+from klein_cli.hub.download import Watch
 from klein_cli.snapshot import Snapshot, resolve
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ _WORTH_SAYING = 10**6
 """Bytes: what takes less is over before it is read."""
 
 
-class Fetching:
-    """Watches a download (`klein_cli.hub.download.Watch`) and tells `report` of it.
+class Fetching(Watch):
+    """Reports a download's progress to `report`.
 
     Where a bar is `shown`, it is on stderr and gone when the context ends; elsewhere each tenth of
     a phase is a note. Under --json each hundredth is an event.

@@ -26,6 +26,16 @@ def repository_folder(repo: str) -> Path:
     return cache_folder() / (_PREFIX + repo.replace("/", "--"))
 
 
+def blob_path(repo: str, digest: str) -> Path:
+    """Where the content with this digest lies once all of it is there."""
+    return repository_folder(repo) / "blobs" / digest
+
+
+def snapshot_path(repo: str, commit: str, path: str) -> Path:
+    """Where a file of a commit is read: a link to its blob or, on some systems, a copy."""
+    return repository_folder(repo) / "snapshots" / commit / path
+
+
 def lock_folder(repo: str) -> Path:
     """Where the hub's client keeps its locks, one a file by digest."""
     return cache_folder() / ".locks" / repository_folder(repo).name
