@@ -100,7 +100,7 @@ def resolve(model: str, watch: Watch | None = None) -> Snapshot:
     """The model's files on disk, downloaded first when it lives on the hub and is not whole here.
 
     What is whole is not looked for again: `pull` does that. Raises ModelError when the model is
-    not to be had.
+    not available.
     """
     return on_disk(model) or _pulled(model, watch, check_all=False)
 
@@ -108,7 +108,7 @@ def resolve(model: str, watch: Watch | None = None) -> Snapshot:
 def pull(model: str, watch: Watch | None = None) -> Snapshot:
     """The model as it is on the hub today, every file of it checked against the hub's hash.
 
-    Raises ModelError; what has come until then is kept.
+    Raises ModelError; what was downloaded until then is kept.
     """
     if hub_repository(model) is None:
         return resolve(model)
@@ -211,7 +211,7 @@ def _preset_of_folder(root: Path, name: str) -> Preset:
     if not isinstance(distilled, bool):
         raise ModelError(
             f"{root / INDEX_FILE}: is_distilled is {distilled!r}, not true or false",
-            "mend the file, or download the model again",
+            "fix the file, or download the model again",
         )
     return unnamed_preset(name, distilled=distilled)
 

@@ -272,7 +272,7 @@ def test_an_index_that_cannot_be_read_is_mended(hub: FakeHub, tmp_path: Path, le
     ("model", "what", "todo"),
     [
         ("nobody/private", "is not on the hub, or is private", "hf auth login"),
-        ("nobody/gated", "asks for its terms to be accepted", "accept them at"),
+        ("nobody/gated", "requires you to accept its terms", "accept them at"),
     ],
 )
 def test_a_repository_that_is_not_to_be_had(

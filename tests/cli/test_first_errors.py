@@ -132,7 +132,7 @@ def _(ground: Ground) -> tuple[int, str]:
     return ground.klein(*line, HF_ENDPOINT="http://127.0.0.1:9")
 
 
-@provoke("… asks for its terms to be accepted")
+@provoke("… requires you to accept its terms")
 def _(ground: Ground) -> tuple[int, str]:
     line = ("generate", "a cat", "-m", "gated/model", "--device", "cpu")
     return ground.klein(*line, HF_ENDPOINT=ground.hub)

@@ -1,6 +1,6 @@
-"""The Hugging Face hub: what a repository holds, its files fetched and checked, their cache.
+"""The Hugging Face hub: what a repository holds, its files downloaded and verified, their cache.
 
-huggingface_hub does the talking and keeps the cache, so that every program of a machine shares it.
-Ours is what it lacks: a file half received is kept and gone on with, by another process too, and
-nothing enters the cache before its hash is right.
+huggingface_hub makes the requests and keeps the cache, so that all programs on a machine share it.
+Ours is what it lacks: a partial file is kept and resumed, by another process too, and nothing
+enters the cache before its hash is verified.
 """

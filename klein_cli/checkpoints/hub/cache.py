@@ -26,13 +26,23 @@ def repository_folder(repo: str) -> Path:
     return cache_folder() / (_PREFIX + repo.replace("/", "--"))
 
 
+def blob_path(repo: str, digest: str) -> Path:
+    """Where the content with this digest lies once all of it is there."""
+    return repository_folder(repo) / "blobs" / digest
+
+
+def snapshot_path(repo: str, commit: str, path: str) -> Path:
+    """Where a file of a commit is read: a link to its blob or, on some systems, a copy."""
+    return repository_folder(repo) / "snapshots" / commit / path
+
+
 def lock_folder(repo: str) -> Path:
     """Where the hub's client keeps its locks, one a file by digest."""
     return cache_folder() / ".locks" / repository_folder(repo).name
 
 
 def cached(repo: str, revision: str | None = None) -> Path | None:
-    """The snapshot of `repo` if its model_index.json is here, whole or not.
+    """The snapshot of `repo` if its model_index.json is here, complete or not.
 
     `revision` is a commit; without one, the main branch's is meant.
     """
@@ -43,7 +53,7 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
 
 
 def point_main_to(repo: str, commit: str) -> None:
-    """Note, as the hub's client does for a branch, that `repo`'s main one is at `commit`."""
+    """Record `commit` as that of `repo`'s main branch, as the hub's client does."""
     ref = repository_folder(repo) / "refs" / "main"
     if ref.is_file() and ref.read_bytes() == commit.encode():
         return
@@ -55,7 +65,7 @@ def point_main_to(repo: str, commit: str) -> None:
 
 
 def bytes_of(repo: str) -> int:
-    """Bytes that `repo` takes in the cache, files half received included."""
+    """Bytes that `repo` takes in the cache, partial files included."""
     return size_on_disk(repository_folder(repo) / "blobs") or size_on_disk(repository_folder(repo))
 
 
@@ -78,36 +88,27 @@ def remove(repo: str) -> int:
         raise ModelError(f"{repo} is not on this machine", "klein models lists what is")
     held = bytes_of(repo)
     try:
-        if not _remove_revisions(repo):
-            _remove_folder(folder)
+        _remove_revisions(repo)
+        # What the client leaves: a first download that was interrupted is no repository to it.
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
     except OSError as error:
         raise ModelError(
             f"{repo} cannot be removed: {error.strerror or error}", f"look at {folder}"
         ) from None
-    if os.path.lexists(folder):
-        raise ModelError(f"{repo} could not be removed wholly", f"look at {folder}")
     shutil.rmtree(lock_folder(repo), ignore_errors=True)
     return held
 
 
-def _remove_revisions(repo: str) -> bool:
-    """By the hub's own client, which knows of blobs that repositories share; False if it cannot."""
+def _remove_revisions(repo: str) -> None:
+    """By the hub's own client, which knows the store of blobs that repositories share."""
     from huggingface_hub import scan_cache_dir
 
-    held = scan_cache_dir(cache_folder())
-    for found in held.repos:
-        if found.repo_id == repo and found.repo_type == "model" and found.revisions:
-            hashes = [revision.commit_hash for revision in found.revisions]
+    cache = scan_cache_dir(cache_folder())
+    for found in cache.repos:
+        if found.repo_id == repo and found.repo_type == "model":
             # Alone: a copy of a repository has its commits, and the client takes either for them.
-            alone = replace(held, repos=frozenset({found}))
-            alone.delete_revisions(*hashes).execute()
-            return True
-    return False
-
-
-def _remove_folder(folder: Path) -> None:
-    """What the client does not see as a repository: a first download that was cut short."""
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder)
+            alone = replace(cache, repos=frozenset({found}))
+            alone.delete_revisions(*(one.commit_hash for one in found.revisions)).execute()

@@ -1,4 +1,4 @@
-"""A repository's wanted files -> its snapshot in the cache, every file there and right."""
+"""A repository's wanted files -> its snapshot in the cache, complete and verified."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 from klein_cli.checkpoints.folder import INDEX_FILE, digest
-from klein_cli.checkpoints.hub.cache import cache_folder, point_main_to, repository_folder
-from klein_cli.checkpoints.hub.errors import explained
+from klein_cli.checkpoints.hub.cache import blob_path, cache_folder, point_main_to, snapshot_path
+from klein_cli.checkpoints.hub.errors import translate_errors
 from klein_cli.checkpoints.hub.repository import HubFile, Listing, is_git_digest, listing
 from klein_cli.checkpoints.hub.transfer import StoppedError, Transfer, has_size
 from klein_cli.errors import ModelError
@@ -23,31 +23,20 @@ _SPARE = 2**28
 
 GIGABYTE = 10**9
 
+T = TypeVar("T")
 
-class Watch(Protocol):
-    """Who looks on while a model is fetched. Called from several threads."""
+
+class Watch:
+    """The progress of a download; this one ignores it. Called from several threads."""
 
     def begin(self, what: str, total: int) -> None:
         """A phase of `total` bytes: "checking" or "downloading"."""
 
     def move(self, amount: int) -> None:
-        """`amount` more bytes are done; fewer than none when some must come again."""
+        """`amount` more bytes are done; negative when some must be received again."""
 
     def say(self, what: str) -> None:
-        """Something worth knowing happened."""
-
-
-class Unwatched:
-    """Nobody looks on."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Nothing."""
-
-    def move(self, amount: int) -> None:
-        """Nothing."""
-
-    def say(self, what: str) -> None:
-        """Nothing."""
+        """A message for the user."""
 
 
 def download(
@@ -56,45 +45,18 @@ def download(
     """The snapshot folder of `repo`'s main branch as it is now, with the files of `patterns`.
 
     Every file fetched is checked against the hub's hash before it enters the cache; with
-    `check_all`, those that were there before as well, and a damaged one is fetched again. What has
-    come before an error stays and is gone on with the next time. Raises ModelError.
+    `check_all`, those that were there before as well, and a damaged one is fetched again. What was
+    received before an error stays, and the next download resumes there. Raises ModelError.
     """
-    wanted = _wanted(repo, patterns)
-    with explained(repo):
-        _bring(wanted, watch or Unwatched(), check_all)
-        return _placed(wanted)
-
-
-def _wanted(repo: str, patterns: Sequence[str]) -> Listing:
     wanted = listing(repo, patterns)
     if INDEX_FILE not in {file.path for file in wanted.files}:
         raise ModelError(
             f"{repo} has no {INDEX_FILE}: it is not in the diffusers layout",
             f"see https://huggingface.co/{repo}",
         )
-    return wanted
-
-
-def _bring(wanted: Listing, watch: Watch, check_all: bool) -> None:
-    """Every wanted file into the cache's blobs."""
-    stop = threading.Event()
-    transfer = Transfer(
-        repo=wanted.repo, commit=wanted.commit, moved=watch.move, waiting=watch.say, stop=stop
-    )
-    # The same content under two paths is one blob.
-    files = list({file.digest: file for file in wanted.files}.values())
-    if check_all:
-        _check_copies(wanted, files, transfer, watch)
-    missing = [file for file in files if not _copies(wanted, file, transfer)]
-    if not missing:
-        return
-    held = sum(transfer.held(file) for file in missing)
-    total = sum(file.size for file in missing)
-    check_room(wanted.repo, total - held)
-    watch.begin("downloading", total)
-    watch.move(held)
-    # The largest first: it takes longest.
-    _all(transfer.fetch, sorted(missing, key=lambda file: -file.size), stop)
+    with translate_errors(repo):
+        _complete(wanted, watch or Watch(), check_all)
+        return _link_snapshot(wanted)
 
 
 def index_of(repo: str) -> Path:
@@ -107,64 +69,80 @@ def check_room(repo: str, needed: int) -> None:
     folder = cache_folder()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(existing).free
-    if free >= needed + _SPARE:
-        return
-    raise ModelError(
-        f"{repo} needs {needed / GIGABYTE:.1f} GB more, and the disk of {folder} has "
-        f"{free / GIGABYTE:.1f} GB free",
-        "make room, or set HF_HOME to a folder on another disk",
+    if free < needed + _SPARE:
+        raise ModelError(
+            f"{repo} needs {needed / GIGABYTE:.1f} GB more, and the disk of {folder} has "
+            f"{free / GIGABYTE:.1f} GB free",
+            "make room, or set HF_HOME to a folder on another disk",
+        )
+
+
+def _complete(wanted: Listing, watch: Watch, check_all: bool) -> None:
+    """Every wanted file into the cache's blobs."""
+    transfer = Transfer(
+        repo=wanted.repo,
+        commit=wanted.commit,
+        moved=watch.move,
+        waiting=watch.say,
+        stop=threading.Event(),
     )
+    if check_all:
+        _remove_damaged(_copies(wanted), transfer.stop, watch)
+    here = {file.digest for _, file in _copies(wanted)}
+    # The same content under two paths is one blob.
+    missing = list({file.digest: file for file in wanted.files if file.digest not in here}.values())
+    if not missing:
+        return
+    held = sum(transfer.held(file) for file in missing)
+    total = sum(file.size for file in missing)
+    check_room(wanted.repo, total - held)
+    watch.begin("downloading", total)
+    watch.move(held)
+    # The largest first: it takes longest.
+    _run_all(transfer.fetch, sorted(missing, key=lambda file: -file.size), transfer.stop)
 
 
-def _copies(wanted: Listing, file: HubFile, transfer: Transfer) -> list[Path]:
-    """Where the file's content is in its full size: once, if links can be made.
+def _copies(wanted: Listing) -> list[tuple[Path, HubFile]]:
+    """Where the wanted files are in their full size: each once, if links can be made.
 
     Where they cannot, the snapshot itself has a copy.
     """
-    alike = [_in_snapshot(wanted, one) for one in wanted.files if one.digest == file.digest]
-    # By where they lead, and the blob last: it is named, not the links to it.
-    places = {path.resolve(): path for path in [*alike, transfer.blob(file)]}
-    return [path for path in places.values() if has_size(path, file.size)]
+    snapshot = [(snapshot_path(wanted.repo, wanted.commit, f.path), f) for f in wanted.files]
+    blobs = [(blob_path(wanted.repo, file.digest), file) for file in wanted.files]
+    # By where they lead, and the blobs last: a blob is named, not the links to it.
+    found = {
+        path.resolve(): (path, file)
+        for path, file in [*snapshot, *blobs]
+        if has_size(path, file.size)
+    }
+    return list(found.values())
 
 
-def _in_snapshot(wanted: Listing, file: HubFile) -> Path:
-    return repository_folder(wanted.repo) / "snapshots" / wanted.commit / file.path
-
-
-def _check_copies(
-    wanted: Listing, files: Sequence[HubFile], transfer: Transfer, watch: Watch
+def _remove_damaged(
+    copies: Sequence[tuple[Path, HubFile]], stop: threading.Event, watch: Watch
 ) -> None:
-    """Take every damaged copy of `files` out of the cache."""
-    here = {file: copies for file in files if (copies := _copies(wanted, file, transfer))}
-    if not here:
-        return
-    watch.begin("checking", sum(file.size * len(copies) for file, copies in here.items()))
-
-    def check(file: HubFile) -> None:
-        for path in here[file]:
-            _check(path, file, transfer, watch)
-
-    _all(check, here, transfer.stop)
-
-
-def _check(path: Path, file: HubFile, transfer: Transfer, watch: Watch) -> None:
-    """Take the file at `path` out of the cache if it is damaged, so that it is fetched again."""
+    """Take every damaged one of `copies` out of the cache, so that it is fetched again."""
 
     def on_bytes(amount: int) -> None:
         watch.move(amount)
-        if transfer.stop.is_set():
+        if stop.is_set():
             raise StoppedError
 
-    found = digest(path, git=is_git_digest(file.digest), on_bytes=on_bytes)
-    if found != file.digest:
-        watch.say(f"{file.path} is damaged and is fetched again")
-        path.unlink()
+    def check(copy: tuple[Path, HubFile]) -> None:
+        path, file = copy
+        if digest(path, git=is_git_digest(file.digest), on_bytes=on_bytes) != file.digest:
+            watch.say(f"{file.path} is damaged: downloading it again")
+            path.unlink()
+
+    if copies:
+        watch.begin("checking", sum(file.size for _, file in copies))
+        _run_all(check, copies, stop)
 
 
-def _all(work: Callable[[HubFile], None], files: Iterable[HubFile], stop: threading.Event) -> None:
-    """Do `work` for each file, several at once; the first failure stops the others."""
+def _run_all(work: Callable[[T], None], items: Iterable[T], stop: threading.Event) -> None:
+    """Do `work` for each item, several at once; the first failure stops the others."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        running = [pool.submit(work, file) for file in files]
+        running = [pool.submit(work, item) for item in items]
         try:
             for done in as_completed(running):
                 done.result()
@@ -174,7 +152,7 @@ def _all(work: Callable[[HubFile], None], files: Iterable[HubFile], stop: thread
             raise
 
 
-def _placed(wanted: Listing) -> Path:
+def _link_snapshot(wanted: Listing) -> Path:
     """Let the client make the snapshot: every blob is there, so that it only links them.
 
     It is asked for the commit that was listed: of a branch that has moved on meanwhile it would
@@ -184,9 +162,10 @@ def _placed(wanted: Listing) -> Path:
     from huggingface_hub.utils import disable_progress_bars
 
     for file in wanted.files:
-        # The client takes what lies there for right.
-        if not has_size(_in_snapshot(wanted, file), file.size):
-            _in_snapshot(wanted, file).unlink(missing_ok=True)
+        path = snapshot_path(wanted.repo, wanted.commit, file.path)
+        # The client takes whatever lies there as it is.
+        if not has_size(path, file.size):
+            path.unlink(missing_ok=True)
     disable_progress_bars()
     paths = [glob.escape(file.path) for file in wanted.files]
     root = snapshot_download(wanted.repo, revision=wanted.commit, allow_patterns=paths)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
-from klein_cli.checkpoints.hub.errors import explained
+from klein_cli.checkpoints.hub.errors import translate_errors
 from klein_cli.errors import ModelError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -56,7 +56,7 @@ def listing(repo: str, patterns: Sequence[str]) -> Listing:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    with explained(repo):
+    with translate_errors(repo):
         api = HfApi()
         commit = api.model_info(repo).sha or ""
         tree = api.list_repo_tree(repo, recursive=True, revision=commit)
@@ -65,7 +65,7 @@ def listing(repo: str, patterns: Sequence[str]) -> Listing:
     wanted = [path for path in sorted(entries) if any(matches(path, one) for one in patterns)]
     files = tuple(_file(repo, entries[path]) for path in wanted)
     if not _SHA1.fullmatch(commit):
-        raise ModelError(f"the hub names no commit of {repo}", "look at HF_ENDPOINT")
+        raise ModelError(f"the hub gives no commit for {repo}", "check HF_ENDPOINT")
     return Listing(repo=repo, commit=commit, files=files)
 
 
@@ -82,8 +82,8 @@ def _check_paths(repo: str, paths: Iterable[object]) -> None:
     for path in paths:
         if not isinstance(path, str) or not _stays_inside(path):
             raise ModelError(
-                f"{repo} lists a file whose path leads elsewhere or nowhere: {path!r}",
-                "do not trust this copy of the model; look at HF_ENDPOINT",
+                f"{repo} lists a file with an unsafe path: {path!r}",
+                "do not trust this copy of the model; check HF_ENDPOINT",
             )
 
 
@@ -99,5 +99,5 @@ def _file(repo: str, entry: object) -> HubFile:
     path, size = getattr(entry, "path", ""), getattr(entry, "size", -1)
     digest = getattr(entry, "blob_id", "") if lfs is None else lfs.sha256
     if not isinstance(digest, str) or not is_digest(digest) or not isinstance(size, int):
-        raise ModelError(f"the hub gives no hash of {repo}/{path}", "look at HF_ENDPOINT")
+        raise ModelError(f"the hub gives no valid hash for {repo}/{path}", "check HF_ENDPOINT")
     return HubFile(path=path, size=size if lfs is None else lfs.size, digest=digest)

@@ -1,9 +1,9 @@
-"""One file from the hub into its cache: gone on with where it broke off, and checked.
+"""One file from the hub into its cache: resumed where it broke off, and checked.
 
-huggingface_hub (since 1.18) receives a file under a name of its own for each try and deletes it
-when the try ends, so that a connection lost at 7 of 8 GB costs 7 GB. Here the part received lies
-beside the place of the whole one, as DIGEST.incomplete, until its hash is right; whoever comes
-next, also another process, goes on with it.
+huggingface_hub (since 1.18) downloads to a temporary file with a random name and deletes it when
+the attempt fails, so that a connection lost at 7 of 8 GB costs 7 GB; after a kill it stays, and is
+never used. Here the partial file is DIGEST.incomplete, beside the place of the complete one, until
+its hash is right: any process can resume it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from itertools import count
 from pathlib import Path
 
 from klein_cli.checkpoints.folder import digest
-from klein_cli.checkpoints.hub.cache import lock_folder, repository_folder
-from klein_cli.checkpoints.hub.errors import is_worth_another_try, status_of
+from klein_cli.checkpoints.hub.cache import blob_path, lock_folder
+from klein_cli.checkpoints.hub.errors import is_transient
 from klein_cli.checkpoints.hub.repository import HubFile, is_git_digest
 from klein_cli.errors import ModelError
 
 _TRIES = 8
-"""Failures in a row, without a byte in between, until the hub counts as away: two minutes."""
+"""Failures in a row, without a byte in between, before giving up: two minutes."""
 
 _LONGEST_WAIT = 30.0
 _PATIENCE = 1.0
-_RANGE_NOT_SATISFIABLE = 416
 _PARTIAL_CONTENT = 206
 
 
@@ -37,14 +36,15 @@ def has_size(path: Path, size: int) -> bool:
 
 
 class StoppedError(Exception):
-    """Another file failed or the user interrupted: this one need not go on."""
+    """Another file failed, or the user interrupted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """Files of one commit on their way. `moved` hears of bytes, fewer than none when some are lost.
+    """Downloads files of one commit.
 
-    `waiting` hears why nothing moves. Both are called from several threads.
+    `moved` is called with bytes received, negative when some are discarded, and `waiting` with the
+    reason why nothing moves; both from several threads.
     """
 
     repo: str
@@ -53,35 +53,33 @@ class Transfer:
     waiting: Callable[[str], None]
     stop: threading.Event
 
-    def blob(self, file: HubFile) -> Path:
-        """Where the file lies in the cache once it is whole."""
-        return repository_folder(self.repo) / "blobs" / file.digest
-
-    def partial(self, file: HubFile) -> Path:
-        """Where its beginning lies until then."""
-        return self.blob(file).with_name(f"{file.digest}.incomplete")
-
     def held(self, file: HubFile) -> int:
         """Bytes of the file that need not be received again."""
-        if has_size(self.blob(file), file.size):
+        if has_size(self._blob(file), file.size):
             return file.size
-        return min(self._size(file), file.size)
+        return min(self._received(file), file.size)
 
     def fetch(self, file: HubFile) -> None:
-        """Bring the rest of a file. Raises ModelError when what comes is not what was promised.
+        """Receive the rest of a file. Raises ModelError when its hash is wrong.
 
         What the client raises, when it has failed too often, passes through.
         """
-        for folder in (self.blob(file).parent, lock_folder(self.repo)):
+        for folder in (self._blob(file).parent, lock_folder(self.repo)):
             folder.mkdir(parents=True, exist_ok=True)
         held = self.held(file)
         with self._locked(file):
-            # Another process may have brought some of it while this one waited for the lock.
+            # Another process may have received some of it while this one waited for the lock.
             self.moved(self.held(file) - held)
-            if not has_size(self.blob(file), file.size):
-                # A crash, or a copy that broke off, can leave a part under the name of the whole.
-                self.blob(file).unlink(missing_ok=True)
+            if not has_size(self._blob(file), file.size):
+                # A crash, or an interrupted copy, can leave a partial file under this name.
+                self._blob(file).unlink(missing_ok=True)
                 self._receive_checked(file)
+
+    def _blob(self, file: HubFile) -> Path:
+        return blob_path(self.repo, file.digest)
+
+    def _partial(self, file: HubFile) -> Path:
+        return self._blob(file).with_name(f"{file.digest}.incomplete")
 
     @contextmanager
     def _locked(self, file: HubFile) -> Iterator[None]:
@@ -101,46 +99,45 @@ class Transfer:
             yield
 
     def _receive_checked(self, file: HubFile) -> None:
-        partial = self.partial(file)
+        partial = self._partial(file)
         for _ in range(2):
-            began = self._size(file)
+            resumed = self._received(file) > 0
             self._receive(file)
             if digest(partial, git=is_git_digest(file.digest)) == file.digest:
-                os.replace(partial, self.blob(file))
+                os.replace(partial, self._blob(file))
                 return
-            self._forget(file)
-            if not began:
+            self._discard(file)
+            if not resumed:
                 break
-            # The beginning came another time, maybe from elsewhere: it gets one more chance.
+            # Its beginning was received another time, maybe from elsewhere: once more, from zero.
         raise ModelError(
             f"{self.repo}/{file.path} did not arrive as the hub describes it: its hash is wrong",
             "try again; if it happens again, something between here and the hub changes files",
         )
 
     def _receive(self, file: HubFile) -> None:
-        """Append to the part until it has the whole size, through as many connections as needed."""
-        self.partial(file).touch()
-        failures, begun_again = 0, False
-        while (size := self._size(file)) < file.size:
+        """Append to the partial file until it is complete, over as many connections as needed."""
+        self._partial(file).touch()
+        failures = 0
+        while (size := self._received(file)) < file.size:
+            problem: Exception = ModelError(
+                f"the hub sends less of {self.repo}/{file.path} than it promised", "try again later"
+            )
             try:
                 self._append(file, size)
-                problem: Exception = ConnectionError("the hub sent less than it promised")
             except Exception as error:
-                if status_of(error) == _RANGE_NOT_SATISFIABLE and size and not begun_again:
-                    self._forget(file)
-                    begun_again = True
-                elif not is_worth_another_try(error):
+                if not is_transient(error):
                     raise
                 problem = error
             if self.stop.is_set():
                 raise StoppedError
-            reached = self._size(file)
+            reached = self._received(file)
             if reached >= file.size:
                 return
             failures = 1 if reached > size else failures + 1
             if failures >= _TRIES:
                 raise problem
-            self.waiting(f"the connection broke, trying again: {file.path}")
+            self.waiting(f"the connection was lost, retrying: {file.path}")
             self.stop.wait(min(2.0 ** (failures - 1), _LONGEST_WAIT))
 
     def _append(self, file: HubFile, size: int) -> None:
@@ -159,8 +156,8 @@ class Transfer:
         ) as response:
             hf_raise_for_status(response)
             if size and response.status_code != _PARTIAL_CONTENT:
-                self._forget(file)
-            with self.partial(file).open("ab") as part:
+                self._discard(file)
+            with self._partial(file).open("ab") as part:
                 for chunk in response.iter_bytes():
                     if self.stop.is_set():
                         raise StoppedError
@@ -169,11 +166,11 @@ class Transfer:
                 part.flush()
                 os.fsync(part.fileno())
 
-    def _size(self, file: HubFile) -> int:
-        """Bytes received so far."""
-        partial = self.partial(file)
+    def _received(self, file: HubFile) -> int:
+        """Size of the partial file, in bytes."""
+        partial = self._partial(file)
         return partial.stat().st_size if partial.exists() else 0
 
-    def _forget(self, file: HubFile) -> None:
-        self.moved(-self._size(file))
-        self.partial(file).write_bytes(b"")
+    def _discard(self, file: HubFile) -> None:
+        self.moved(-self._received(file))
+        self._partial(file).write_bytes(b"")

@@ -232,5 +232,5 @@ def _told(report: Report) -> Iterator[None]:
         with report.errors():
             yield
     except KeyboardInterrupt:
-        report.note("interrupted: what has come is kept, and the next pull goes on with it")
+        report.note("interrupted: what was downloaded is kept, and the next pull resumes there")
         raise

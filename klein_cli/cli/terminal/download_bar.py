@@ -6,6 +6,7 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from klein_cli.checkpoints.hub.download import Watch
 from klein_cli.checkpoints.resolve import Snapshot, resolve
 from klein_cli.cli.terminal.report import Report
 from klein_cli.cli.terminal.text import gigabytes
@@ -18,8 +19,8 @@ _WORTH_SAYING = 10**6
 """Bytes: what takes less is over before it is read."""
 
 
-class Fetching:
-    """Watches a download (`klein_cli.checkpoints.hub.download.Watch`) and tells `report` of it.
+class Fetching(Watch):
+    """Reports a download's progress to `report`.
 
     Where a bar is `shown`, it is on stderr and gone when the context ends; elsewhere each tenth of
     a phase is a note. Under --json each hundredth is an event.

@@ -140,7 +140,7 @@ def test_an_interrupt_stops_soon_and_keeps_what_came(
         assert running.returncode == 130
         assert time.monotonic() - began < 5
     assert "Traceback" not in said
-    assert "what has come is kept" in said
+    assert "what was downloaded is kept" in said
     assert part.stat().st_size >= size // 2
 
 
@@ -182,7 +182,7 @@ def test_a_wrong_beginning_is_thrown_away_and_all_of_it_fetched(
 
 
 @pytest.mark.parametrize("path", [TRANSFORMER, CONFIG])
-def test_a_pull_finds_a_flipped_bit_and_mends_it(
+def test_a_pull_finds_a_flipped_bit_and_fixes_it(
     hub: FakeHub, env: dict[str, str], path: str
 ) -> None:
     """The size is right, so that nothing but the hash tells."""
@@ -192,14 +192,14 @@ def test_a_pull_finds_a_flipped_bit_and_mends_it(
     (root / path).resolve().write_bytes(data)
     hub.asked.clear()
     done = klein("models", "pull", REPO, env=env)
-    assert f"{path} is damaged and is fetched again" in done.stderr
+    assert f"{path} is damaged: downloading it again" in done.stderr
     assert files_in(root) == hub.files
     assert {asked.file for asked in hub.bodies_asked()} == {path}
 
 
 @pytest.mark.parametrize("left", [0, 100])
 @pytest.mark.parametrize("path", [TRANSFORMER, CONFIG])
-def test_a_pull_mends_a_file_that_was_cut_short(
+def test_a_pull_fixes_a_file_that_was_cut_short(
     hub: FakeHub, env: dict[str, str], path: str, left: int
 ) -> None:
     """What is there was taken for whole: a pull said that it downloads, and changed nothing."""
@@ -215,7 +215,7 @@ def test_a_pull_mends_a_file_that_was_cut_short(
 
 
 @pytest.mark.parametrize("fault", ["cut", "flipped"])
-def test_a_pull_mends_the_snapshots_own_copy_where_there_are_no_links(
+def test_a_pull_fixes_the_snapshots_own_copy_where_there_are_no_links(
     hub: FakeHub, env: dict[str, str], fault: str
 ) -> None:
     """The blob beside it is right, and is not what is read."""
@@ -303,13 +303,13 @@ def test_a_token_goes_to_the_hub_and_not_to_its_storage(hub: FakeHub, env: dict[
 def test_without_the_token_the_page_to_visit_is_named(hub: FakeHub, env: dict[str, str]) -> None:
     hub.token = "hf_secret"
     error, hint = refused(env)
-    assert "asks for its terms to be accepted" in error
+    assert "requires you to accept its terms" in error
     assert f"https://huggingface.co/{REPO}" in hint
     assert "HF_TOKEN" in hint
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(500, "the hub has trouble (500)"), (403, "refused by the hub (403)")]
+    ("status", "words"), [(500, "the hub is failing (500)"), (403, "refused by the hub (403)")]
 )
 def test_a_hub_that_refuses_is_quoted(
     hub: FakeHub, env: dict[str, str], status: int, words: str
@@ -395,7 +395,7 @@ def test_a_hostile_listing_writes_nothing_outside(hub: FakeHub, env: dict[str, s
     """Digests become names of files: one that is no digest is refused."""
     hub.digests = {TRANSFORMER: "../../../../evil"}
     error, _ = refused(env)
-    assert "gives no hash" in error
+    assert "gives no valid hash" in error
 
 
 def test_a_hostile_listing_removes_nothing_outside(
@@ -431,7 +431,7 @@ def test_a_path_that_is_none_inside_the_snapshot_is_refused(
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_: Mock(sha=COMMIT))
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", tree)
-    with pytest.raises(ModelError, match="leads elsewhere or nowhere") as caught:
+    with pytest.raises(ModelError, match="an unsafe path") as caught:
         listing(REPO, ["*.json"])
     assert repr(path) in caught.value.message
 

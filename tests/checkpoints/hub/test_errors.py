@@ -8,14 +8,14 @@ import os
 import pytest
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from klein_cli.checkpoints.hub.errors import explained, is_worth_another_try
+from klein_cli.checkpoints.hub.errors import is_transient, translate_errors
 from klein_cli.errors import ModelError
 
 PAGE = "https://huggingface.co/nobody/model"
 
 
 def refused(error: Exception) -> ModelError:
-    with pytest.raises(ModelError) as caught, explained("nobody/model"):
+    with pytest.raises(ModelError) as caught, translate_errors("nobody/model"):
         raise error
     assert "\n" not in caught.value.message + caught.value.hint
     assert "--model tiny" in caught.value.hint
@@ -33,17 +33,17 @@ def refused(error: Exception) -> ModelError:
     ],
 )
 def test_each_has_its_words_and_a_next_step(error: Exception, words: str, hint: str) -> None:
-    told = refused(error)
-    assert words in told.message
-    assert hint in told.hint
+    raised = refused(error)
+    assert words in raised.message
+    assert hint in raised.hint
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError), explained("nobody/model"):
+    with pytest.raises(ZeroDivisionError), translate_errors("nobody/model"):
         raise ZeroDivisionError
 
 
-def test_a_broken_connection_is_worth_another_try_and_a_full_disk_is_not() -> None:
-    assert is_worth_another_try(HTTPError("reset"))
-    assert not is_worth_another_try(OSError(errno.ENOSPC, "full"))
-    assert not is_worth_another_try(ModelError("a", "b"))
+def test_a_broken_connection_is_transient_and_a_full_disk_is_not() -> None:
+    assert is_transient(HTTPError("reset"))
+    assert not is_transient(OSError(errno.ENOSPC, "full"))
+    assert not is_transient(ModelError("a", "b"))
