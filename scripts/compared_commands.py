@@ -63,7 +63,8 @@ class Side:
         """This checkout is imported, no file of the user's is read, and nothing is downloaded. On a
         CPU both sides run at once, with a thread each.
         """
-        ours = {"PYTHONPATH": str(self.checkout), "XDG_CONFIG_HOME": os.devnull, "COLUMNS": "100"}
+        path = os.pathsep.join(filter(None, [str(self.checkout), os.environ.get("PYTHONPATH")]))
+        ours = {"PYTHONPATH": path, "XDG_CONFIG_HOME": os.devnull, "COLUMNS": "100"}
         ours |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "hub")}
         threads = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
         return {**os.environ, **ours, **threads}

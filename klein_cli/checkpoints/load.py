@@ -88,10 +88,17 @@ class _Whole:
         self.floating = self._meta.is_floating_point()
 
     def adopt(self, tensor: Tensor) -> None:
-        self._set(tensor.to(dtype=self._dtype or tensor.dtype, memory_format=self._format))
+        kept = tensor.to(self._dtype or tensor.dtype)
+        self._set(kept.contiguous(memory_format=self._format))
 
     def room(self, dtype: torch.dtype) -> Tensor | None:
-        kept = torch.empty_like(self._meta, dtype=self._dtype or dtype, device=self._device)
+        # Not `empty_like`: an operation on the meta device imports torch's compiler.
+        kept = torch.empty(
+            self.shape,
+            dtype=self._dtype or dtype,
+            device=self._device,
+            memory_format=self._format,
+        )
         self._set(kept)
         return kept if kept.dtype == dtype and kept.is_contiguous() else None
 
@@ -104,7 +111,7 @@ class _Whole:
     @property
     def _format(self) -> torch.memory_format:
         plain = self._meta.is_contiguous()
-        return torch.preserve_format if plain else torch.channels_last
+        return torch.contiguous_format if plain else torch.channels_last
 
     def _set(self, tensor: Tensor) -> None:
         if self._name in self._module._parameters:

@@ -22,8 +22,11 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.holds = rows_of(weights)
         self._sizes = [weight.shape[0] for weight in weights.values()]
-        self.weight = nn.Parameter(torch.cat(list(weights.values())), requires_grad=False)
-        self.shape = tuple(self.weight.shape)
+        first = next(iter(weights.values()))
+        self.shape = (sum(self._sizes), *first.shape[1:])
+        self.allocate(first.device, first.dtype)
+        if not first.is_meta:
+            self.put(0, torch.cat(list(weights.values())))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.split(F.linear(x, self.weight), self._sizes, dim=-1)

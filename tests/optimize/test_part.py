@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,21 @@ def test_waiting_is_counted_once_and_no_weight_is_an_inference_tensor(folder: Pa
     with part.ready():
         pass
     assert part.waited == waited
+
+
+def test_loading_imports_no_compiler(folder: Path) -> None:
+    """An operation on the meta device would, and take seconds of every start on a GPU."""
+    script = (
+        "import sys, torch\n"
+        f"sys.path[:0] = {sys.path!r}\n"
+        "from pathlib import Path\n"
+        "import test_part as t\n"
+        "from klein_cli.checkpoints.reader import Reader\n"
+        "from klein_cli.optimize.backend import Backend\n"
+        "from klein_cli.optimize.linears import pack\n"
+        "steps = {'transformer': (pack, lambda m: m.to(memory_format=torch.channels_last))}\n"
+        "with Reader(t.CPU) as reader:\n"
+        f"    t.load(Path({str(folder)!r}), Backend(steps=steps), reader=reader)\n"
+        "sys.exit(bool({'sympy', 'torch._dynamo'} & set(sys.modules)))\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent)
