@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,6 +115,8 @@ def _connected(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with defer_sigint():
         import ray
+    # Ray prints what befalls its processes to stdout, which belongs to our results.
+    sys.modules["ray._private.worker"]._worker_logs_enabled = False  # type: ignore[attr-defined]
     try:
         try:
             _knock(address or "")
@@ -122,7 +125,8 @@ def _connected(address: str | None) -> Iterator[Any]:
         except Exception as error:
             raise KleinError(
                 f"Ray does not start: {first_line(error)}",
-                "see that the address is right, and klein and Ray the same on all machines",
+                "see that the address and RAY_AUTH_TOKEN are right, "
+                "and klein and Ray the same on all machines",
             ) from None
         yield ray
     finally:
