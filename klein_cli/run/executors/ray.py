@@ -80,14 +80,22 @@ def fits(placement: Placement) -> bool:
     return placement.ray is not None
 
 
+def check(placement: Placement) -> None:
+    """Raise UsageError unless Ray is installed."""
+    if find_spec("ray") is None:
+        raise UsageError(
+            f"--ray {placement.ray} needs Ray, which is not installed",
+            "pip install 'klein-cli[ray]'",
+        )
+
+
 @contextmanager
 def start(work: Workload) -> Iterator[ReadyExecutor]:
     """Workers on the cluster: one for each GPU, or for each machine where there is none.
 
-    Raises UsageError without Ray or with fewer GPUs than workers, KleinError when the cluster
+    Raises UsageError when there are fewer GPUs than workers, KleinError when the cluster
     does not answer, ModelError when no worker can load the model.
     """
-    check_ray(work.placement)
     with _connected(work.placement.ray) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0)) if work.settings.device != "cpu" else 0
         work.placement.check_gpus(gpus)
@@ -96,15 +104,6 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
             count = gpus or sum(node["Alive"] for node in ray.nodes())
         with started(work, Actors(ray, gpus=gpus), min(count, work.pictures)) as ready:
             yield ready
-
-
-def check_ray(placement: Placement) -> None:
-    """Raise UsageError unless Ray is installed."""
-    if find_spec("ray") is None:
-        raise UsageError(
-            f"--ray {placement.ray} needs Ray, which is not installed",
-            "pip install 'klein-cli[ray]'",
-        )
 
 
 @contextmanager
