@@ -13,25 +13,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klein_cli.decode import in_tiles, to_pixels
-from klein_cli.denoise.latents import noise, position_ids
-from klein_cli.denoise.loop import OnStep, denoise
-from klein_cli.denoise.schedule import sigmas
-from klein_cli.engines.engine import Engine, load_engine
-from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
-from klein_cli.load import Loading
-from klein_cli.machine import (
+from klein_cli.checkpoints.folder import weight_files
+from klein_cli.checkpoints.load import Loading
+from klein_cli.checkpoints.reader import Reader
+from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.device.choose import (
     choose,
     full_precision,
     provenance,
     torch_dtype,
 )
-from klein_cli.memory import is_out_of_memory, release_memory
-from klein_cli.model_files import weight_files
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import Snapshot
-from klein_cli.speed.tools import Tools, at_work, tools
-from klein_cli.stream import Reader
+from klein_cli.device.memory import is_out_of_memory, release_memory
+from klein_cli.engines.engine import Engine, load_engine
+from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
+from klein_cli.optimize.backend import Tools, at_work, tools
+from klein_cli.recipe import Recipe
+from klein_cli.sampling.decode import in_tiles, to_pixels
+from klein_cli.sampling.latents import noise, position_ids
+from klein_cli.sampling.loop import OnStep, denoise
+from klein_cli.sampling.schedule import sigmas
+from klein_cli.settings import Settings
 from klein_cli.text.encoder import PromptTokens, TextEncoder
 from klein_cli.text.tokenizer import POSITIONS, PromptTokenizer
 
@@ -163,8 +164,8 @@ class Pipeline:
         """One (height, width, 3) uint8 picture a recipe, in their order.
 
         The recipes share `Recipe.shape`; a `trace` is filled; `tiled` saves memory at the price of
-        small differences (`klein_cli.decode`). Raises OutOfMemoryError when the batch does not fit,
-        and what `load` raises if that only shows now, when weights arrive.
+        small differences (`klein_cli.sampling.decode`). Raises OutOfMemoryError when the batch
+        does not fit, and what `load` raises if that only shows now, when weights arrive.
         """
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")

@@ -1,12 +1,11 @@
-"""Recipe: everything one picture depends on, validated once; Settings: how a run computes it.
+"""Recipe: everything one picture depends on, validated once.
 
-The first things made from the user's words, and the last things written into the PNG.
+The first thing made from the user's words, and the last thing written into the PNG.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from klein_cli.errors import UsageError
 
@@ -18,17 +17,6 @@ MAX_SIDE = 4096
 MAX_STEPS = 1000
 MAX_PROMPT = 40_000
 """Characters: many times what a model reads, and few enough for a picture's record."""
-
-DEVICES = ("auto", "cuda", "cpu")
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-ENGINES = ("native", "diffusers")
-ATTENTIONS = ("auto", "sdpa", "flash-attn", "eager")
-RNGS = ("cpu", "cuda")
-KERNELS = ("auto", "triton", "torch")
-QUANTIZATIONS = ("none", "fp8")
-
-_ONE_GPU = re.compile(r"cuda:(0|[1-9][0-9]?)")
-"""torch keeps a number in eight bits, and takes cuda:256 for cuda:0 without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,35 +60,10 @@ class Recipe:
         return self.width, self.height, self.steps, self.guidance
 
 
-def is_device(name: str) -> bool:
-    """Whether `name` is one of DEVICES, or cuda:N with N from 0 to 99."""
-    return name in DEVICES or _ONE_GPU.fullmatch(name) is not None
-
-
 def check_guidance(guidance: float) -> None:
     """Raise UsageError for a number that is no guidance, NaN among them."""
     if not 0.0 <= guidance <= 100.0:
         raise UsageError(f"guidance {guidance} is out of range", "use a number from 0 to 100")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a run computes its pictures: every choice here may change a bit and is recorded.
-
-    `auto` stands only until `klein_cli.machine.choose` has looked at the machine.
-    """
-
-    device: str = "auto"
-    dtype: str = "auto"
-    attention: str = "auto"
-    engine: str = "native"
-    rng: str = "cpu"
-    kernels: str = "auto"
-    quantize: str = "none"
-
-    def with_(self, **changes: str) -> Settings:
-        """A copy with some fields changed."""
-        return replace(self, **changes)
 
 
 def _check_side(name: str, pixels: int) -> None:

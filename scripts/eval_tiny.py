@@ -266,9 +266,10 @@ def main() -> None:
 
 
 def _render(texts: list[str], args: argparse.Namespace) -> list[np.ndarray]:
+    from klein_cli.checkpoints.resolve import resolve
     from klein_cli.pipeline import Pipeline, choose
-    from klein_cli.recipe import Recipe, Settings
-    from klein_cli.snapshot import resolve
+    from klein_cli.recipe import Recipe
+    from klein_cli.settings import Settings
 
     snapshot = resolve(args.model)
     settings = choose(Settings(device=args.device, dtype=args.dtype), snapshot.preset)

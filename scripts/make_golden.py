@@ -8,9 +8,9 @@ from __future__ import annotations
 from PIL import Image, PngImagePlugin
 
 from klein_cli.check.golden import FILE, RECIPE, WEIGHTS_KEY, weights_digest
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.pipeline import Pipeline, choose
-from klein_cli.recipe import Settings
-from klein_cli.snapshot import resolve
+from klein_cli.settings import Settings
 
 
 def main() -> None:

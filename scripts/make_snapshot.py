@@ -3,7 +3,7 @@
     python scripts/make_snapshot.py FOLDER --size small
     python scripts/make_snapshot.py FOLDER --size 4b      # 16 GB; 9b takes 35
 
-See `klein_cli.bench.snapshot`; `klein bench` writes one by itself.
+See `klein_cli.bench.random_weights`; `klein bench` writes one by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
-from klein_cli.bench.snapshot import SIZES, write_snapshot
+from klein_cli.bench.random_weights import SIZES, write_snapshot
 
 
 def main() -> None:

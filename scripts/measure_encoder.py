@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klein_cli.device.choose import full_precision
 from klein_cli.errors import KleinError
-from klein_cli.machine import full_precision
 from klein_cli.models.attention import attention_backend
+from klein_cli.optimize.backend import at_work
 from klein_cli.presets import TAPPED_LAYERS
-from klein_cli.speed.tools import at_work
 from klein_cli.text.encoder import PromptTokens, TextEncoder
 from klein_cli.text.tokenizer import POSITIONS
 

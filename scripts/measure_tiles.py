@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from measure_run import prompts
 
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.pipeline import Pipeline, choose
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import resolve
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 PROMPTS = 4
 

@@ -26,12 +26,13 @@ from klein_cli.check.metrics import (
     row_errors,
     ssim,
 )
+from klein_cli.check.official import reference
 from klein_cli.check.prompts import PROMPTS
-from klein_cli.check.reference import reference
+from klein_cli.checkpoints.resolve import Snapshot, resolve
 from klein_cli.errors import ModelError
 from klein_cli.pipeline import Pipeline, Trace, choose
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import Snapshot, resolve
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
 Drawn = list[tuple[Trace, Picture]]

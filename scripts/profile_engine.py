@@ -27,20 +27,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from klein_cli.bench.snapshot import SIZES, part_configs
-from klein_cli.denoise.latents import position_ids
-from klein_cli.denoise.schedule import sigmas
+from klein_cli.bench.random_weights import SIZES, part_configs
+from klein_cli.checkpoints.load import without_memory
+from klein_cli.device.choose import choose, full_precision, left_out
 from klein_cli.engines.engine import as_timestep
-from klein_cli.load import without_memory
-from klein_cli.machine import choose, full_precision, left_out
 from klein_cli.models.attention import AttentionLengths, MaskAlone, SdpaAttention
 from klein_cli.models.flux2 import Flux2Config, Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
 from klein_cli.models.vae import VaeConfig, VaeDecoder
+from klein_cli.optimize.backend import PLAIN, Tools, at_work, tools
+from klein_cli.optimize.graphs import Run, direct
 from klein_cli.presets import TAPPED_LAYERS
-from klein_cli.recipe import Settings
-from klein_cli.speed.graphs import Run, direct
-from klein_cli.speed.tools import PLAIN, Tools, at_work, tools
+from klein_cli.sampling.latents import position_ids
+from klein_cli.sampling.schedule import sigmas
+from klein_cli.settings import Settings
 
 CUDA = torch.device("cuda")
 BF16 = torch.bfloat16
@@ -205,7 +205,7 @@ def ceilings(table: Table) -> None:
     ms = milliseconds(partial(F.linear, a, b), 20)
     table.add("matrix product bf16", f"{work / ms / 1e9:.0f} TFLOP/s", ms)
     if torch.cuda.get_device_capability() >= (8, 9):
-        from klein_cli.speed.fp8 import Fp8Linear, scaled
+        from klein_cli.optimize.quantize.fp8 import Fp8Linear, scaled
 
         layer, given = Fp8Linear(b, scaled), scaled(a)
         ms = milliseconds(partial(layer, given), 20)

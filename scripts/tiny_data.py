@@ -18,7 +18,7 @@ from tiny_words import describe
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from klein_cli.bench.snapshot_files import write_tokenizer
+from klein_cli.bench.random_files import write_tokenizer
 from klein_cli.text.tokenizer import render
 
 PROMPT_TOKENS = 96

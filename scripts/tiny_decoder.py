@@ -25,8 +25,8 @@ from tiny_models import (
 from tiny_optim import Ema, Log, Muon
 from torch import Tensor, nn
 
-from klein_cli.denoise.latents import position_ids
-from klein_cli.denoise.schedule import sigmas
+from klein_cli.sampling.latents import position_ids
+from klein_cli.sampling.schedule import sigmas
 
 GRID = (16, 16)
 NOISE = 0.1

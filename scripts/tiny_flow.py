@@ -35,8 +35,8 @@ from tiny_models import POSITIONS, Student, compile_blocks
 from tiny_optim import Ema, Log, Muon
 from torch import Tensor
 
-from klein_cli.denoise.latents import position_ids
-from klein_cli.denoise.schedule import sigmas
+from klein_cli.sampling.latents import position_ids
+from klein_cli.sampling.schedule import sigmas
 
 SHORT_POSITIONS = 128
 SQUARE, LONG = "square", "long"

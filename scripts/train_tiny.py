@@ -36,7 +36,7 @@ from tiny_models import ENCODER, ROPE_THETA, TRANSFORMER, VAE, WEIGHTS, Student,
 from tiny_optim import Log
 from tiny_vae import train_vae
 
-from klein_cli.bench.snapshot_files import write_json, write_model_index, write_scheduler_config
+from klein_cli.bench.random_files import write_json, write_model_index, write_scheduler_config
 
 
 def write(work: Path, to: Path, vae: AutoencoderKLFlux2, dtype: torch.dtype) -> None:

@@ -70,6 +70,12 @@ def small_base_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def random_snapshot(small_snapshot: Path) -> str:
+    """The folder of a small model that draws coloured noise, 16 to 4096 pixels a side."""
+    return str(small_snapshot)
+
+
+@pytest.fixture(scope="session")
 def medium_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Heads and dtype of the true model, for tests on a GPU; tests must not change it."""
     from make_snapshot import write_snapshot

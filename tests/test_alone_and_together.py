@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from klein_cli.check.metrics import mean_abs_diff, psnr, ssim
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.cli.app import main
 from klein_cli.pipeline import Pipeline, choose
-from klein_cli.recipe import ENGINES, Recipe, Settings
-from klein_cli.run.crew import Alone
+from klein_cli.recipe import Recipe
+from klein_cli.run.executors.executor import Alone
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Run, Saved
-from klein_cli.snapshot import resolve
+from klein_cli.settings import ENGINES, Settings
 
 PROMPTS = (
     "a cat",

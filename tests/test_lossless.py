@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from klein_cli.check.metrics import mean_abs_diff, relative_error
-from klein_cli.check.reference import reference
+from klein_cli.check.official import reference
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.errors import OutOfMemoryError
+from klein_cli.optimize.graphs import direct
 from klein_cli.pipeline import Pipeline, Trace, choose
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import resolve
-from klein_cli.speed.graphs import direct
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 DEVICE = "cuda"
 PROMPTS = ("a cat", "a lighthouse on a cliff in a storm, waves breaking " * 8, "", "far " * 600)
@@ -117,7 +118,7 @@ def test_fp8_says_how_far_it_is(
 @contextmanager
 def without_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patched:
-        patched.setattr("klein_cli.speed.tools.Graphs", lambda device: direct)
+        patched.setattr("klein_cli.optimize.backend.Graphs", lambda device: direct)
         yield
 
 
@@ -182,8 +183,9 @@ def test_after_running_out_of_memory_a_smaller_picture_is_as_ever(medium_snapsho
 MEMORY = """
 import sys, json, torch
 from klein_cli.pipeline import Pipeline, choose
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import resolve
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
+from klein_cli.checkpoints.resolve import resolve
 pipeline = Pipeline.load(resolve(sys.argv[1]), choose(Settings(quantize=sys.argv[2])))
 for seed in range(3):
     pipeline.render([Recipe(prompt=f"a cat {seed}", seed=seed, width=1024, height=1024, steps=4,

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from klein_cli.checkpoints.load import Loading
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
-from klein_cli.load import Loading
 from klein_cli.pipeline import Pipeline, choose
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import resolve
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 CPU = Settings(device="cpu", dtype="float32")
 RECIPE = Recipe(prompt="a cat", seed=1, width=64, height=48, steps=2, guidance=1.0, model="small")
@@ -237,7 +238,7 @@ def test_a_snapshot_that_does_not_fit_together(
 
 
 def test_a_tokenizer_too_large_for_the_text_encoder(small_snapshot: Path, tmp_path: Path) -> None:
-    from klein_cli.bench.snapshot_files import write_tokenizer
+    from klein_cli.bench.random_files import write_tokenizer
 
     root = tmp_path / "model"
     shutil.copytree(small_snapshot, root)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from klein_cli.checkpoints.fingerprint import fingerprint
 from klein_cli.cli.app import app, main
 from klein_cli.errors import KleinError
-from klein_cli.fingerprint import fingerprint
 from klein_cli.output.reading import read_record
 from klein_cli.presets import DEFAULT_MODEL, presets
-from klein_cli.recipe import ATTENTIONS, ENGINES
+from klein_cli.settings import ATTENTIONS, ENGINES
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

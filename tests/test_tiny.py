@@ -1,6 +1,7 @@
 """The embedded model: small, whole, and a FLUX.2 [klein] that the stock libraries load unchanged.
 
-What its pictures show is judged in tests/cli/test_generate_tiny.py and by scripts/eval_tiny.py.
+What its pictures show is judged by scripts/eval_tiny.py and
+tests/cli/commands/test_generate_tiny.py.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.pipeline import Pipeline, choose
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import resolve
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
 TINY = Path(__file__).parents[1] / "klein_cli" / "tiny"

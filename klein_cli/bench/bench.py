@@ -19,23 +19,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from klein_cli.bench import wanted as w
-from klein_cli.bench.ceilings import Ceiling, ceilings, limits
+from klein_cli.bench import scope as w
 from klein_cli.bench.cold import cold
+from klein_cli.bench.contender import Klein
+from klein_cli.bench.flops import Model, work
 from klein_cli.bench.measure import LeftOut
 from klein_cli.bench.page_cache import environment
 from klein_cli.bench.peers import TUNED, Diffusers, load_peers
 from klein_cli.bench.prompts import alike
-from klein_cli.bench.sides import Klein
+from klein_cli.bench.roofline import Ceiling, ceilings, limits
+from klein_cli.bench.scope import Wanted
 from klein_cli.bench.throughput import throughput
-from klein_cli.bench.wanted import Wanted
 from klein_cli.bench.warm import warm
-from klein_cli.bench.work import Model, work
+from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.device.choose import provenance, torch_dtype
+from klein_cli.device.memory import is_out_of_memory, release_memory
 from klein_cli.errors import OutOfMemoryError
-from klein_cli.machine import provenance, torch_dtype
-from klein_cli.memory import is_out_of_memory, release_memory
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import Snapshot
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 Difference = Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
 """How far two pictures are from each other, in levels of 255."""

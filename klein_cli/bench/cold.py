@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from klein_cli.bench.contender import KLEIN
 from klein_cli.bench.measure import Spread
 from klein_cli.bench.page_cache import forget
 from klein_cli.bench.peers import PLAIN
 from klein_cli.bench.processes import generate_command, run
-from klein_cli.bench.sides import KLEIN
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import Snapshot
+from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 _SCRIPT = Path(__file__).with_name("plain_diffusers.py")
 _PHASE = re.compile(r"\s*(\S.*?)\s+(\d+\.\d+) s")

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from klein_cli.bench.measure import Memory, now
-from klein_cli.official import load_official, noise_for
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.engines.oracle import load_official, noise_for
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 PLAIN = "diffusers"
 TUNED = "diffusers, tuned"
@@ -26,7 +27,7 @@ _COMPILED_SHAPES = 64
 
 
 class Diffusers:
-    """A `Flux2KleinPipeline`; see `klein_cli.bench.sides.Side`."""
+    """A `Flux2KleinPipeline`; see `klein_cli.bench.contender.Side`."""
 
     def __init__(self, name: str, pipe: Any, settings: Settings, memory: Memory) -> None:
         self.name = name

@@ -13,7 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError, UsageError
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 _LAST_LINES = 3
 _TOLD = re.compile(r"^error: (.*)\nhint: (.*)$", re.MULTILINE)

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from klein_cli.bench.snapshot import snapshot_bytes, write_snapshot
+from klein_cli.bench.random_weights import snapshot_bytes, write_snapshot
+from klein_cli.checkpoints.resolve import Snapshot, resolve
 from klein_cli.errors import KleinError
-from klein_cli.snapshot import Snapshot, resolve
 
 SIZE = "4b"
 NAME = "random weights at the sizes of klein-4b"

@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from klein_cli.bench.contender import Side
 from klein_cli.bench.measure import Spread
 from klein_cli.bench.processes import generate_command, lines
 from klein_cli.bench.prompts import of_all_lengths
-from klein_cli.bench.sides import Side
+from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.errors import KleinError
 from klein_cli.pipeline import Pipeline
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import Snapshot
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 _WARM_UPS = 3
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
+from klein_cli.bench.contender import Side
 from klein_cli.bench.measure import Spread, timed
 from klein_cli.bench.prompts import alike
-from klein_cli.bench.sides import Side
 from klein_cli.recipe import Recipe
 
 _WARM_UPS = 2

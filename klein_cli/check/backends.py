@@ -14,7 +14,7 @@ from torch import Tensor
 from klein_cli.check.finding import BAD, NOTE, OK, Finding
 from klein_cli.errors import UsageError
 from klein_cli.models.attention import AttentionLengths, EagerAttention, attention_backend
-from klein_cli.speed.tools import at_work
+from klein_cli.optimize.backend import at_work
 
 BACKENDS = ("sdpa", "eager", "flash-attn")
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from klein_cli import __version__
 from klein_cli.check.finding import BAD, DISTRIBUTION, NOTE, OK, SKIPPED, Finding, guarded
 from klein_cli.check.gpu import driver, judge_gpu, judge_torch
-from klein_cli.check.holdings import look_at_embedded, look_at_models
+from klein_cli.check.installed_models import look_at_embedded, look_at_models
 from klein_cli.check.probing import Probes
+from klein_cli.checkpoints.folder import faults
+from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached
+from klein_cli.checkpoints.resolve import EMBEDDED_MODEL
 from klein_cli.errors import KleinError
-from klein_cli.hub.cache import bytes_of, cache_folder, cached
-from klein_cli.model_files import faults
 from klein_cli.presets import DEFAULT_MODEL, presets
-from klein_cli.snapshot import EMBEDDED_MODEL
 
 _GIGABYTE = 10**9
 _LITTLE = 10**9

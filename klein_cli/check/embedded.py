@@ -14,9 +14,9 @@ from klein_cli.check.finding import BAD, OK, Finding
 from klein_cli.check.golden import FARTHEST, RECIPE, read_golden
 from klein_cli.check.limits import LIMITS
 from klein_cli.check.metrics import mean_abs_diff, psnr
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.pipeline import Pipeline, choose
-from klein_cli.recipe import Settings
-from klein_cli.snapshot import resolve
+from klein_cli.settings import Settings
 from klein_cli.text.encoder import PromptTokens, TextEncoder
 from klein_cli.text.tokenizer import PromptTokenizer
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klein_cli.model_files import WEIGHT_FOLDERS, digest, weight_files
+from klein_cli.checkpoints.folder import WEIGHT_FOLDERS, digest, weight_files
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:

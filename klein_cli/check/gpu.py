@@ -9,8 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from klein_cli.architectures import built_for
 from klein_cli.check.finding import BAD, NOTE, OK, Finding
+from klein_cli.device.architectures import built_for
 
 _GIGABYTE = 10**9
 _MEGABYTE = 2**20

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from klein_cli.recipe import Settings
+from klein_cli.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

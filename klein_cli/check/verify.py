@@ -21,12 +21,13 @@ from klein_cli.check.metrics import (
     row_errors,
     ssim,
 )
-from klein_cli.check.reference import reference
-from klein_cli.machine import provenance
-from klein_cli.memory import release_memory
+from klein_cli.check.official import reference
+from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.device.choose import provenance
+from klein_cli.device.memory import release_memory
 from klein_cli.pipeline import Pipeline, Trace
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import Snapshot
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
 Likeness = Callable[[Picture, Picture], float]

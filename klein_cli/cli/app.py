@@ -13,18 +13,18 @@ import typer
 from typer.core import TyperGroup
 
 from klein_cli import __version__
-from klein_cli.cli.bench import bench
+from klein_cli.cli.commands.bench import bench
+from klein_cli.cli.commands.doctor import doctor
+from klein_cli.cli.commands.gallery import gallery
+from klein_cli.cli.commands.generate import generate
+from klein_cli.cli.commands.info import info
+from klein_cli.cli.commands.models import models
+from klein_cli.cli.commands.reproduce import reproduce
+from klein_cli.cli.commands.verify import verify
 from klein_cli.cli.config import configured
-from klein_cli.cli.doctor import doctor
-from klein_cli.cli.gallery import gallery
-from klein_cli.cli.generate import generate
-from klein_cli.cli.info import info
-from klein_cli.cli.models import models
-from klein_cli.cli.reproduce import reproduce
-from klein_cli.cli.streams import mend_streams
-from klein_cli.cli.terminal import to_stderr
+from klein_cli.cli.terminal.stdio import mend_streams
+from klein_cli.cli.terminal.text import to_stderr
 from klein_cli.cli.usage import COMPLAINTS, explain
-from klein_cli.cli.verify import verify
 from klein_cli.errors import KleinError
 
 _INTERRUPTED = 130

@@ -10,20 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from klein_cli.cli.fetching import fetch
+from klein_cli.checkpoints.resolve import Snapshot, on_disk, preset_for
 from klein_cli.cli.lengths import check_lengths, tokenizer_of
-from klein_cli.cli.report import Report, grouped
 from klein_cli.cli.request import Request, workers_of
-from klein_cli.cli.startup import freeze_imports, quick_start, read_ahead, wake_gpu
-from klein_cli.cli.timings import Timings
+from klein_cli.cli.terminal.download_bar import fetch
+from klein_cli.cli.terminal.report import Report, grouped
+from klein_cli.cli.terminal.timings import Timings
+from klein_cli.device.startup import freeze_imports, quick_start, read_ahead, wake_gpu
 from klein_cli.errors import UsageError
-from klein_cli.interrupts import held_back
 from klein_cli.presets import presets
-from klein_cli.recipe import Settings
-from klein_cli.run.crew import Alone, Crew, Origin, describe_with
+from klein_cli.run.executors.executor import Alone, Crew, Origin, describe_with
+from klein_cli.run.executors.ray import check_ray
+from klein_cli.run.interrupts import held_back
 from klein_cli.run.jobs import Job, Jobs
-from klein_cli.run.workers import check_ray
-from klein_cli.snapshot import Snapshot, on_disk, preset_for
+from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
     from klein_cli.pipeline import Pipeline
@@ -62,8 +62,8 @@ def hired(
     with held_back():
         import torch
 
-        from klein_cli.run.worker import Order
-        from klein_cli.run.workers import hire
+        from klein_cli.run.executors.ray import hire
+        from klein_cli.run.executors.worker import Order
 
     report.bar.say("starting workers")
     is_folder = snapshot.repo is None and request.model not in presets()
@@ -128,7 +128,7 @@ def _prepared(
         _check_lengths(snapshot, request, jobs, report)
     report.bar.say("starting torch")
     with timings.imports(), held_back():
-        from klein_cli.machine import choose
+        from klein_cli.device.choose import choose
 
         if draws:
             import klein_cli.pipeline  # noqa: F401 (what it imports takes longest)
@@ -189,7 +189,7 @@ def _loaded(
 
 def _say_settings(model: str, settings: Settings, report: Report, *, here: bool) -> None:
     """Under --verbose, how it is computed and, if that is on this machine, what is off."""
-    from klein_cli.machine import left_out
+    from klein_cli.device.choose import left_out
 
     report.detail(
         f"{model} on {settings.device}, {settings.dtype}, attention {settings.attention}, "

@@ -11,21 +11,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from klein_cli.checkpoints.resolve import Snapshot, on_disk
 from klein_cli.cli import crew
 from klein_cli.cli.crew import Hired
-from klein_cli.cli.dry_run import dry_run
 from klein_cli.cli.lengths import check_lengths, tokenizer_of
-from klein_cli.cli.report import Report
 from klein_cli.cli.request import Request, batch_size_of
-from klein_cli.cli.startup import quick_start
-from klein_cli.cli.terminal import printable
-from klein_cli.cli.timings import Timings
+from klein_cli.cli.terminal.dry_run import dry_run
+from klein_cli.cli.terminal.report import Report
+from klein_cli.cli.terminal.text import printable
+from klein_cli.cli.terminal.timings import Timings
+from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError, ModelError
-from klein_cli.interrupts import held_back
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset
 from klein_cli.recipe import Recipe
-from klein_cli.run.again import (
+from klein_cli.run.differences import (
     as_many_threads,
     differences,
     group_key,
@@ -33,10 +33,10 @@ from klein_cli.run.again import (
     schedule_differs,
     settings_here,
 )
-from klein_cli.run.crew import Origin
+from klein_cli.run.executors.executor import Origin
+from klein_cli.run.interrupts import held_back
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Event, Failed, Run, Saved, Stopped
-from klein_cli.snapshot import Snapshot, on_disk
 from klein_cli.text.tokenizer import TokenizedPrompt
 
 
@@ -131,7 +131,7 @@ class Drawing:
         report.bar.say("starting torch")
         # Here, before torch's threads are counted.
         with quick_start(), timings.imports(), held_back():
-            from klein_cli.memory import release_memory
+            from klein_cli.device.memory import release_memory
         if self._run is not None:  # it holds the model of the pictures before
             self._run = None
             release_memory()
@@ -166,7 +166,7 @@ class Drawing:
         self, jobs: Sequence[Job], lines: Sequence[str], model: str, origin: Origin
     ) -> None:
         """A warning a difference; of variations, where they say little, a detail."""
-        from klein_cli.denoise.schedule import noise_levels
+        from klein_cli.sampling.schedule import noise_levels
 
         said: dict[tuple[str, bool], list[Path]] = {}
         for job in jobs:

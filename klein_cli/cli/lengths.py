@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
-from klein_cli.cli.report import Report
+from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
 from klein_cli.run.jobs import Job
-from klein_cli.snapshot import Snapshot
 from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
 
 _WARNINGS = 5

@@ -11,15 +11,7 @@ from typing import Annotated
 import typer
 
 from klein_cli.presets import presets
-from klein_cli.recipe import (
-    ATTENTIONS,
-    DEVICES,
-    DTYPES,
-    ENGINES,
-    KERNELS,
-    QUANTIZATIONS,
-    RNGS,
-)
+from klein_cli.settings import ATTENTIONS, DEVICES, DTYPES, ENGINES, KERNELS, QUANTIZATIONS, RNGS
 
 _PROMPT = "Prompts"
 _PICTURE = "The picture"

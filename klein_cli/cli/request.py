@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from klein_cli.cli.seeds import parse_seeds
-from klein_cli.cli.sizes import picture_size
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
-from klein_cli.prompts import STDIN, BadRow, name_of, read_prompt, read_rows
-from klein_cli.recipe import (
+from klein_cli.prompts.files import STDIN, BadRow, name_of, read_prompt, read_rows
+from klein_cli.prompts.rows import MAX_PICTURES, Defaults, Row, prompt_fault
+from klein_cli.prompts.seeds import parse_seeds
+from klein_cli.prompts.sizes import picture_size
+from klein_cli.recipe import check_guidance
+from klein_cli.settings import (
     ATTENTIONS,
     DEVICES,
     DTYPES,
@@ -21,10 +23,8 @@ from klein_cli.recipe import (
     QUANTIZATIONS,
     RNGS,
     Settings,
-    check_guidance,
     is_device,
 )
-from klein_cli.rows import MAX_PICTURES, Defaults, Row, prompt_fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

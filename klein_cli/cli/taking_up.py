@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from klein_cli.cli.report import Report
 from klein_cli.cli.request import Request
+from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.output.history import FILE, History, read_history
-from klein_cli.output.manifest import Manifest, opened
 from klein_cli.output.naming import STDOUT, Destination, destination
-from klein_cli.rows import Defaults
-from klein_cli.run.books import Books
-from klein_cli.run.crew import Origin
+from klein_cli.prompts.rows import Defaults
+from klein_cli.run.executors.executor import Origin
 from klein_cli.run.plan import Plan
+from klein_cli.run.resume.history import FILE, History, read_history
+from klein_cli.run.resume.journal import Books
+from klein_cli.run.resume.manifest import Manifest, opened
 
 
 @dataclass(slots=True)

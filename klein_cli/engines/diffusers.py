@@ -15,11 +15,11 @@ from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from torch import Tensor
 
+from klein_cli.checkpoints.load import Loading, load_weights, part_config, without_memory
+from klein_cli.checkpoints.reader import Reader
 from klein_cli.engines.engine import as_timestep, check_fit, picture_by_picture
 from klein_cli.errors import ModelError
-from klein_cli.load import Loading, load_weights, part_config, without_memory
-from klein_cli.speed.tools import PLAIN, Tools
-from klein_cli.stream import Reader
+from klein_cli.optimize.backend import PLAIN, Tools
 
 
 class DiffusersEngine:

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from klein_cli.checkpoints.load import Loading
+from klein_cli.checkpoints.reader import Reader
 from klein_cli.errors import ModelError
-from klein_cli.load import Loading
-from klein_cli.speed.tools import PLAIN, Tools
-from klein_cli.stream import Reader
+from klein_cli.optimize.backend import PLAIN, Tools
 
 _VAE_BLOCKS = 4
 _PATCH = [2, 2]

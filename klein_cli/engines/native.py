@@ -10,12 +10,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from klein_cli.checkpoints.load import Loading, load_weights, part_config, without_memory
+from klein_cli.checkpoints.reader import Reader
 from klein_cli.engines.engine import as_timestep, check_fit, picture_by_picture
-from klein_cli.load import Loading, load_weights, part_config, without_memory
 from klein_cli.models.flux2 import Flux2Config, Flux2Transformer
 from klein_cli.models.vae import VaeConfig, VaeDecoder, latent_scale
-from klein_cli.speed.tools import PLAIN, Tools
-from klein_cli.stream import Reader
+from klein_cli.optimize.backend import PLAIN, Tools
 
 _ENCODING = ("encoder.", "quant_conv.")
 _KEPT_TIMESTEPS = 64

@@ -327,7 +327,7 @@ class Modulator(nn.Module):
 
 
 class Flux2Ops:
-    """What lies between the matrix products. `klein_cli.speed` has the same in fewer passes."""
+    """What lies between the matrix products. `klein_cli.optimize` has the same in fewer passes."""
 
     def modulate(self, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Operand:
         """Layer norm without weights, then scaled and shifted."""

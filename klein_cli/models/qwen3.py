@@ -197,7 +197,7 @@ class Qwen3Model(nn.Module):
 
 
 class Qwen3Ops:
-    """What lies between the matrix products. `klein_cli.speed` has the same in fewer passes."""
+    """What lies between the matrix products. `klein_cli.optimize` has the same in fewer passes."""
 
     def normalise(self, x: Tensor, norm: Qwen3RMSNorm) -> Tensor:
         """(B, S, hidden), normalised."""

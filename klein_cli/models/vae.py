@@ -208,7 +208,7 @@ class Convolved(NamedTuple):
 
 
 class VaeOps:
-    """What `klein_cli.speed` has in fewer passes; here in plain torch."""
+    """What `klein_cli.optimize` has in fewer passes; here in plain torch."""
 
     def convolve(self, x: Tensor, conv: nn.Conv2d) -> Convolved:
         """(B, C, H, W) through a convolution, here with its bias."""

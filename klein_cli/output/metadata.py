@@ -18,7 +18,8 @@ from dataclasses import asdict
 from typing import Any
 
 from klein_cli import __version__
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 FORMAT = 2
 

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import FORMAT
 from klein_cli.output.png import ASCII_COMMENT, EXIF_IFD, USER_COMMENT
-from klein_cli.recipe import MAX_SIDE, Recipe, Settings
-from klein_cli.rows import prompt_fault
+from klein_cli.prompts.rows import prompt_fault
+from klein_cli.recipe import MAX_SIDE, Recipe
+from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
     import numpy

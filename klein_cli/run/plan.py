@@ -19,15 +19,15 @@ from itertools import chain, islice
 from pathlib import Path
 
 from klein_cli.errors import UsageError
-from klein_cli.output.history import History, Item, file_hash, recipe_hash, row_hash
 from klein_cli.output.naming import STDOUT, Destination, Names, destination
 from klein_cli.output.png import check_room, check_writable
 from klein_cli.presets import Preset
-from klein_cli.prompts import BadRow, complain, name_of
+from klein_cli.prompts.files import BadRow, complain, name_of
+from klein_cli.prompts.rows import Defaults, Row, own_seeds, recipe_of
 from klein_cli.recipe import CPU_SEEDS, Recipe, check_guidance
-from klein_cli.rows import Defaults, Row, own_seeds, recipe_of
-from klein_cli.run.found import Found, look
 from klein_cli.run.jobs import Job, Jobs
+from klein_cli.run.resume.existing import Found, look
+from klein_cli.run.resume.history import History, Item, file_hash, recipe_hash, row_hash
 
 __all__ = ["Adopted", "Job", "Output", "Plan", "check_folders", "check_sides", "plan"]
 

@@ -2,8 +2,8 @@
 
 Batches are drawn by a crew while the pictures before them are encoded and written. A picture that
 fails does not stop the others: its batch is drawn again one by one. Memory that runs out is a step
-down (`klein_cli.run.ladder`). A disk that refuses, or a model whose weights do, stops the run, with
-what is done intact.
+down (`klein_cli.run.fallback`). A disk that refuses, or a model whose weights do, stops the run,
+with what is done intact.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
 from klein_cli.run.batching import batches
-from klein_cli.run.books import Books
-from klein_cli.run.crew import Crew, Outcome, WorkerDied
+from klein_cli.run.executors.executor import Crew, Outcome, WorkerDied
+from klein_cli.run.fallback import Attempt, Ladder
 from klein_cli.run.jobs import Job
-from klein_cli.run.ladder import Attempt, Ladder
+from klein_cli.run.resume.journal import Books
 from klein_cli.run.writers import Writers
 
 if TYPE_CHECKING:
-    from klein_cli.run.ladder import Pixels
+    from klein_cli.run.fallback import Pixels
 
 _DEATHS = 3
 """Workers that may die over the same jobs before these are given up."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from klein_cli.load import Loading, load_weights, part_config, without_memory
+from klein_cli.checkpoints.load import Loading, load_weights, part_config, without_memory
+from klein_cli.checkpoints.reader import Reader
 from klein_cli.models.attention import (
     AttentionLengths,
     MaskAlone,
@@ -19,9 +20,8 @@ from klein_cli.models.attention import (
     attention_backend,
 )
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
-from klein_cli.speed.graphs import direct
-from klein_cli.speed.tools import PLAIN, Tools
-from klein_cli.stream import Reader
+from klein_cli.optimize.backend import PLAIN, Tools
+from klein_cli.optimize.graphs import direct
 from klein_cli.text.tokenizer import TokenizedPrompt
 
 _PREFIX = "model."

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from klein_cli.checkpoints.folder import read_json, read_text
 from klein_cli.errors import ModelError, UsageError
-from klein_cli.model_files import read_json, read_text
 
 POSITIONS = 512
 PAD_TOKEN = "<|endoftext|>"

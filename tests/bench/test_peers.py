@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from klein_cli.bench.contender import Klein
 from klein_cli.bench.measure import Memory
 from klein_cli.bench.peers import Diffusers, load_peers, tune
-from klein_cli.bench.sides import Klein
-from klein_cli.official import load_official
+from klein_cli.checkpoints.resolve import resolve
+from klein_cli.engines.oracle import load_official
 from klein_cli.pipeline import choose
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import resolve
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 CPU = torch.device("cpu")
 SETTINGS = choose(Settings(device="cpu"))

@@ -15,7 +15,8 @@ from klein_cli.bench.processes import generate_command, lines, run
 from klein_cli.cli.app import app
 from klein_cli.errors import KleinError
 from klein_cli.pipeline import choose
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 RECIPE = Recipe(prompt="a cat", seed=3, width=64, height=32, steps=2, guidance=1.0, model="small")
 FAILING = "import sys; print(1, flush=True); print('a\\nb\\nc\\nd', file=sys.stderr); sys.exit(3)"

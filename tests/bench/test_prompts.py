@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from klein_cli.bench.prompts import alike, of_all_lengths
-from klein_cli.snapshot import resolve
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.text.tokenizer import PromptTokenizer
 
 TOKENIZER = PromptTokenizer.from_snapshot(resolve("tiny").root)

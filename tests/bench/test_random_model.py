@@ -14,9 +14,9 @@ import pytest
 
 from klein_cli.bench import random_model as module
 from klein_cli.bench.random_model import random_model
-from klein_cli.bench.snapshot import snapshot_bytes
+from klein_cli.bench.random_weights import snapshot_bytes
+from klein_cli.checkpoints.resolve import Snapshot, resolve
 from klein_cli.errors import KleinError
-from klein_cli.snapshot import Snapshot, resolve
 
 
 @pytest.fixture(autouse=True)

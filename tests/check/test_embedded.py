@@ -14,7 +14,7 @@ import klein_cli.check.embedded as embedded
 import klein_cli.check.golden as golden
 from klein_cli.check.finding import BAD, OK
 from klein_cli.check.golden import Golden, read_golden, weights_digest
-from klein_cli.snapshot import resolve
+from klein_cli.checkpoints.resolve import resolve
 
 UNSEEN_BY_ONE_PROMPT = ("lengths of the longest prompt", "lengths counted from the ids")
 """Only a mixed batch, or a typed pad token, shows these."""

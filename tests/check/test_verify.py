@@ -16,14 +16,15 @@ import klein_cli.check.verify
 from klein_cli.check.clip import clip_likeness
 from klein_cli.check.limits import LIMITS, precision
 from klein_cli.check.metrics import Picture
+from klein_cli.check.official import reference
 from klein_cli.check.page import AMPLIFIED, difference, page
 from klein_cli.check.prompts import PROMPTS
-from klein_cli.check.reference import reference
 from klein_cli.check.verify import Comparison, Measure, compare, verify
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.errors import ModelError
 from klein_cli.pipeline import Trace, choose
-from klein_cli.recipe import DTYPES, QUANTIZATIONS, Recipe, Settings
-from klein_cli.snapshot import resolve
+from klein_cli.recipe import Recipe
+from klein_cli.settings import DTYPES, QUANTIZATIONS, Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
 CPU = Settings(device="cpu", dtype="float32", attention="sdpa")

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from klein_cli import __version__
-from klein_cli.cli import generate as generate_module
 from klein_cli.cli.app import main
+from klein_cli.cli.commands import generate as generate_module
 from klein_cli.errors import ModelError
 
 HEAVY = ("torch", "transformers", "diffusers", "numpy")

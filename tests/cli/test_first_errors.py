@@ -16,10 +16,11 @@ import numpy
 import pytest
 from PIL import Image
 
-from klein_cli.output.manifest import opened
 from klein_cli.output.metadata import parameters, record
 from klein_cli.output.png import encode
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.run.resume.manifest import opened
+from klein_cli.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 HEADINGS = re.findall(r"^### `(.*)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)

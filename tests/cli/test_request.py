@@ -19,9 +19,9 @@ from klein_cli.cli.request import (
 )
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
-from klein_cli.prompts import BadRow
-from klein_cli.recipe import Settings
-from klein_cli.rows import MAX_PICTURES, Row
+from klein_cli.prompts.files import BadRow
+from klein_cli.prompts.rows import MAX_PICTURES, Row
+from klein_cli.settings import Settings
 
 TINY = presets()["tiny"]
 BASE = presets()["klein-base-4b"]

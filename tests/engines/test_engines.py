@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from klein_cli.denoise.latents import position_ids
+from klein_cli.checkpoints.resolve import resolve
 from klein_cli.engines.engine import as_timestep, load_engine
 from klein_cli.errors import ModelError
 from klein_cli.pipeline import Pipeline
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.snapshot import resolve
+from klein_cli.recipe import Recipe
+from klein_cli.sampling.latents import position_ids
+from klein_cli.settings import Settings
 
 CPU = torch.device("cpu")
 

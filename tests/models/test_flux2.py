@@ -10,9 +10,9 @@ import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed, Flux2Transformer2DModel
 from torch import Tensor
 
-from klein_cli.denoise.latents import position_ids
 from klein_cli.errors import ModelError
 from klein_cli.models.flux2 import Flux2Config, Flux2Transformer, rotary_embedding
+from klein_cli.sampling.latents import position_ids
 
 CONFIG: dict[str, Any] = {
     "patch_size": 1,

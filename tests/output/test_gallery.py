@@ -16,7 +16,8 @@ from klein_cli.errors import UsageError
 from klein_cli.output.gallery import PAGE, check_page, pictures_in, write_gallery
 from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
-from klein_cli.recipe import MAX_PROMPT, Recipe, Settings
+from klein_cli.recipe import MAX_PROMPT, Recipe
+from klein_cli.settings import Settings
 
 SETTINGS = Settings(device="cpu", dtype="float32", attention="sdpa")
 HOSTILE = [

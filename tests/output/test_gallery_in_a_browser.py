@@ -15,7 +15,8 @@ from PIL import Image
 from klein_cli.output.gallery import write_gallery
 from klein_cli.output.metadata import parameters, record
 from klein_cli.output.png import encode
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="no chromium and chromedriver here"

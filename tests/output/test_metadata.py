@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from klein_cli import __version__
 from klein_cli.output.metadata import FORMAT, parameters, record, to_json
 from klein_cli.output.png import encode
-from klein_cli.recipe import Recipe, Settings
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 RECIPE = Recipe(
     prompt='a "café"\nat night',

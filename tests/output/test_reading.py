@@ -19,7 +19,8 @@ from klein_cli.errors import UsageError
 from klein_cli.output.metadata import FORMAT, parameters, record
 from klein_cli.output.png import encode
 from klein_cli.output.reading import MAX_FILE_BYTES, MAX_RECORD_BYTES, read_pixels, read_record
-from klein_cli.recipe import MAX_PROMPT, Recipe, Settings
+from klein_cli.recipe import MAX_PROMPT, Recipe
+from klein_cli.settings import Settings
 
 RECIPE = Recipe(
     prompt='a "café"\nat night \x1b[31m',

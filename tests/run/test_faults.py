@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from klein_cli.cli.app import main
-from klein_cli.output.manifest import opened
 from klein_cli.output.reading import is_whole
-from klein_cli.prompts import read_rows
-from klein_cli.rows import Row
+from klein_cli.prompts.files import read_rows
+from klein_cli.prompts.rows import Row
+from klein_cli.run.resume.manifest import opened
 
 QUICK = ("--size", "64x64", "--steps", "1", "--device", "cpu", "-s", "5")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from klein_cli.errors import UsageError
-from klein_cli.output.history import History
 from klein_cli.presets import presets
-from klein_cli.prompts import BadRow
-from klein_cli.rows import Defaults, Row
+from klein_cli.prompts.files import BadRow
+from klein_cli.prompts.rows import Defaults, Row
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, check_folders, plan
+from klein_cli.run.resume.history import History
 
 TINY = presets()["tiny"]
 BASE = presets()["klein-base-4b"]

@@ -21,9 +21,9 @@ from PIL import Image
 import klein_cli.run.runner
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
 from klein_cli.recipe import Recipe
-from klein_cli.run.crew import Alone, Outcome, WorkerDied
+from klein_cli.run.executors.executor import Alone, Outcome, WorkerDied
+from klein_cli.run.fallback import Attempt
 from klein_cli.run.jobs import Job
-from klein_cli.run.ladder import Attempt
 from klein_cli.run.runner import Event, Failed, Run, Saved, SteppedDown, Stopped
 
 

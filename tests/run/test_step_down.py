@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from klein_cli.checkpoints.resolve import resolve
+from klein_cli.device.memory import release_memory
 from klein_cli.errors import OutOfMemoryError
-from klein_cli.memory import release_memory
 from klein_cli.pipeline import Pipeline, choose
-from klein_cli.recipe import Recipe, Settings
-from klein_cli.run.crew import Alone, Origin, describe_with
+from klein_cli.recipe import Recipe
+from klein_cli.run.executors.executor import Alone, Origin, describe_with
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Event, Failed, Run, Saved, SteppedDown
-from klein_cli.snapshot import resolve
+from klein_cli.settings import Settings
 
 RECIPE = Recipe(prompt="a cat", seed=1, width=96, height=64, steps=1, guidance=1.0, model="small")
 

@@ -1,0 +1,76 @@
+"""Who is timed: klein, through its pipeline's public face, and what any other side must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from klein_cli.bench.measure import Memory
+from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.output.metadata import parameters
+from klein_cli.output.png import encode
+from klein_cli.pipeline import Pipeline
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
+
+KLEIN = "klein"
+
+
+class Side(Protocol):
+    """One way from a recipe to a picture, its model loaded on the device."""
+
+    name: str
+    memory: Memory
+
+    def draw(self, recipe: Recipe) -> Image.Image:
+        """The whole way of one picture, from its words to the host's memory."""
+        ...
+
+    def stages(self, recipe: Recipe) -> dict[str, float]:
+        """Draw a picture and say how many seconds encode, denoise and decode took."""
+        ...
+
+    def png(self, picture: Image.Image, recipe: Recipe) -> bytes:
+        """A picture as the bytes of its file."""
+        ...
+
+
+class Klein:
+    """Our pipeline. Its stages are those that it times itself."""
+
+    name = KLEIN
+
+    def __init__(self, pipeline: Pipeline, memory: Memory) -> None:
+        self.memory = memory
+        self._pipeline = pipeline
+        self._provenance = pipeline.provenance()
+
+    @classmethod
+    def load(cls, snapshot: Snapshot, settings: Settings, on_event: Callable[[str], None]) -> Klein:
+        """The pipeline of a snapshot; `settings` come from `choose`. Raises as Pipeline.load."""
+        memory = Memory(torch.device(settings.device))
+        with memory.watch():
+            pipeline = Pipeline.load(snapshot, settings, on_event=on_event)
+        return cls(pipeline, memory)
+
+    def draw(self, recipe: Recipe) -> Image.Image:
+        return Image.fromarray(self._pipeline.render([recipe])[0])
+
+    def stages(self, recipe: Recipe) -> dict[str, float]:
+        before = dict(self._pipeline.timings)
+        self.draw(recipe)
+        spent = {name: after - before[name] for name, after in self._pipeline.timings.items()}
+        return {name: spent[name] for name in ("encode", "denoise", "decode")}
+
+    def png(self, picture: Image.Image, recipe: Recipe) -> bytes:
+        written = {
+            "recipe": asdict(recipe),
+            "settings": asdict(self._pipeline.settings),
+            "provenance": self._provenance,
+        }
+        return encode(np.asarray(picture), ".png", written, parameters(recipe))

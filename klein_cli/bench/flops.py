@@ -1,0 +1,140 @@
+"""How much arithmetic one picture is: counted from the model's configurations, not measured.
+
+Matrix products, convolutions and attention, two operations a multiply-add. What is counted is the
+least a run can do: a text encoder that stops at its last tapped layer, no language-model head.
+Normalisation, activations and positions are left out; together they are below a thousandth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from klein_cli.checkpoints.load import part_config
+from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.models.flux2 import Flux2Config
+from klein_cli.models.qwen3 import Qwen3Config
+from klein_cli.models.vae import VaeConfig
+from klein_cli.sampling.latents import PIXELS_PER_TOKEN
+from klein_cli.text.tokenizer import POSITIONS
+
+LATENTS_PER_TOKEN_SIDE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The configurations that the counts follow from."""
+
+    dit: Flux2Config
+    encoder: Qwen3Config
+    vae: VaeConfig
+    encoder_layers: int
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Model:
+        """Those of a snapshot. Raises ModelError when one is absent or broken."""
+        root = snapshot.root
+        return cls(
+            dit=Flux2Config.from_json(_config(root / "transformer", "Flux2Transformer2DModel")),
+            vae=VaeConfig.from_json(_config(root / "vae", "AutoencoderKLFlux2")),
+            encoder=Qwen3Config.from_json(
+                part_config(root / "text_encoder", "architectures", "Qwen3ForCausalLM")
+            ),
+            encoder_layers=max(snapshot.preset.tapped_layers),
+        )
+
+    def tokens(self, width: int, height: int) -> int:
+        """The DiT's sequence: the prompt's positions and the picture's patches."""
+        return POSITIONS + width // PIXELS_PER_TOKEN * (height // PIXELS_PER_TOKEN)
+
+    @property
+    def widest_linear(self) -> tuple[int, int]:
+        """(in, out) features of the single blocks' first projection: most of the time is there."""
+        width = self.dit.width
+        return width, 3 * width + 2 * int(width * self.dit.mlp_ratio)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Floating-point operations of one picture, by part."""
+
+    encode: int
+    dit_linears: int
+    dit_attention: int
+    decode: int
+
+    @property
+    def denoise(self) -> int:
+        """All steps of the DiT."""
+        return self.dit_linears + self.dit_attention
+
+    @property
+    def total(self) -> int:
+        """The whole picture."""
+        return self.encode + self.denoise + self.decode
+
+
+def work(model: Model, width: int, height: int, steps: int, *, guided: bool = False) -> Work:
+    """One picture of `width` x `height` pixels. `guided` encodes and predicts everything twice."""
+    times = 2 if guided else 1
+    linears, attention = dit_step(model.dit, model.tokens(width, height) - POSITIONS)
+    return Work(
+        encode=times * encoder(model.encoder, model.encoder_layers),
+        dit_linears=times * steps * linears,
+        dit_attention=times * steps * attention,
+        decode=vae_decoder(model.vae, width, height),
+    )
+
+
+def dit_step(config: Flux2Config, image_tokens: int) -> tuple[int, int]:
+    """(linears, attention) of one forward of the DiT for one picture."""
+    width, inner = config.width, int(config.width * config.mlp_ratio)
+    tokens = POSITIONS + image_tokens
+    blocks = config.num_layers + config.num_single_layers
+    # Queries, keys, values and their way out; two projections into the feed-forward and one out.
+    linears = blocks * tokens * (4 * width * width + 3 * width * inner)
+    linears += 2 * image_tokens * config.in_channels * width
+    linears += POSITIONS * config.joint_attention_dim * width
+    # Once a step: two modulations of six parts, one of three, the last norm's two, the timestep's.
+    linears += (6 + 6 + 3 + 2) * width * width
+    linears += config.timestep_guidance_channels * width + width * width
+    return 2 * linears, 2 * blocks * 2 * tokens * tokens * width
+
+
+def encoder(config: Qwen3Config, layers: int) -> int:
+    """The text encoder over all its positions, attention without regard to the mask."""
+    hidden = config.hidden_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    linears = hidden * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+    return 2 * layers * POSITIONS * (linears + 2 * POSITIONS * queries)
+
+
+def vae_decoder(config: VaeConfig, width: int, height: int) -> int:
+    """The VAE's decoder: convolutions, and one attention over all places."""
+    side = PIXELS_PER_TOKEN // LATENTS_PER_TOKEN_SIDE
+    places = width // side * (height // side)
+    latents, widths = config.latent_channels, config.block_out_channels[::-1]
+    first, last = widths[0], widths[-1]
+    count = places * latents * latents + places * 9 * latents * first
+    count += 2 * _resnet(first, first, places)
+    count += places * 4 * first * first + 2 * places * places * first
+    before = first
+    for level, channels in enumerate(widths):
+        count += _resnet(before, channels, places)
+        count += config.layers_per_block * _resnet(channels, channels, places)
+        if level < len(widths) - 1:
+            places *= 4
+            count += places * 9 * channels * channels
+        before = channels
+    count += places * 9 * last * 3
+    return 2 * count
+
+
+def _resnet(before: int, after: int, places: int) -> int:
+    shortcut = before * after if before != after else 0
+    return places * (9 * before * after + 9 * after * after + shortcut)
+
+
+def _config(folder: Path, kind: str) -> dict[str, object]:
+    return part_config(folder, "_class_name", kind)

@@ -1,0 +1,326 @@
+"""Random weights in the official layout, as a snapshot on disk: for timing, and for tests.
+
+`4b` has the true sizes, file names, shards, keys and dtype of FLUX.2-klein-4B (16 GB), and `9b`
+those of FLUX.2-klein-9B (35 GB); `small` is the same model in miniature (a few MB, float32). The
+pictures are coloured noise. Every norm weight and batch-norm statistic differs from its default
+and no pad embedding is zero, so that a part left out or misplaced shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from klein_cli.bench.random_files import (
+    OFFICIAL_SPECIAL_TOKENS,
+    SPECIAL_TOKENS,
+    write_json,
+    write_model_index,
+    write_scheduler_config,
+    write_tokenizer,
+)
+
+# What transformers and diffusers put into one file.
+_SHARD_BYTES = {
+    "text_encoder": 5_000_000_000,
+    "transformer": 10_000_000_000,
+    "vae": 10_000_000_000,
+}
+
+CORPUS = (
+    "a red circle on a white background",
+    "a small blue square above a large yellow star",
+    "two cats asleep on a windowsill, soft morning light, oil on canvas",
+    "a lighthouse on a cliff in a storm, waves breaking, dramatic clouds, wide angle",
+    "portrait of an old fisherman with a grey beard, 85mm, shallow depth of field",
+    "user assistant",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What tells one size of the model from another."""
+
+    vocab_size: int
+    tokens: int
+    special_tokens: tuple[str, ...]
+    text_encoder: dict[str, Any]
+    transformer: dict[str, Any]
+    vae: dict[str, Any]
+    dtype: torch.dtype
+
+
+# All FLUX.2 models have this one.
+_VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32}
+
+SIZES = {
+    "4b": Sizes(
+        vocab_size=151936,
+        tokens=151669,
+        special_tokens=OFFICIAL_SPECIAL_TOKENS,
+        text_encoder={
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+        transformer={
+            "num_layers": 5,
+            "num_single_layers": 20,
+            "num_attention_heads": 24,
+            "attention_head_dim": 128,
+            "axes_dims_rope": [32, 32, 32, 32],
+            "timestep_guidance_channels": 256,
+        },
+        vae=_VAE,
+        dtype=torch.bfloat16,
+    ),
+    "9b": Sizes(
+        vocab_size=151936,
+        tokens=151669,
+        special_tokens=OFFICIAL_SPECIAL_TOKENS,
+        text_encoder={
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "tie_word_embeddings": False,
+        },
+        transformer={
+            "num_layers": 8,
+            "num_single_layers": 24,
+            "num_attention_heads": 32,
+            "attention_head_dim": 128,
+            "axes_dims_rope": [32, 32, 32, 32],
+            "timestep_guidance_channels": 256,
+        },
+        vae=_VAE,
+        dtype=torch.bfloat16,
+    ),
+    "medium": Sizes(
+        vocab_size=512,
+        tokens=400,
+        special_tokens=SPECIAL_TOKENS,
+        text_encoder={
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+        },
+        transformer={
+            "num_layers": 2,
+            "num_single_layers": 6,
+            "num_attention_heads": 6,
+            "attention_head_dim": 128,
+            "axes_dims_rope": [32, 32, 32, 32],
+            "timestep_guidance_channels": 256,
+        },
+        vae={
+            "block_out_channels": [64, 128, 256, 256],
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+        },
+        dtype=torch.bfloat16,
+    ),
+    "small": Sizes(
+        vocab_size=512,
+        tokens=400,
+        special_tokens=SPECIAL_TOKENS,
+        text_encoder={
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+        transformer={
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 32,
+            "axes_dims_rope": [8, 8, 8, 8],
+            "timestep_guidance_channels": 32,
+        },
+        vae={
+            "block_out_channels": [16, 16, 32, 32],
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+        },
+        dtype=torch.float32,
+    ),
+}
+
+
+def write_snapshot(
+    root: Path, size: str = "small", *, distilled: bool = True, seed: int = 0
+) -> None:
+    """Write a whole snapshot to `root`."""
+    sizes = SIZES[size]
+    root.mkdir(parents=True, exist_ok=True)
+    write_model_index(root, distilled=distilled)
+    write_scheduler_config(root)
+    write_tokenizer(root / "tokenizer", CORPUS, sizes.tokens, sizes.special_tokens)
+    large = snapshot_bytes(size) > 1 << 30
+    device = torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, table in part_configs(sizes).items():
+        write_json(root / name / "config.json", table)
+        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        limit = _SHARD_BYTES[name]
+        _write_weights(_shapes(name, table), root / name, stem, limit, sizes.dtype, generator)
+    write_json(root / "text_encoder" / "generation_config.json", {"do_sample": True})
+
+
+def snapshot_bytes(size: str) -> int:
+    """How much disk the weights of a snapshot of this size take."""
+    sizes = SIZES[size]
+    parts = (_shapes(name, table) for name, table in part_configs(sizes).items())
+    return sum(t.numel() for part in parts for t in part.values()) * sizes.dtype.itemsize
+
+
+def part_configs(sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """The config.json of each part."""
+    layers = sizes.text_encoder["num_hidden_layers"]
+    text_encoder = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "dtype": str(sizes.dtype).removeprefix("torch."),
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "layer_types": ["full_attention"] * layers,
+        "max_position_embeddings": 40960,
+        "max_window_layers": layers,
+        "model_type": "qwen3",
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "transformers_version": "4.56.1",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": sizes.vocab_size,
+        **sizes.text_encoder,
+    }
+    transformer = {
+        "_class_name": "Flux2Transformer2DModel",
+        "_diffusers_version": "0.42.1",
+        "eps": 1e-06,
+        "guidance_embeds": False,
+        "in_channels": 128,
+        "joint_attention_dim": 3 * sizes.text_encoder["hidden_size"],
+        "mlp_ratio": 3.0,
+        "out_channels": None,
+        "patch_size": 1,
+        "rope_theta": 2000,
+        **sizes.transformer,
+    }
+    vae = {
+        "_class_name": "AutoencoderKLFlux2",
+        "_diffusers_version": "0.42.1",
+        "act_fn": "silu",
+        "batch_norm_eps": 0.0001,
+        "batch_norm_momentum": 0.1,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 32,
+        "mid_block_add_attention": True,
+        "out_channels": 3,
+        "patch_size": [2, 2],
+        "sample_size": 1024,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "use_post_quant_conv": True,
+        "use_quant_conv": True,
+        **sizes.vae,
+    }
+    return {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
+
+
+def _shapes(name: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The part's tensors by name, without memory, as its library builds it."""
+    module: Any
+    with torch.device("meta"):
+        if name == "text_encoder":
+            from transformers import Qwen3Config, Qwen3ForCausalLM
+
+            module = Qwen3ForCausalLM(Qwen3Config(**config))
+        else:
+            import diffusers
+
+            module = getattr(diffusers, config["_class_name"]).from_config(config)
+    shapes: dict[str, Tensor] = module.state_dict()
+    if config.get("tie_word_embeddings", False):
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def _write_weights(
+    shapes: dict[str, Tensor],
+    folder: Path,
+    stem: str,
+    limit: int,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> None:
+    """One file, or shards of at most `limit` bytes and their index, as save_pretrained does."""
+    shards = list(_shards(shapes, limit, dtype))
+    where = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"{stem}.safetensors"
+        if len(shards) > 1:
+            file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {name: _random(name, shapes[name], dtype, generator) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        where.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        size = sum(t.numel() for t in shapes.values()) * dtype.itemsize
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def _shards(shapes: dict[str, Tensor], limit: int, dtype: torch.dtype) -> Iterator[list[str]]:
+    names: list[str] = []
+    held = 0
+    for name, tensor in shapes.items():
+        size = tensor.numel() * dtype.itemsize
+        if names and held + size > limit:
+            yield names
+            names, held = [], 0
+        names.append(name)
+        held += size
+    yield names
+
+
+def _random(name: str, place: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Values that keep activations finite through all layers, and leave no default in place."""
+    if not place.is_floating_point():
+        return torch.ones(place.shape, dtype=place.dtype)
+    drawn = torch.randn(
+        place.shape, generator=generator, device=generator.device, dtype=torch.float32
+    )
+    if name.endswith("running_var"):
+        drawn = drawn.abs().add_(0.5)
+    elif name.endswith("running_mean"):
+        drawn = drawn.mul_(0.5)
+    elif place.ndim == 1 and name.endswith("weight"):
+        drawn = drawn.mul_(0.2).add_(1.0)
+    elif place.ndim == 1:
+        drawn = drawn.mul_(0.1)
+    elif not name.endswith("embed_tokens.weight"):
+        drawn = drawn.mul_(1 / math.sqrt(place[0].numel()))
+    return drawn.to(dtype).cpu()

@@ -1,0 +1,197 @@
+"""What this machine does at best, measured here and now: the yardstick for everything else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from klein_cli.bench.flops import Model, Work
+from klein_cli.bench.measure import LeftOut, Spread, seconds_per_call
+from klein_cli.device.memory import is_out_of_memory
+
+_SQUARE = {"cuda": 8192, "cpu": 1024}
+_COPIED_BYTES = {"cuda": 2 << 30, "cpu": 1 << 28}
+_FP8_LARGEST = 448.0
+_BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """One best rate. `kind`: copy (bytes a second, read and written), matmul, fp8 or attention
+    (operations a second); `shape` says of what; `seconds` is one call's time."""
+
+    kind: str
+    shape: str
+    rate: float
+    seconds: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """Seconds below which no picture can be made if every operation ran at the best rate."""
+
+    encode: float
+    step: float
+    denoise: float
+    decode: float
+    picture: float
+
+
+def ceilings(
+    model: Model, tokens: int, device: torch.device, dtype: torch.dtype, budget: float
+) -> tuple[list[Ceiling], list[LeftOut]]:
+    """The machine's ceilings, at `budget` seconds each, and those it does not have.
+
+    `tokens` is the length of the DiT's sequence, for the shapes of its widest linear and its
+    attention. Raises a RuntimeError when memory runs out.
+    """
+    side = _SQUARE[device.type]
+    shapes = [(side, side, side), (tokens, *model.widest_linear)]
+    found = [_copy(device, budget)]
+    found += [_matmul(shape, device, dtype, budget) for shape in shapes]
+    left_out = []
+    try:
+        found += [_fp8(shape, device, budget) for shape in shapes]
+    except (RuntimeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        why = f"not on this machine: {str(error).strip().splitlines()[0]}"
+        left_out.append(LeftOut(what="the fp8 ceiling", why=why))
+    found.append(_attention(model, tokens, device, dtype, budget))
+    return found, left_out
+
+
+def limits(work: Work, steps: int, found: Sequence[Ceiling], dtype: str) -> dict[str, Limit]:
+    """The limit in `dtype`, and with the DiT's linears in fp8 where the machine has it."""
+    best = {kind: _fastest(found, kind) for kind in ("matmul", "fp8")}
+    plain = best["matmul"]
+    assert plain is not None
+    by_name = {dtype: _limit(work, steps, plain, plain)}
+    if best["fp8"] is not None:
+        by_name["fp8"] = _limit(work, steps, plain, best["fp8"])
+    return by_name
+
+
+def _limit(work: Work, steps: int, rate: float, linear_rate: float) -> Limit:
+    encode, decode = work.encode / rate, work.decode / rate
+    denoise = work.dit_linears / linear_rate + work.dit_attention / rate
+    return Limit(
+        encode=encode,
+        step=denoise / steps,
+        denoise=denoise,
+        decode=decode,
+        picture=encode + denoise + decode,
+    )
+
+
+def _fastest(found: Sequence[Ceiling], kind: str) -> float | None:
+    return max((ceiling.rate for ceiling in found if ceiling.kind == kind), default=None)
+
+
+def _copy(device: torch.device, budget: float) -> Ceiling:
+    size = _COPIED_BYTES[device.type]
+    source = torch.randn(size // 4, device=device)
+    target = torch.empty_like(source)
+    spread = seconds_per_call(lambda: target.copy_(source), device, budget)
+    return Ceiling(
+        kind="copy", shape=f"{size >> 20} MiB", rate=2 * size / spread.median, seconds=spread
+    )
+
+
+def _matmul(
+    shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, budget: float
+) -> Ceiling:
+    rows, inner, columns = shape
+    left = torch.randn(rows, inner, device=device, dtype=dtype)
+    right = torch.randn(columns, inner, device=device, dtype=dtype)
+    return _product("matmul", shape, lambda: F.linear(left, right), device, budget)
+
+
+def _fp8(shape: tuple[int, int, int], device: torch.device, budget: float) -> Ceiling:
+    """Rowwise scales: one for every row of the left and every column of the right matrix."""
+    if device.type != "cuda":
+        raise NotImplementedError("fp8 products need a GPU")
+    rows, inner, columns = shape
+    scaled_mm: Any = torch._scaled_mm
+    left, left_scale = _rowwise(torch.randn(rows, inner, device=device))
+    right, right_scale = _rowwise(torch.randn(columns, inner, device=device))
+
+    def product() -> None:
+        scaled_mm(
+            left,
+            right.t(),
+            scale_a=left_scale,
+            scale_b=right_scale.t(),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+
+    return _product("fp8", shape, product, device, budget)
+
+
+def _rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) float32 -> the same in float8_e4m3fn and (N, 1) float32 scales that undo it."""
+    scale = x.abs().amax(dim=1, keepdim=True) / _FP8_LARGEST
+    return (x / scale).to(torch.float8_e4m3fn), scale
+
+
+def _product(
+    kind: str,
+    shape: tuple[int, int, int],
+    call: Callable[[], object],
+    device: torch.device,
+    budget: float,
+) -> Ceiling:
+    rows, inner, columns = shape
+    spread = seconds_per_call(call, device, budget)
+    rate = 2 * rows * inner * columns / spread.median
+    return Ceiling(kind=kind, shape=f"{rows}x{inner}x{columns}", rate=rate, seconds=spread)
+
+
+def _attention(
+    model: Model, tokens: int, device: torch.device, dtype: torch.dtype, budget: float
+) -> Ceiling:
+    """The DiT's attention by torch's own choice of kernel and by each kernel that can: the best."""
+    heads, size = model.dit.num_attention_heads, model.dit.attention_head_dim
+    query, key, value = (
+        torch.randn(1, tokens, heads, size, device=device, dtype=dtype).transpose(1, 2)
+        for _ in range(3)
+    )
+
+    def attend() -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value)
+
+    spreads = {"torch's choice": seconds_per_call(attend, device, budget)}
+    if device.type == "cuda":
+        spreads |= _by_kernel(attend, device, budget)
+    name = min(spreads, key=lambda kernel: spreads[kernel].median)
+    return Ceiling(
+        kind="attention",
+        shape=f"{heads} heads of {size}, {tokens} tokens, {name}",
+        rate=4 * tokens * tokens * heads * size / spreads[name].median,
+        seconds=spreads[name],
+    )
+
+
+def _by_kernel(
+    attend: Callable[[], Tensor], device: torch.device, budget: float
+) -> dict[str, Spread]:
+    spreads = {}
+    for name, backend in _BACKENDS.items():
+        # Of a kernel that will not do, torch warns of every reason and then raises.
+        with warnings.catch_warnings(), sdpa_kernel(backend), suppress(RuntimeError):
+            warnings.simplefilter("ignore")
+            spreads[name] = seconds_per_call(attend, device, budget)
+    return spreads

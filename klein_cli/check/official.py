@@ -1,0 +1,75 @@
+"""The official pipeline, `diffusers.Flux2KleinPipeline`, watched while it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klein_cli.check.metrics import Picture
+from klein_cli.device.choose import full_precision
+from klein_cli.device.memory import is_out_of_memory
+from klein_cli.engines.oracle import load_official, noise_for
+from klein_cli.errors import OutOfMemoryError
+from klein_cli.pipeline import Trace
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
+
+
+def reference(
+    root: Path,
+    settings: Settings,
+    recipes: Sequence[Recipe],
+    on_event: Callable[[str], None],
+) -> list[tuple[Trace, Picture]]:
+    """What the official pipeline makes of each recipe, one at a time, with our weights and noise.
+
+    The model is gone from the device when this returns. Raises ModelError when diffusers cannot
+    load the snapshot, OutOfMemoryError when it does not fit.
+    """
+    try:
+        on_event("loading diffusers' pipeline")
+        pipe = load_official(root, settings)
+        made = []
+        for number, recipe in enumerate(recipes, start=1):
+            on_event(f"drawing with diffusers: {number} of {len(recipes)}")
+            made.append(_draw(pipe, recipe, settings))
+        return made
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise OutOfMemoryError(
+        f"diffusers' pipeline does not fit into the memory of {settings.device}",
+        "use a smaller --size, or --device cpu",
+    )
+
+
+def _draw(pipe: Any, recipe: Recipe, settings: Settings) -> tuple[Trace, Picture]:
+    trace = Trace()
+
+    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not trace.embeddings:
+            trace.embeddings.append(_on_host(tensors["prompt_embeds"]))
+        trace.latents.append(_on_host(tensors["latents"]))
+        return {}
+
+    with torch.inference_mode(), full_precision():
+        images = pipe(
+            prompt=recipe.prompt,
+            width=recipe.width,
+            height=recipe.height,
+            num_inference_steps=recipe.steps,
+            guidance_scale=recipe.guidance,
+            latents=noise_for(pipe, recipe, settings),
+            callback_on_step_end=keep,
+            callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+        ).images
+    return trace, np.asarray(images[0].convert("RGB"))
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", torch.float32, copy=True)

@@ -1,0 +1,113 @@
+"""The hub's cache on this machine: where a repository's snapshot lies, and how it is removed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from klein_cli.checkpoints.folder import INDEX_FILE, is_readable, size_on_disk
+from klein_cli.errors import ModelError
+
+_PREFIX = "models--"
+
+
+def cache_folder() -> Path:
+    """Where the hub's client keeps models: HF_HUB_CACHE, or hub/ in HF_HOME, or ~/.cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE).expanduser()
+
+
+def repository_folder(repo: str) -> Path:
+    """Where everything of `repo` lies, whether or not there is anything yet."""
+    return cache_folder() / (_PREFIX + repo.replace("/", "--"))
+
+
+def lock_folder(repo: str) -> Path:
+    """Where the hub's client keeps its locks, one a file by digest."""
+    return cache_folder() / ".locks" / repository_folder(repo).name
+
+
+def cached(repo: str, revision: str | None = None) -> Path | None:
+    """The snapshot of `repo` if its model_index.json is here, whole or not.
+
+    `revision` is a commit; without one, the main branch's is meant.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, INDEX_FILE, cache_dir=cache_folder(), revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def point_main_to(repo: str, commit: str) -> None:
+    """Note, as the hub's client does for a branch, that `repo`'s main one is at `commit`."""
+    ref = repository_folder(repo) / "refs" / "main"
+    if ref.is_file() and ref.read_bytes() == commit.encode():
+        return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    # Not beside it, where one left behind would be another branch.
+    new = ref.parents[1] / f"main.{os.getpid()}.tmp"
+    new.write_bytes(commit.encode())
+    os.replace(new, ref)
+
+
+def bytes_of(repo: str) -> int:
+    """Bytes that `repo` takes in the cache, files half received included."""
+    return size_on_disk(repository_folder(repo) / "blobs") or size_on_disk(repository_folder(repo))
+
+
+def repositories() -> Iterator[str]:
+    """The ids of all models in the cache whose model_index.json can be read, in order."""
+    for index in sorted(cache_folder().glob(f"{_PREFIX}*--*/refs/main")):
+        repo = index.parents[1].name.removeprefix(_PREFIX).replace("--", "/", 1)
+        root = cached(repo)
+        if root and is_readable(root / INDEX_FILE):
+            yield repo
+
+
+def remove(repo: str) -> int:
+    """Remove all of `repo` from the cache and nothing else; the bytes it took.
+
+    Raises ModelError when there is nothing of it, or when it cannot be removed.
+    """
+    folder = repository_folder(repo)
+    if not folder.is_dir():
+        raise ModelError(f"{repo} is not on this machine", "klein models lists what is")
+    held = bytes_of(repo)
+    try:
+        if not _remove_revisions(repo):
+            _remove_folder(folder)
+    except OSError as error:
+        raise ModelError(
+            f"{repo} cannot be removed: {error.strerror or error}", f"look at {folder}"
+        ) from None
+    if os.path.lexists(folder):
+        raise ModelError(f"{repo} could not be removed wholly", f"look at {folder}")
+    shutil.rmtree(lock_folder(repo), ignore_errors=True)
+    return held
+
+
+def _remove_revisions(repo: str) -> bool:
+    """By the hub's own client, which knows of blobs that repositories share; False if it cannot."""
+    from huggingface_hub import scan_cache_dir
+
+    held = scan_cache_dir(cache_folder())
+    for found in held.repos:
+        if found.repo_id == repo and found.repo_type == "model" and found.revisions:
+            hashes = [revision.commit_hash for revision in found.revisions]
+            # Alone: a copy of a repository has its commits, and the client takes either for them.
+            alone = replace(held, repos=frozenset({found}))
+            alone.delete_revisions(*hashes).execute()
+            return True
+    return False
+
+
+def _remove_folder(folder: Path) -> None:
+    """What the client does not see as a repository: a first download that was cut short."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)

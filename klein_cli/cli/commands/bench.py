@@ -1,0 +1,254 @@
+"""`klein bench`: how fast, beside diffusers and beside the machine's own limit.
+
+Everything that can be refused is refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from klein_cli.bench.scope import FORMAT, FULL, PARTS, QUICK, Amount, Wanted
+from klein_cli.bench.tables import heading, left_out, markdown, tables
+from klein_cli.checkpoints.resolve import preset_for, resolve
+from klein_cli.cli import options
+from klein_cli.cli.commands import bench_options as own
+from klein_cli.cli.request import Request, batch_size_of, settings_of
+from klein_cli.cli.terminal.progress import watched
+from klein_cli.cli.terminal.report import Report
+from klein_cli.device.startup import quick_start
+from klein_cli.errors import UsageError
+from klein_cli.output.png import check_writable
+from klein_cli.presets import DEFAULT_MODEL, Preset
+from klein_cli.prompts.sizes import parse_size
+from klein_cli.recipe import Recipe
+from klein_cli.run.interrupts import held_back
+from klein_cli.run.plan import check_sides
+from klein_cli.settings import Settings
+
+_SIZES = ((1024, 1024), (512, 512))
+_EVENT = "benched"
+_PIPED_WIDTH = 160
+_FAR_APART = 5.0
+"""Mean levels of 255 from which on two pictures are not one, by two hands: sglang's own limit for
+this model. Rounding in bfloat16 makes about 1."""
+
+
+def bench(
+    model: own.Model = None,
+    keep: own.Keep = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = "auto",
+    engine: options.Engine = "native",
+    attention: options.Attention = "auto",
+    rng: options.Rng = "cpu",
+    quantize: options.Quantize = "none",
+    kernels: options.Kernels = "auto",
+    size: own.Sizes = None,
+    steps: options.Steps = None,
+    only: own.Only = None,
+    peer: own.Peer = False,
+    compile_vae: own.CompileVae = False,
+    quick: own.Quick = False,
+    rounds: own.Rounds = None,
+    pictures: own.Pictures = None,
+    from_file: own.From = None,
+    as_markdown: own.Markdown = False,
+    as_json: own.Json = False,
+    quiet: own.Quiet = False,
+) -> None:
+    """Measure klein on this machine: warm, in a batch and from a cold start.
+
+    Beside it stands what the machine can do at best and, with --peer, diffusers. Tables come
+    first, one line of JSON last.
+    """
+    machine = {field.name for field in fields(Settings)} & locals().keys()
+    chosen = {name: value for name, value in locals().items() if name in machine}
+    report = Report(as_json=as_json, quiet=quiet, verbose=False, silent_stdout=as_json)
+    with report.errors():
+        if from_file is not None:
+            result = _read(from_file)
+        else:
+            request = Request(
+                model=model or DEFAULT_MODEL, batch_size=batch_size, steps=steps, **chosen
+            )
+            settings = settings_of(request)
+            wanted = Wanted(
+                parts=_parts(only),
+                amount=_amount(quick, rounds, pictures),
+                peer=peer,
+                compile_vae=compile_vae,
+                batch_size=batch_size_of(request),
+                **pictures_of(request, size, quick),
+            )
+            if compile_vae and not peer:
+                raise UsageError("--compile-vae is for diffusers, which is not there", "add --peer")
+            if model is None:
+                _check_keep(keep)
+            elif keep is not None:
+                raise UsageError("--keep is for random weights, and -m names a model", "drop one")
+            result = _measure(request.model, model is None, keep, settings, wanted, report)
+    _show(result, as_markdown=as_markdown, as_json=as_json)
+
+
+def _parts(only: str | None) -> tuple[str, ...]:
+    """The parts of the run, in its own order. Raises UsageError."""
+    if only is None:
+        return PARTS
+    named = [part.strip() for part in only.split(",")]
+    for part in named:
+        if part not in PARTS:
+            raise UsageError(f"--only {only}: there is no {part!r}", f"use {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in named)
+
+
+def _amount(quick: bool, rounds: int | None, pictures: int | None) -> Amount:
+    amount = QUICK if quick else FULL
+    return replace(amount, rounds=rounds or amount.rounds, pictures=pictures or amount.pictures)
+
+
+def pictures_of(request: Request, sizes: Sequence[str] | None, quick: bool) -> dict[str, Any]:
+    """Sizes, steps and guidance of the pictures. Raises UsageError for one that cannot be."""
+    preset = preset_for(request.model)
+    wanted = [parse_size(size) for size in sizes or ()] or _usual_sizes(preset)[: 1 if quick else 2]
+    steps = preset.steps if request.steps is None else request.steps
+    for width, height in wanted:
+        recipe = Recipe(
+            prompt="",
+            seed=0,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=preset.guidance,
+            model=preset.name,
+        )
+        check_sides(recipe, preset)
+    return {
+        "sizes": tuple(dict.fromkeys(wanted)),
+        "steps": steps,
+        "guidance": preset.guidance,
+    }
+
+
+def _usual_sizes(preset: Preset) -> list[tuple[int, int]]:
+    """Those that everybody measures, or the model's own if it makes none of them."""
+    fit = [size for size in _SIZES if preset.min_side <= min(size) <= max(size) <= preset.max_side]
+    return fit or [(preset.width, preset.height)]
+
+
+def _check_keep(keep: Path | None) -> None:
+    if keep is not None and keep.exists():
+        raise UsageError(f"{keep} exists", f"give a new folder, or measure it with -m {keep}")
+    if keep is not None:
+        check_writable(keep.parent)
+
+
+def _measure(
+    model: str,
+    random: bool,
+    keep: Path | None,
+    settings: Settings,
+    wanted: Wanted,
+    report: Report,
+) -> dict[str, Any]:
+    """The result of a run: here torch is imported."""
+    started = time.perf_counter()
+
+    def say(what: str) -> None:
+        report.bar.say(what)
+        if not watched():
+            report.note(f"{time.perf_counter() - started:6.1f} s  {what}")
+
+    def announce(what: str) -> None:
+        report.bar.say(what)
+        report.note(what)
+
+    with report.bar:
+        say("starting torch")
+        with quick_start(), held_back():
+            from klein_cli.bench.bench import bench as measure
+            from klein_cli.bench.random_model import random_model
+            from klein_cli.check.metrics import mean_abs_diff
+            from klein_cli.pipeline import choose
+
+        chosen = choose(settings, preset_for(model))
+        with random_model(keep, announce) if random else nullcontext(resolve(model)) as snapshot:
+            result = measure(snapshot, chosen, wanted, difference=mean_abs_diff, on_event=say)
+    warn_of_other_pictures(result, report)
+    return result
+
+
+def warn_of_other_pictures(result: Mapping[str, Any], report: Report) -> None:
+    """Warn of each side whose pictures, from the same noise, are not those of klein."""
+    for size in result["sizes"]:
+        for side, apart in size["pixels"].items():
+            if apart > _FAR_APART:
+                report.warn(
+                    f"the pictures of klein and {side} are {apart:.1f} of 255 apart: they are not "
+                    "the same; klein verify looks closer"
+                )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The last result in a file that holds the output of `klein bench`. Raises UsageError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "give --from a file") from None
+    for line in reversed(lines):
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and found.get("event") == _EVENT:
+                return _checked(found, path)
+    raise UsageError(f"{path} holds no result", "make one: klein bench --json > FILE")
+
+
+def _checked(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    if found.get("format") != FORMAT:
+        raise UsageError(
+            f"{path} was written by another version of klein ({found.get('format')})",
+            "show it with that version",
+        )
+    return found
+
+
+def _show(result: dict[str, Any], *, as_markdown: bool, as_json: bool) -> None:
+    """Tables and the line of JSON, or one of the three alone, on standard output."""
+    if as_markdown:
+        typer.echo(markdown(result), nl=False)
+        return
+    if not as_json:
+        _print_tables(result)
+    typer.echo(json.dumps({"event": _EVENT, **result}))
+
+
+def _print_tables(result: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    console.print(Text(heading(result)))
+    for table in tables(result):
+        shown = Table(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
+        for number, name in enumerate(table.head):
+            shown.add_column(Text(name), justify="left" if number == 0 else "right")
+        for row in table.rows:
+            shown.add_row(*map(Text, row))
+        console.print(shown)
+        for note in table.notes:
+            console.print(Padding(Text(note), (0, 2)))
+        console.print()
+    for line in left_out(result):
+        console.print(Text(line))

@@ -1,0 +1,82 @@
+"""`klein gallery`, and the page that `klein generate --gallery` writes: a folder's pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from klein_cli.cli import options
+from klein_cli.cli.terminal.report import Report
+from klein_cli.errors import KleinError, UsageError
+from klein_cli.output.gallery import Gallery, write_gallery
+from klein_cli.output.naming import STDOUT, destination
+
+_NAMED = 3
+
+
+def gallery(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Where the pictures are.", show_default=False),
+    ],
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", "-y", metavar=" ", help="Replace an index.html that klein did not write."
+        ),
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Make one page of a folder's pictures: filter, sort, and the recipe of each on a click.
+
+    Writes FOLDER/index.html, which needs no network and no other file, and prints its path.
+    """
+    report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
+    with report.errors(), report.bar:
+        made = write_page(folder.expanduser(), report, overwrite=overwrite)
+    if not json:
+        typer.echo(str(made.page))
+
+
+def gallery_folder(output: str | None) -> Path:
+    """The folder of a run's pictures. Raises UsageError when -o leaves it to where klein runs."""
+    if output is not None and output != STDOUT:
+        folder = destination(output, several=True).folder
+        if folder != Path() or os.path.isdir(os.path.expanduser(output)):
+            return folder
+    raise UsageError("--gallery needs a folder of its own", "give one: -o pictures/")
+
+
+def add_page(folder: Path, report: Report, *, overwrite: bool) -> int:
+    """Make the page of a run that ends, and tell of it; 1 if that failed. No picture suffers."""
+    try:
+        made = write_page(folder, report, overwrite=overwrite)
+    except KleinError as error:
+        report.warn(f"{error.message}: there is no gallery of this run")
+        return 1
+    report.note(f"gallery: {made.page} ({made.pictures} pictures)")
+    return 0
+
+
+def write_page(folder: Path, report: Report, *, overwrite: bool) -> Gallery:
+    """Make the page; warns of files that are no pictures. Raises KleinError."""
+    try:
+        made = write_gallery(
+            folder,
+            overwrite=overwrite,
+            on_picture=lambda done, of: report.bar.say(f"gallery: {done} of {of} pictures"),
+        )
+    except OSError as error:
+        raise KleinError(
+            f"cannot write the gallery in {folder}: {error.strerror or error}", "make room there"
+        ) from None
+    if made.unreadable:
+        named = ", ".join(str(path) for path in made.unreadable[:_NAMED])
+        more = len(made.unreadable) - _NAMED
+        report.warn(f"cannot be read: {named}" + (f" and {more} more files" if more > 0 else ""))
+    report.event("gallery", path=str(made.page), pictures=made.pictures)
+    return made

@@ -1,0 +1,85 @@
+"""`klein info`: what pictures say of how they were made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from klein_cli.cli import options
+from klein_cli.cli.terminal.preview import preview
+from klein_cli.cli.terminal.text import printable, to_stderr
+from klein_cli.errors import KleinError
+from klein_cli.output.reading import Record, read_record
+
+_MANY = 9
+
+
+def info(
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="IMG", help="Pictures that klein made.")
+    ],
+    show: options.Show = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a picture, each on its own line.")
+    ] = False,
+) -> None:
+    """Show the recipe that travels inside a picture."""
+    failures: list[KleinError] = []
+    shown = preview(wanted=show and not as_json)
+    for number, path in enumerate(pictures):
+        try:
+            record = read_record(path)
+        except KleinError as error:
+            if len(pictures) == 1:
+                raise
+            failures.append(error)
+            to_stderr(f"error: {error.message}")
+            continue
+        if as_json:
+            typer.echo(json.dumps({"file": str(path), **asdict(record)}))
+        else:
+            typer.echo(("\n" if number else "") + described(path, record))
+            if shown is not None:
+                shown.show(path)
+    if failures:
+        to_stderr(f"hint: {failures[-1].hint}")
+        raise typer.Exit(1 if len(failures) < len(pictures) else failures[0].exit_code)
+
+
+def described(path: Path, record: Record) -> str:
+    """A record as lines for a person. Nothing in it can move the cursor of a terminal."""
+    recipe, settings = record.recipe, record.settings
+    place = " ".join(word for word in (record.repo, record.revision) if word)
+    rows = {
+        "prompt": recipe.prompt,
+        "negative": recipe.negative_prompt,
+        "seed": recipe.seed,
+        "size": f"{recipe.width}x{recipe.height}",
+        "steps": recipe.steps,
+        "guidance": f"{recipe.guidance:g}",
+        "sigmas": _sigmas(record.sigmas),
+        "model": recipe.model + (f" ({place})" if place else ""),
+        "weights": record.weights,
+        "computed": _listed(asdict(settings)),
+        "versions": _listed(record.provenance),
+        "step down": record.step_down,
+        "not known": ", ".join(record.unknown) or None,
+    }
+    lines = [f"{name:>10}  {printable(value)}" for name, value in rows.items() if value is not None]
+    return "\n".join([printable(path), *lines])
+
+
+def _listed(table: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in table.items())
+
+
+def _sigmas(levels: Sequence[float]) -> str | None:
+    if len(levels) <= _MANY:
+        return ", ".join(f"{level:.4g}" for level in levels) or None
+    first, second, *_, last = levels
+    return f"{first:.4g}, {second:.4g} ... {last:.4g} ({len(levels)} of them)"

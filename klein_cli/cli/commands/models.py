@@ -1,0 +1,236 @@
+"""`klein models`: which models there are, which are here, and fetching and removing them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from klein_cli.checkpoints.folder import faults, size_on_disk
+from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached, remove, repositories
+from klein_cli.checkpoints.resolve import hub_repository, on_disk, preset_for, pull
+from klein_cli.cli.terminal.download_bar import Fetching
+from klein_cli.cli.terminal.report import Report
+from klein_cli.cli.terminal.text import gigabytes, home_as_tilde, table
+from klein_cli.errors import ModelError, UsageError
+from klein_cli.presets import Preset, presets
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A model's name, or a hub id (owner/name).", show_default=False
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", metavar=" ", help="One JSON object a line on standard output."),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", metavar=" ", help="Only the result, warnings and errors.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", metavar=" ", help="Do not ask.")]
+
+
+class _Models(TyperGroup):
+    """`klein models` alone, and with options, is `klein models list`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        is_list = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        if is_list and not ctx.resilient_parsing:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+models = typer.Typer(
+    name="models",
+    cls=_Models,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A line of the list. Sizes in bytes, memory in GB; None where it is not known.
+
+    `state` is "whole", "partly" or "absent".
+    """
+
+    name: str
+    description: str
+    licence: str
+    free: bool
+    repo: str | None
+    state: str
+    size_on_disk: int
+    download_gb: float | None
+    memory_gb: float | None
+    path: str | None
+
+
+@models.callback()
+def _models() -> None:
+    """List the models: licence, size, whether they are on this machine, memory.
+
+    Models lie in the Hugging Face cache, which other programs share; HF_HOME moves it.
+    """
+
+
+@models.command("list")
+def list_models(as_json: Json = False) -> None:
+    """The same as klein models alone, options included."""
+    report = Report(as_json=as_json, quiet=False, verbose=False, silent_stdout=False)
+    entries = list(_entries())
+    if as_json:
+        for entry in entries:
+            report.event("model", **asdict(entry))
+        return
+    head = ("NAME", "ON DISK", "SIZE", "GPU MEMORY", "LICENCE", "WHAT IT IS")
+    rows = [head, *(_row(entry) for entry in entries)]
+    lines = table(rows).splitlines()
+    if sys.stdout.isatty():
+        # What it is comes last: a narrow window loses the end of that, and keeps its columns.
+        lines = [_cut(line, shutil.get_terminal_size().columns) for line in lines]
+    typer.echo("\n".join(lines))
+    typer.echo(
+        f"\nGPU memory is that of the weights in bfloat16; pictures take some more.\n"
+        f"Models lie in {home_as_tilde(cache_folder())}"
+    )
+
+
+@models.command("pull")
+def pull_model(name: Name, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Fetch a model, or what is missing or damaged of it, and check every file's hash.
+
+    Goes on where an earlier download broke off. Prints the model's folder.
+    """
+    report = Report(as_json=as_json, quiet=quiet, verbose=False, silent_stdout=False)
+    with _told(report):
+        repo = hub_repository(name)
+        if repo is None:
+            preset_for(name)
+            report.note(f"{name} needs no download")
+        else:
+            _say_licence(preset_for(name), repo, report)
+        with Fetching(report, shown=report.bar.shown) as watch:
+            snapshot = pull(name, watch)
+        report.event("pulled", name=name, revision=snapshot.revision, path=str(snapshot.root))
+    if not as_json:
+        typer.echo(str(snapshot.root))
+
+
+@models.command("path")
+def path_of_model(name: Name) -> None:
+    """Print the folder of a model that is wholly on this machine."""
+    found = on_disk(name)
+    if found is None:
+        here = bytes_of(hub_repository(name) or "")
+        what = "only partly" if here else "not"
+        raise ModelError(
+            f"{name} is {what} on this machine", f"to fetch it: klein models pull {name}"
+        )
+    wrong = faults(found.root)
+    if wrong:
+        raise ModelError(
+            f"{name} is not whole: {wrong[0]}", "copy it there again, or give another folder"
+        )
+    typer.echo(str(found.root))
+
+
+@models.command("rm")
+def remove_model(name: Name, yes: Yes = False, quiet: Quiet = False) -> None:
+    """Remove a model from this machine: all of it in the Hugging Face cache, and nothing else."""
+    repo = hub_repository(name)
+    if repo is None:
+        what = "is part of klein" if name in presets() else "is a folder of yours"
+        raise UsageError(f"{name} {what}", "klein removes only what it downloaded")
+    held = bytes_of(repo)
+    if not held:
+        raise ModelError(f"{name} is not on this machine", "klein models lists what is")
+    size = gigabytes(held)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"removing {name} ({size}) needs a yes", "give -y")
+        typer.confirm(
+            f"Remove {size} of {repo}, for other programs that use it too?", abort=True, err=True
+        )
+    remove(repo)
+    if not quiet:
+        typer.echo(f"removed {repo}: {size}", err=True)
+
+
+def _entries() -> Iterator[Entry]:
+    """The presets, then other models of this kind in the cache."""
+    for preset in presets().values():
+        yield _entry(preset.name, preset)
+    known = {preset.repo.lower() for preset in presets().values()}
+    for repo in repositories():
+        if repo.lower() not in known:
+            try:
+                yield _entry(repo, preset_for(repo))
+            except ModelError:
+                # The cache is shared: most of what lies there is not for klein.
+                continue
+
+
+def _entry(name: str, preset: Preset) -> Entry:
+    repo = hub_repository(name)
+    if repo is None:
+        found = on_disk(name)
+        root = found.root if found else None
+        state, held = "whole", size_on_disk(root) if root else 0
+    else:
+        root, held = cached(repo), bytes_of(repo)
+        whole = root is not None and not faults(root)
+        state = "whole" if whole else "partly" if held else "absent"
+    return Entry(
+        name=name,
+        description=preset.description,
+        licence=preset.licence,
+        free=preset.free,
+        repo=repo,
+        state=state,
+        size_on_disk=held,
+        download_gb=preset.download_gb,
+        memory_gb=preset.memory_gb,
+        path=str(root) if root and state == "whole" else None,
+    )
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    if entry.state == "whole":
+        here, size = "yes", gigabytes(entry.size_on_disk)
+    else:
+        here = f"{gigabytes(entry.size_on_disk)} of it" if entry.state == "partly" else "no"
+        size = "unknown" if entry.download_gb is None else f"{entry.download_gb:.1f} GB"
+    memory = "unknown" if entry.memory_gb is None else f"{entry.memory_gb:.3g} GB"
+    return entry.name, here, size, memory, entry.licence, entry.description
+
+
+def _cut(line: str, columns: int) -> str:
+    return line if len(line) <= columns else line[: columns - 1] + "…"
+
+
+def _say_licence(preset: Preset, repo: str, report: Report) -> None:
+    page = f"https://huggingface.co/{repo}"
+    if preset.name not in presets():
+        report.note(f"the licence of {repo} stands at {page}")
+    elif not preset.free:
+        report.warn(f"{preset.name} is not free: its licence is {preset.licence}, see {page}")
+
+
+@contextmanager
+def _told(report: Report) -> Iterator[None]:
+    """Under --json an error is an event too; an interrupt loses nothing, which is worth saying."""
+    try:
+        with report.errors():
+            yield
+    except KeyboardInterrupt:
+        report.note("interrupted: what has come is kept, and the next pull goes on with it")
+        raise

@@ -1,0 +1,278 @@
+"""`klein verify`: our engine beside the official pipeline, on this machine and these weights.
+
+Everything that can be refused is refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from klein_cli.check.prompts import PROMPTS
+from klein_cli.checkpoints.resolve import preset_for
+from klein_cli.cli import options
+from klein_cli.cli.request import Request, batch_size_of, settings_of
+from klein_cli.cli.terminal.download_bar import fetch
+from klein_cli.cli.terminal.report import Report
+from klein_cli.errors import KleinError, UsageError
+from klein_cli.output.png import check_writable, save
+from klein_cli.presets import DEFAULT_MODEL, Preset
+from klein_cli.prompts.sizes import picture_size
+from klein_cli.recipe import Recipe
+from klein_cli.run.interrupts import held_back
+from klein_cli.run.plan import check_sides
+from klein_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from klein_cli.check.verify import Comparison
+
+_LONGEST_TITLE = 60
+_REPORT = "What is said"
+
+Clip = Annotated[
+    Path | None,
+    typer.Option(
+        "--clip",
+        metavar="FOLDER",
+        help="Compare the pictures by this CLIP model too (openai/clip-vit-large-patch14).",
+        rich_help_panel=_REPORT,
+    ),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write a page with the pictures next to each other and their difference.",
+        rich_help_panel=_REPORT,
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        "-s",
+        metavar="N",
+        help="The first picture's seed; the next gets N+1, and so on.",
+        rich_help_panel="The picture",
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        metavar=" ",
+        help="One JSON event a line on standard output: every number, and the verdict.",
+        rich_help_panel=_REPORT,
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", metavar=" ", help="Only the verdict.", rich_help_panel=_REPORT),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        "-y",
+        metavar=" ",
+        help="Replace the page if there is one.",
+        rich_help_panel=_REPORT,
+    ),
+]
+
+
+def verify(
+    model: options.Model = DEFAULT_MODEL,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = "auto",
+    engine: options.Engine = "native",
+    attention: options.Attention = "auto",
+    rng: options.Rng = "cpu",
+    quantize: options.Quantize = "none",
+    kernels: options.Kernels = "auto",
+    size: options.Size = None,
+    steps: options.Steps = None,
+    seed: Seed = 0,
+    clip: Clip = None,
+    html: Html = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prove that klein computes what the official model computes: exit code 0 if so, 1 if not.
+
+    Draws a fixed set of prompts with klein and with diffusers.Flux2KleinPipeline, on the same
+    weights and noise, and compares the text embeddings, the latents after every step and the
+    pictures. --dtype float32 sees the smallest mistake.
+    """
+    request = Request(
+        model=model,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        engine=engine,
+        attention=attention,
+        rng=rng,
+        quantize=quantize,
+        kernels=kernels,
+        size=size,
+        steps=steps,
+        seed=seed,
+    )
+    report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
+    with report.errors():
+        facts, comparisons = _verify(request, clip, html, overwrite, report)
+    passed = all(comparison.passed for comparison in comparisons)
+    if json:
+        for comparison in comparisons:
+            report.event("compared", **_event(comparison))
+        report.event("verified", passed=passed, facts=facts)
+    else:
+        typer.echo("\n".join(_lines(facts, comparisons, in_short=quiet)))
+    raise typer.Exit(0 if passed else 1)
+
+
+def _verify(
+    request: Request, clip: Path | None, html: Path | None, overwrite: bool, report: Report
+) -> tuple[dict[str, str], list[Comparison]]:
+    settings, batch_size = settings_of(request), batch_size_of(request)
+    preset = preset_for(request.model)
+    recipes = _recipes(request, preset)
+    if clip is not None and not clip.is_dir():
+        raise UsageError(f"there is no folder {clip}", "give --clip the folder of a CLIP model")
+    if html is not None:
+        _check_page(html, overwrite)
+    with report.bar:
+        report.bar.say("starting torch")
+        facts, comparisons = _compare(request, settings, recipes, batch_size, clip, report)
+    if html is not None:
+        _write_page(html, facts, comparisons, overwrite)
+    return facts, comparisons
+
+
+def _recipes(request: Request, preset: Preset) -> list[Recipe]:
+    width, height = picture_size(preset, width=None, height=None, size=request.size, aspect=None)
+    recipes = [
+        Recipe(
+            prompt=prompt,
+            seed=seed,
+            width=width,
+            height=height,
+            steps=preset.steps if request.steps is None else request.steps,
+            guidance=preset.guidance,
+            model=preset.name,
+        )
+        for seed, prompt in enumerate(PROMPTS, start=request.seed or 0)
+    ]
+    check_sides(recipes[0], preset)
+    return recipes
+
+
+def _compare(
+    request: Request,
+    settings: Settings,
+    recipes: Sequence[Recipe],
+    batch_size: int | None,
+    clip: Path | None,
+    report: Report,
+) -> tuple[dict[str, str], list[Comparison]]:
+    """What was compared, and the comparisons: here torch is imported."""
+    with held_back():
+        from klein_cli.check.clip import clip_likeness
+        from klein_cli.check.verify import verify as compare
+        from klein_cli.check.verify import versions
+        from klein_cli.pipeline import choose
+
+    chosen = choose(settings, preset_for(request.model))
+    snapshot = fetch(request.model, report)
+    likeness = None if clip is None else clip_likeness(clip)
+    comparisons = compare(
+        snapshot,
+        chosen,
+        recipes,
+        batch_size=batch_size,
+        likeness=likeness,
+        on_event=report.bar.say,
+    )
+    first = recipes[0]
+    facts = {
+        "model": request.model + (f" at {snapshot.revision}" if snapshot.revision else ""),
+        "ours": f"engine {chosen.engine}, attention {chosen.attention}, noise from {chosen.rng}, "
+        f"kernels {chosen.kernels}, quantize {chosen.quantize}",
+        "both": f"{chosen.device}, {chosen.dtype}, {first.width}x{first.height}, "
+        f"{first.steps} steps",
+        "clip": str(clip) if clip else "not compared: no --clip FOLDER",
+        **versions(chosen),
+    }
+    return facts, comparisons
+
+
+def _check_page(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "give --html the name of a file")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists", "-y replaces it; or give another name")
+    check_writable(path.parent)
+
+
+def _write_page(
+    path: Path, facts: dict[str, str], comparisons: Sequence[Comparison], overwrite: bool
+) -> None:
+    from klein_cli.check.page import page
+
+    try:
+        save(page(facts, comparisons).encode(), path, overwrite=overwrite)
+    except OSError as error:
+        raise KleinError(
+            f"cannot write {path}: {error.strerror or error}", "give --html another name"
+        ) from None
+
+
+def _lines(
+    facts: dict[str, str], comparisons: Sequence[Comparison], *, in_short: bool
+) -> Iterator[str]:
+    if not in_short:
+        yield from (f"{name}: {fact}" for name, fact in facts.items())
+        for comparison in comparisons:
+            yield from _lines_of(comparison)
+        yield ""
+    good = sum(comparison.passed for comparison in comparisons)
+    verdict = "the same" if good == len(comparisons) else "NOT the same"
+    yield f"klein and diffusers: {verdict} ({good} of {len(comparisons)} prompts)"
+
+
+def _lines_of(comparison: Comparison) -> Iterator[str]:
+    title = " ".join(comparison.recipe.prompt.split())
+    title = title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
+    yield f'\n"{title}" ({comparison.length} of 512 positions)'
+    for measure in comparison.measures:
+        value, limit = measure.words()
+        mark = "" if measure.passed else "  TOO FAR"
+        yield f"  {measure.part:<24} {measure.name:<14} {value:>9}  {limit}{mark}"
+
+
+def _event(comparison: Comparison) -> dict[str, Any]:
+    measures = [
+        {
+            "part": measure.part,
+            "name": measure.name,
+            "value": measure.value if math.isfinite(measure.value) else str(measure.value),
+            "limit": measure.limit,
+            "at_least": measure.at_least,
+            "passed": measure.passed,
+        }
+        for measure in comparison.measures
+    ]
+    return {
+        "prompt": comparison.recipe.prompt,
+        "seed": comparison.recipe.seed,
+        "tokens": comparison.length,
+        "passed": comparison.passed,
+        "measures": measures,
+    }

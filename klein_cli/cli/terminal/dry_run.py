@@ -1,0 +1,78 @@
+"""`klein generate --dry-run`: what would be made, without making it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+
+from klein_cli.cli.terminal.report import Report
+from klein_cli.run.jobs import Job
+from klein_cli.run.resume.history import History
+from klein_cli.text.tokenizer import TokenizedPrompt
+
+_GROUPS = 8
+
+Group = tuple[int, int, int, float]
+
+
+def dry_run(
+    jobs: Iterable[Job],
+    tokens: Callable[[Job], TokenizedPrompt | None],
+    history: History | None,
+    *,
+    there: int = 0,
+    workers: int = 1,
+    report: Report,
+) -> None:
+    """Tell every picture and then the whole, beside `there` pictures that exist.
+
+    `tokens` gives a picture's prompt as its model reads it, or None when the model is not here yet.
+    How long it takes is known of such pictures as the manifest's history has seconds for.
+    """
+    groups: Counter[Group] = Counter()
+    unknown, seconds = 0, 0.0
+    for job in jobs:
+        report.planned(job, tokens(job))
+        groups[job.recipe.shape] += 1
+        one = history.seconds(job.recipe) if history else None
+        unknown += one is None
+        seconds += one or 0.0
+    pictures = groups.total()
+    known = seconds / workers if pictures > unknown else None
+    report.event(
+        "plan",
+        pictures=pictures,
+        there=there,
+        groups=[_facts(group, count) for group, count in groups.items()],
+        seconds=None if known is None or unknown else round(known, 1),
+    )
+    report.note(_summary(pictures, there, groups))
+    if known is not None:
+        about = timedelta(seconds=round(known))
+        rest = f", and {unknown} of sizes that were not made here yet" if unknown else ""
+        report.note(f"about {about}, as such pictures took in this folder before{rest}")
+
+
+def _summary(pictures: int, there: int, groups: Counter[Group]) -> str:
+    said = [
+        f"{count} of {width}x{height}, {steps} step{'s' * (steps > 1)}"
+        for (width, height, steps, _), count in groups.most_common(_GROUPS)
+    ]
+    if len(groups) > _GROUPS:
+        said.append(f"and {len(groups) - _GROUPS} more groups")
+    whole = f"{pictures} picture{'s' * (pictures != 1)} to make"
+    if there:
+        whole += f", {there} there already"
+    return f"{whole}: {'; '.join(said)}" if len(groups) > 1 or (there and groups) else whole
+
+
+def _facts(group: Group, count: int) -> dict[str, object]:
+    width, height, steps, guidance = group
+    return {
+        "width": width,
+        "height": height,
+        "steps": steps,
+        "guidance": guidance,
+        "pictures": count,
+    }

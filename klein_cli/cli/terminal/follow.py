@@ -1,0 +1,129 @@
+"""A run's events -> what the user is told, and the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from klein_cli.cli.terminal.report import Report
+from klein_cli.errors import KleinError
+from klein_cli.output.naming import STDOUT
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Event, Failed, Notice, Saved, SteppedDown, Stopped
+
+INTERRUPTED = 130
+
+
+class Making(Protocol):
+    """What makes pictures of jobs; see `klein_cli.run.runner.Run`."""
+
+    def events(self, jobs: Iterable[Job]) -> Iterator[Event]: ...
+
+    def rest(self) -> Iterator[Event]: ...
+
+
+class Followed:
+    """Counts what becomes of a run's `wanted` pictures, while it tells of each.
+
+    `failures` is the file that failed rows are kept in, and None when the run cannot be taken up
+    again.
+    """
+
+    def __init__(self, report: Report, wanted: int, failures: Path | None = None) -> None:
+        self._report = report
+        self._wanted = wanted
+        self._failures = failures
+        self._made = 0
+        self._codes: list[int] = []
+        self._stopped: int | None = None
+
+    def follow(self, run: Making, jobs: Iterable[Job]) -> int:
+        """Make the pictures; the exit code of the whole run."""
+        try:
+            for event in run.events(jobs):
+                self.tell(event)
+        except KeyboardInterrupt:
+            return self._interrupted(run)
+        except BrokenPipeError:
+            self._finish(run)
+            raise KleinError(
+                f"standard output was closed, so the run ends: {self._tally()}{self._more()}",
+                "send it to a file, or to a program that reads all of it",
+            ) from None
+        self._report.event("finished", made=self._made, failed=len(self._codes))
+        missing = self._wanted - self._made
+        if missing and self._wanted > 1:
+            self._report.note(f"{self._tally()}, {len(self._codes)} failed{self._where()}")
+        return exit_code(self._made, self._codes) if self._stopped is None else self._stopped
+
+    def tell(self, event: Event) -> None:
+        """Report one event, and remember it."""
+        if isinstance(event, Saved):
+            self._made += 1
+            self._report.saved(event)
+        elif isinstance(event, Failed):
+            self._codes.append(getattr(event.error, "exit_code", 1))
+            self._report.failed(event)
+        elif isinstance(event, SteppedDown):
+            self._report.warn(event.reason)
+        elif isinstance(event, Notice):
+            self._report.warn(event.text)
+        elif isinstance(event, Stopped):
+            self._stopped = event.error.exit_code
+            self._report.stopped(event)
+
+    def _finish(self, run: Making) -> None:
+        """Tell of the pictures that were drawn by now, should there be nobody to hear it."""
+        for event in run.rest():
+            with suppress(BrokenPipeError):
+                self.tell(event)
+
+    def _interrupted(self, run: Making) -> int:
+        self._finish(run)
+        with suppress(BrokenPipeError):  # the same Ctrl-C ends who reads of it
+            self._report.event("interrupted", made=self._made, wanted=self._wanted)
+        self._report.note(f"interrupted: {self._tally()}{self._more()}")
+        return INTERRUPTED
+
+    def _tally(self) -> str:
+        return f"{self._made} of {self._wanted} pictures made"
+
+    def _more(self) -> str:
+        return "" if self._failures is None else "; the same command with --resume makes the rest"
+
+    def _where(self) -> str:
+        return f": see {self._failures}" if self._codes and self._failures is not None else ""
+
+
+def carried_out(
+    run: Callable[[Report], int],
+    *,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+    output: str | None,
+    dry_run: bool,
+) -> int:
+    """The exit code of a command that draws, which is given the report that these options ask for.
+
+    An error, and an interrupt outside a run, become events too.
+    """
+    silent = output == STDOUT and not dry_run
+    report = Report(as_json=json, quiet=quiet, verbose=verbose, silent_stdout=silent)
+    try:
+        with report.errors():
+            return run(report)
+    except KeyboardInterrupt:
+        with suppress(BrokenPipeError):
+            report.event("interrupted", made=0, wanted=None)
+        report.note("interrupted")
+        return INTERRUPTED
+
+
+def exit_code(made: int, failures: list[int]) -> int:
+    """0 all made, 1 some failed; when none was made, what they failed of if it was all the same."""
+    if not failures:
+        return 0
+    return failures[0] if not made and len(set(failures)) == 1 else 1

@@ -1,0 +1,166 @@
+"""What a run tells its user: results on stdout; notes, warnings and the bar on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import traceback
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from klein_cli.cli.terminal.preview import Preview
+from klein_cli.cli.terminal.progress import Bar, watched
+from klein_cli.cli.terminal.text import printable, to_stderr
+from klein_cli.errors import KleinError
+from klein_cli.run.jobs import Job
+from klein_cli.run.runner import Failed, Saved, Stopped, words
+
+if TYPE_CHECKING:
+    from klein_cli.text.tokenizer import TokenizedPrompt
+
+_LONGEST = 400
+_LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
+
+
+class Report:
+    """Speaks for one run. With `as_json`, stdout holds one JSON event a line and nothing else.
+
+    `silent_stdout` is for `-o -`, where stdout holds the picture. A `preview`, if it gets one,
+    shows each picture below its path.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool, verbose: bool, silent_stdout: bool) -> None:
+        self._as_json = as_json
+        self._quiet = quiet
+        self._verbose = verbose
+        self._silent_stdout = silent_stdout
+        self._bug_shown = False
+        self.bar = Bar(shown=watched() and not quiet)
+        self.preview: Preview | None = None
+
+    def note(self, text: str) -> None:
+        """Something worth knowing; --quiet leaves it out."""
+        if not self._quiet:
+            self._to_stderr(text)
+
+    def detail(self, text: str) -> None:
+        """Something for --verbose."""
+        if self._verbose and not self._quiet:
+            self._to_stderr(text)
+
+    def warn(self, text: str) -> None:
+        """Something that may spoil the pictures; --quiet does not silence it."""
+        self._to_stderr(f"warning: {text}")
+        self.event("warning", message=text)
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """An error of the block, which goes on its way, is an event too."""
+        try:
+            yield
+        except KleinError as error:
+            with contextlib.suppress(BrokenPipeError):  # which may be the error
+                self.event("error", message=error.message, hint=error.hint)
+            raise
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """One line of JSON, under --json only."""
+        if self._as_json:
+            self._to_stdout(json.dumps({"event": kind, **fields}))
+
+    def planned(self, job: Job, tokens: TokenizedPrompt | None) -> None:
+        """A picture of a dry run, and its prompt in tokens, or None where that is unknown."""
+        recipe = job.recipe
+        count, cut = (tokens.tokens, tokens.cut) if tokens else (None, None)
+        self.event("planned", **_facts(job), steps=recipe.steps, tokens=count, cut=cut or None)
+        length = "length unknown" if count is None else f"{count} tokens"
+        length += f", cut from {_quoted(cut)}" if cut else ""
+        self._result(
+            f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}  "
+            f"{recipe.steps} steps  {length}  {_in_short(recipe.prompt)}"
+        )
+
+    def saved(self, saved: Saved) -> None:
+        """A picture is done: its path is the result."""
+        self.bar.count()
+        facts = _facts(saved.job) | {"path": str(saved.path) if saved.path else None}
+        self.event("picture", **facts, seconds=round(saved.seconds, 3))
+        if saved.path is not None:
+            self._result(str(saved.path))
+            if self.preview is not None:
+                with self.bar.aside():
+                    self.preview.show(saved.path)
+
+    def failed(self, failed: Failed) -> None:
+        """A picture is lost. A bug shows its traceback, once for a run."""
+        self.bar.count(failed=True)
+        error = failed.error
+        hint = error.hint if isinstance(error, KleinError) else "this is a bug in klein"
+        self.event("failed", **_facts(failed.job), error=words(error), hint=hint)
+        if not isinstance(error, KleinError) and not self._bug_shown:
+            self._bug_shown = True
+            self._to_stderr("".join(traceback.format_exception(error)).rstrip())
+        self._to_stderr(f"error: picture {failed.job.index}: {words(error)}\nhint: {hint}")
+
+    def stopped(self, stopped: Stopped) -> None:
+        """The run ends before its end."""
+        error = stopped.error
+        self.event("error", message=error.message, hint=error.hint)
+        self._to_stderr(f"error: {error.message}\nhint: {error.hint}")
+
+    def _result(self, text: str) -> None:
+        if not self._as_json and not self._silent_stdout:
+            self._to_stdout(text)
+
+    def _to_stdout(self, text: str) -> None:
+        with self.bar.aside():
+            print(text, flush=True)  # noqa: T201
+
+    def _to_stderr(self, text: str) -> None:
+        with self.bar.aside():
+            to_stderr(text)
+
+
+def grouped(names: Iterable[str]) -> str:
+    """Tensors in few words, layers and kin together: "layers 27 to 35, vae.encoder.*"."""
+    layers: set[int] = set()
+    kin: dict[str, list[str]] = {}
+    for name in sorted(names):
+        layer = _LAYER.fullmatch(name)
+        if layer:
+            layers.add(int(layer[1]))
+        else:
+            kin.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    # Numbers that follow each other are as far apart as their places in the list.
+    runs = groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0])
+    said = [_run([number for _, number in run]) for _, run in runs]
+    said += [alike[0] if len(alike) == 1 else f"{top}.*" for top, alike in kin.items()]
+    return ", ".join(said)
+
+
+def _in_short(text: str) -> str:
+    """Quoted, and in a line that a terminal can bear; events have all of it."""
+    return _quoted(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+
+
+def _quoted(text: str) -> str:
+    return printable(json.dumps(text, ensure_ascii=False))
+
+
+def _run(numbers: list[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    recipe = job.recipe
+    return {
+        "index": job.index,
+        "path": str(job.path) if job.path else None,
+        "seed": recipe.seed,
+        "width": recipe.width,
+        "height": recipe.height,
+        "prompt": recipe.prompt,
+    }

@@ -1,0 +1,1 @@
+"""Words -> rows -> recipes. Imports no torch."""

@@ -1,0 +1,320 @@
+"""Prompts files, and prompts typed at a shell -> Rows.
+
+Three formats, chosen by the file's ending: `.txt` (one prompt a line), `.jsonl` and `.csv` (rows
+with the keys of `KEYS`). A file is read as a stream, once. A line that cannot be used becomes a
+BadRow and reading goes on, so that all of them are reported together; nothing here opens a file
+but `read_rows`.
+
+A prompt is never stripped, because the model's own pipeline does not strip it and a blank at its
+end is a token: a `.txt` line loses its line ending and nothing else. Lines of blanks are skipped,
+and so are lines whose first visible character is `#`; a prompt that needs either goes in a
+`.jsonl` file. Only `\\n`, `\\r\\n` and `\\r` end a line, not the other separators of Unicode.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from klein_cli.errors import UsageError
+from klein_cli.prompts.rows import MAX_PICTURES, Row, prompt_fault
+from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
+
+STDIN = "-"
+KEYS = (
+    "prompt",
+    "seed",
+    "width",
+    "height",
+    "steps",
+    "guidance",
+    "negative_prompt",
+    "output",
+    "n",
+)
+IGNORED_KEYS = ("error",)
+"""What klein itself writes into failed.jsonl and does not need to read again."""
+
+_WHOLE = ("seed", "width", "height", "steps", "n")
+_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """A line that cannot be used: what is wrong with it and what to do."""
+
+    line: int
+    message: str
+    hint: str
+
+
+def read_rows(source: str, stdin: BinaryIO) -> Iterator[Row | BadRow]:
+    """The rows of the prompts file `source`, read as they are asked for; `-` reads `stdin`.
+
+    Raises UsageError when the file cannot be read as text or its ending is unknown.
+    """
+    parse = _parser(source)
+    with _opened(source, stdin) as file:
+        yield from parse(lines_of(file, name_of(source)))
+
+
+def read_prompt(stdin: BinaryIO) -> str:
+    """All of `stdin` as one prompt, less the line ending that `echo` adds. Raises UsageError."""
+    data = stdin.read(MAX_LINE + 1)
+    if len(data) > MAX_LINE:
+        raise too_long(f"what comes from {name_of(STDIN)}")
+    text = decode(data, name_of(STDIN))
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def name_of(source: str) -> str:
+    """How messages name a prompts file; `source` is "" for a prompt typed at the shell."""
+    return "standard input" if source == STDIN else source
+
+
+def parse_txt(lines: Iterable[str]) -> Iterator[Row | BadRow]:
+    """One prompt a line; blank lines and `#` comments are skipped."""
+    for number, line in enumerate(map(_without_ending, lines), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield Row(prompt=line, line=number)
+
+
+def parse_untold(lines: Iterable[str]) -> Iterator[Row | BadRow]:
+    """From a pipe, which has no name to tell its format: JSON Lines where the first line that is
+    not blank is an object with a prompt, else a prompt a line.
+    """
+    lines = iter(lines)
+    head: list[str] = []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            break
+    parse = parse_jsonl if head and _is_row(head[-1]) else parse_txt
+    return parse(chain(head, lines))
+
+
+def _is_row(line: str) -> bool:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "prompt" in value
+
+
+def parse_jsonl(lines: Iterable[str]) -> Iterator[Row | BadRow]:
+    """One JSON object a line, with the keys of `KEYS`; blank lines are skipped."""
+    for number, line in enumerate(map(_without_ending, lines), start=1):
+        if line.strip():
+            yield _row_or_fault(number, _json_object, line)
+
+
+def parse_csv(lines: Iterable[str]) -> Iterator[Row | BadRow]:
+    """Comma-separated rows under a header with the names of `KEYS`; an empty cell is unsaid, and a
+    row of them is skipped.
+    """
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # After a broken quote nothing tells where the next row begins.
+            yield BadRow(line=number, message=f"malformed CSV: {error}", hint="mend the quotes")
+            return
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = _without_empty_end([name.strip() for name in cells])
+            fault = _header_fault(header)
+            if fault:
+                yield BadRow(line=number, message=fault[0], hint=fault[1])
+                return
+        else:
+            yield _row_or_fault(number, _csv_values, header, cells)
+
+
+def complain(source: str, faults: Iterable[BadRow]) -> NoReturn:
+    """Raise one UsageError that names every bad line of `source`, the first twenty in full."""
+    faults = list(faults)
+    name = name_of(source)
+    if len(faults) == 1:
+        fault = faults[0]
+        where = f"{name} line {fault.line}: " if source else ""
+        raise UsageError(where + fault.message, fault.hint)
+    shown = [f"  line {fault.line}: {fault.message} ({fault.hint})" for fault in faults[:_LISTED]]
+    if len(faults) > _LISTED:
+        shown.append(f"  and {len(faults) - _LISTED} more")
+    raise UsageError(
+        "\n".join([f"{name} has {len(faults)} bad lines", *shown]),
+        "mend these lines; no picture was made",
+    )
+
+
+class _Fault(Exception):
+    """What is wrong with one line: (message, hint)."""
+
+
+def _row_or_fault(line: int, values_of: Callable[..., dict[str, Any]], *text: Any) -> Row | BadRow:
+    try:
+        return _row(line, values_of(*text))
+    except _Fault as fault:
+        message, hint = fault.args
+        return BadRow(line=line, message=message, hint=hint)
+
+
+def _row(line: int, values: dict[str, Any]) -> Row:
+    unknown = [key for key in values if key not in (*KEYS, *IGNORED_KEYS)]
+    if unknown:
+        raise _Fault(f"unknown key {unknown[0]!r}", f"the keys are {', '.join(KEYS)}")
+    given = {key: values[key] for key in KEYS if values.get(key) is not None}
+    if "prompt" not in given:
+        raise _Fault("there is no prompt", 'every row needs a "prompt"')
+    for key, value in given.items():
+        _check_type(key, value)
+    fault = prompt_fault(given["prompt"])
+    if fault:
+        raise _Fault(*fault)
+    if not 1 <= given.get("n", 1) <= MAX_PICTURES:
+        raise _Fault(f"n {given['n']} is out of range", f"use 1 to {MAX_PICTURES}")
+    if "guidance" in given:
+        given["guidance"] = _decimal(given["guidance"])
+    return Row(line=line, **given)
+
+
+def _decimal(value: float) -> float:
+    """4 and 4.0 are one guidance, and rows that differ in nothing else are one row."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise _Fault("guidance is out of range", "use a number such as 4") from None
+
+
+def _check_type(key: str, value: object) -> None:
+    if key in _WHOLE:
+        right, kind = type(value) is int, "a whole number"
+    elif key == "guidance":
+        right, kind = type(value) in (int, float), "a number"
+    else:
+        right, kind = isinstance(value, str), "text"
+    if not right:
+        raise _Fault(f"{key} must be {kind}, not {_shown(value)}", f"write {key} as {kind}")
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line, object_pairs_hook=_without_repeats, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        raise _Fault(
+            f"malformed JSON: {error.msg} at column {error.colno}",
+            'write one object a line, as in {"prompt": "a red circle", "seed": 7}',
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise _Fault(f"malformed JSON: {error}", "write plain numbers and text") from None
+    if not isinstance(value, dict):
+        raise _Fault(
+            f"expected a JSON object, found {_shown(value)}",
+            'write one object a line, as in {"prompt": "a red circle"}',
+        )
+    return value
+
+
+def _no_number(word: str) -> NoReturn:
+    raise _Fault(f"malformed JSON: {word} is no number", "write plain numbers and text")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _Fault(f"the key {twice!r} is given twice", "give each key once")
+    return values
+
+
+def _header_fault(header: list[str]) -> tuple[str, str] | None:
+    names = f"the names are {', '.join(KEYS)}, separated by commas"
+    for name in header:
+        if name not in KEYS:
+            return f"unknown column {name!r} in the header", names
+        if header.count(name) > 1:
+            return f"the column {name!r} is there twice", "give each column once"
+    if "prompt" not in header:
+        return "the header has no prompt column", names
+    return None
+
+
+def _without_empty_end(cells: list[str]) -> list[str]:
+    """The cells without the empty columns that spreadsheets leave at the right."""
+    filled = [place for place, cell in enumerate(cells, start=1) if cell.strip()]
+    return cells[: filled[-1]]
+
+
+def _csv_values(header: list[str], cells: list[str]) -> dict[str, Any]:
+    cells = _without_empty_end(cells)
+    if len(cells) > len(header):
+        raise _Fault(
+            f"{len(cells)} cells under {len(header)} columns",
+            "put text that holds a comma in double quotes",
+        )
+    given = {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
+    return {name: _csv_number(name, cell) for name, cell in given.items()}
+
+
+def _csv_number(name: str, cell: str) -> Any:
+    if name not in _WHOLE and name != "guidance":
+        return cell
+    if not cell.isascii() or "_" in cell:  # Python reads more as numbers than people do
+        return cell.strip()
+    try:
+        number = float(cell)
+        if name == "guidance":
+            return number
+        # A spreadsheet may write 7 as 7.0.
+        return int(number) if "." in cell and number.is_integer() else int(cell)
+    except ValueError:
+        return cell.strip()
+
+
+def _parser(source: str) -> Callable[[Iterable[str]], Iterator[Row | BadRow]]:
+    suffix = "" if source == STDIN else Path(source).suffix.lower()
+    # No ending is what a shell's process substitution gives.
+    parsers = {"": parse_untold, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
+    if suffix not in parsers:
+        raise UsageError(
+            f"{source} is no kind of prompts file that klein knows",
+            "use .txt (one prompt a line), .jsonl or .csv",
+        )
+    return parsers[suffix]
+
+
+@contextmanager
+def _opened(source: str, stdin: BinaryIO) -> Iterator[BinaryIO]:
+    try:
+        if source == STDIN:
+            yield stdin
+        else:
+            with open(source, "rb") as file:
+                yield file
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {name_of(source)}: {error.strerror or error}",
+            "check the path and its permissions",
+        ) from None
+
+
+def _without_ending(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."

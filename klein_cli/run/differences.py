@@ -1,0 +1,224 @@
+"""A picture's record -> the same picture again: what to draw, how, and what is not as it was then.
+
+The record may be a stranger's. What it says of a picture is used, within the bounds that hold for
+everybody. What it says of a model is only looked up among klein's own that are on this machine
+already: nothing is downloaded and no folder opened because a picture names it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from klein_cli.checkpoints.resolve import Snapshot, already_here
+from klein_cli.errors import ModelError, UsageError
+from klein_cli.output.reading import Record, read_pixels
+from klein_cli.presets import Preset, presets
+from klein_cli.run.executors.executor import Origin
+from klein_cli.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+_UNIMPORTANT = ("python",)
+"""Recorded, but no picture is known to depend on it."""
+
+_THREADS_A_CORE = 4
+_SAME_LEVEL = 1e-6
+
+
+def model_of(path: Path, record: Record) -> Snapshot:
+    """The model that the picture at `path` names, if it is klein's own and on this machine.
+
+    Raises ModelError with the way to say which model to use.
+    """
+    name = record.recipe.model
+    if name not in presets():
+        if record.repo is not None:
+            raise ModelError(
+                f"{path} was made with {record.repo}, which is not one of klein's own models",
+                f"if you trust it: -m {record.repo}, which downloads it unless it is here",
+            )
+        raise ModelError(
+            f"{path} was made with a folder called {name!r}", "say where it is: -m FOLDER"
+        )
+    snapshot = already_here(name, record.revision)
+    if snapshot is None:
+        raise ModelError(
+            f"{path} was made with {name}, which is not on this machine",
+            f"-m {name} downloads it; -m tiny draws another picture with what is here",
+        )
+    return snapshot
+
+
+def as_then(preset: Preset, record: Record) -> Preset:
+    """The preset with the picture's own size, steps and guidance for its defaults.
+
+    A model of the other kind (distilled, or base) keeps its own steps and guidance.
+    """
+    then = record.recipe
+    preset = replace(preset, width=then.width, height=then.height)
+    known = presets().get(then.model)
+    if known is not None and known.distilled != preset.distilled:
+        return preset
+    guidance = preset.guidance if preset.distilled else then.guidance
+    return replace(preset, steps=then.steps, guidance=guidance)
+
+
+def settings_here(
+    then: Settings, given: Mapping[str, str], device: str | None, preset: Preset
+) -> tuple[Settings, list[str]]:
+    """How to compute it here, and in which ways that is not what was done then.
+
+    `given` are the user's own words; `device` is where they like to run if it is of the picture's
+    kind. Raises UsageError for what cannot be had here and changes the picture beyond recognition.
+    """
+    import torch
+
+    from klein_cli.device.choose import choose
+
+    differences = []
+    wanted = then.with_(**given)
+    if "device" not in given:
+        kind = then.device.partition(":")[0]
+        if kind == "cuda" and not torch.cuda.is_available():
+            differences.append("device: cuda then, and there is no GPU here")
+            kind = "auto"
+        here = device if device is not None and device.partition(":")[0] == kind else kind
+        wanted = wanted.with_(device=here)
+    if wanted.rng == "cuda" and "rng" not in given and not torch.cuda.is_available():
+        raise UsageError(
+            "the picture's noise came from a GPU (--rng cuda), and there is none here",
+            "--rng cpu draws another picture from the same words",
+        )
+    # Where a machine is asked to choose, another choice makes nearly the same picture, and so does
+    # the model that is not quantised.
+    free = {
+        field.name: str(field.default)
+        for field in fields(Settings)
+        if (field.default == "auto" or field.name == "quantize")
+        and field.name not in ("device", "dtype", *given)
+    }
+    chosen = choose(_possible(wanted, free, preset), preset)
+    for name in free:
+        before, now = getattr(wanted, name), getattr(chosen, name)
+        if before not in (now, "auto"):
+            differences.append(f"{name}: {before} then, {now} here")
+    return chosen, differences
+
+
+def _possible(wanted: Settings, free: Mapping[str, str], preset: Preset) -> Settings:
+    """`wanted`, with the free ones of its fields given up, one by one, that cannot be had here."""
+    while (complaint := _complaint(wanted, preset)) is not None:
+        without = (wanted.with_(**{name: other}) for name, other in free.items())
+        better = (less for less in without if _complaint(less, preset) != complaint)
+        found = next(better, None)
+        if found is None:
+            return wanted
+        wanted = found
+    return wanted
+
+
+def _complaint(settings: Settings, preset: Preset) -> str | None:
+    from klein_cli.device.choose import choose
+
+    try:
+        choose(settings, preset)
+    except UsageError as error:
+        return error.message
+    return None
+
+
+def differences(record: Record, model: str, here: Origin) -> Iterator[str]:
+    """Line by line, what differs between then and here, where `model` is the name of what draws."""
+    for name in record.unknown:
+        yield f"it says {name}, which this klein does not know"
+    if record.step_down:
+        yield f"it was made with less memory than it needed: {record.step_down}"
+    yield from _model_differences(record, model, here)
+    same_kind = _kind(record.settings) == _kind(here.settings)
+    for name, then in record.provenance.items():
+        now = here.provenance.get(name)
+        if now is None and not same_kind:
+            continue
+        if name == "diffusers" and record.settings.engine != "diffusers":
+            continue
+        if now != then and name not in _UNIMPORTANT:
+            yield f"{name}: {then} then, {now or 'nothing'} here"
+
+
+def schedule_differs(record: Record, levels: list[float]) -> bool:
+    """Whether the picture went down other noise levels than those of its recipe here."""
+    pairs = zip(record.sigmas, levels, strict=False)
+    return any(abs(then - now) > _SAME_LEVEL for then, now in pairs)
+
+
+def _model_differences(record: Record, model: str, here: Origin) -> Iterator[str]:
+    if record.weights is not None:
+        if record.weights != here.weights:
+            yield f"model: other weights than those of {model} here"
+        return
+    if record.recipe.model != model:
+        yield f"model: {record.recipe.model} then, {model} here"
+    elif record.revision != here.revision:
+        yield f"model: revision {record.revision} then, {here.revision} here"
+
+
+def _kind(settings: Settings) -> str:
+    return settings.device.partition(":")[0]
+
+
+@contextmanager
+def as_many_threads(record: Record) -> Iterator[None]:
+    """Let torch use as many threads as then: on a CPU a picture depends on it by a bit.
+
+    Not where that is out of all proportion to the cores that are here.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    then = record.provenance.get("threads", "")
+    most = _THREADS_A_CORE * (os.cpu_count() or 1)
+    if then.isascii() and then.isdigit() and len(then) < 6 and 1 <= int(then) <= most:
+        torch.set_num_threads(int(then))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """Two pictures of one size beside each other: pixels that differ, of how many, by how much."""
+
+    differ: int
+    pixels: int
+    most: int
+
+
+def likeness(drawn: Path, original: NDArray[numpy.uint8]) -> Likeness | None:
+    """The file `drawn` beside (H, W, 3) uint8 pixels; None when their sizes differ."""
+    import numpy
+
+    pixels = read_pixels(drawn)
+    if pixels.shape != original.shape:
+        return None
+    apart = numpy.abs(pixels.astype(int) - original.astype(int)).max(axis=2)
+    return Likeness(
+        differ=int(numpy.count_nonzero(apart)), pixels=apart.size, most=int(apart.max())
+    )
+
+
+def group_key(record: Record, model: str | None) -> tuple[object, ...]:
+    """Pictures that share it are drawn by one loaded model."""
+    return (
+        model or record.recipe.model,
+        None if model else record.revision,
+        tuple(asdict(record.settings).items()),
+        record.provenance.get("threads"),
+    )

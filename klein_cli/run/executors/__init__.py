@@ -1,0 +1,1 @@
+"""Who draws for a run: this process, or others."""

@@ -1,0 +1,192 @@
+"""The books of a run that can be taken up again: its manifest, and the rows that failed.
+
+Both lie in the output folder. `failed.jsonl` is a prompts file: what failed can be tried again by
+itself. A row leaves it at the end of a run when its picture is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from klein_cli.output.png import save, sweep
+from klein_cli.run.executors.executor import Origin
+from klein_cli.run.jobs import Job
+from klein_cli.run.plan import Plan
+from klein_cli.run.resume.history import FILE, History, Item, recipe_hash
+from klein_cli.run.resume.manifest import Manifest
+
+FAILED = "failed.jsonl"
+
+_BEGINNING = b'{"prompt": '
+"""Of a row that was written here."""
+
+
+class Books:
+    """What is written down while a run goes on.
+
+    `guided` says that guidance counts for this model. `saved` may be called from several threads;
+    methods that write raise OSError when the disk refuses.
+    """
+
+    def __init__(
+        self, manifest: Manifest, history: History, *, resumed: bool, guided: bool
+    ) -> None:
+        self.manifest = manifest.folder / FILE
+        self.failures = manifest.folder / FAILED
+        self._manifest = manifest
+        self._guided = guided
+        self._base = history.base if resumed else 0
+        self._last = history.run
+        self._resumed = resumed
+        self._run = 0
+        self._failed: set[str] = set()
+        self._settings = history.settings if resumed else None
+
+    def open(self, planned: Plan, *, model: str, seed: int) -> None:
+        """Write down what is planned, after clearing away what a killed run left half written."""
+        sweep(self._folders(planned))
+        if self._base or (self._resumed and not planned.uses_seed):
+            self._run = self._base or self._last
+        else:
+            self._run = self._last + 1
+            self._manifest.begin(self._run, model=model, seed=seed if planned.uses_seed else None)
+        self._manifest.plan(
+            (job.row, self._item(job)) for job in planned.jobs if not job.recorded or job.altered
+        )
+        for known in planned.adopted:
+            self._manifest.made(known.item, known.recipe, None)
+
+    def computed_with(self, origin: Origin, *, bare: bool) -> str | None:
+        """Write down by which weights and how pictures are computed, and whether they tell of it
+        (they are `bare` if not); what to say if the earlier ones were made otherwise.
+        """
+        now = {"weights": origin.weights}
+        now |= {name: str(value) for name, value in asdict(origin.settings).items()}
+        if "threads" in origin.provenance:
+            now["threads"] = origin.provenance["threads"]
+        now["metadata"] = "no" if bare else "yes"
+        before = self._settings or {}
+        if now == before:
+            return None
+        self._manifest.computed_with(self._run, now)
+        # An older manifest does not tell of everything.
+        changed = [name for name in now if before.get(name, now[name]) != now[name]]
+        if not changed:
+            return None
+        return "the pictures so far were made with " + ", ".join(
+            f"{name} {before[name]}, not {now[name]}" for name in changed
+        )
+
+    def begun(self, job: Job, sha256: str) -> None:
+        """A picture is about to be written whose file tells nothing of it."""
+        self._manifest.begun(self._made(job, job.path, sha256))
+
+    def saved(self, job: Job, path: Path, sha256: str, seconds: float) -> None:
+        """A picture is whole at `path`."""
+        self._manifest.made(self._made(job, path, sha256), job.recipe, seconds)
+
+    def failed(self, job: Job, error: str) -> None:
+        """A picture could not be made."""
+        row = self._row(job) | {"error": error}
+        self._failed.add(row["output"])
+        line = _json_line(row)
+        with open(self.failures, "a+b") as file:
+            if file.tell():  # a line without an end is somebody's, or torn
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """At the end of a run: leave in failed.jsonl what is still missing, each row once, and what
+        is none of ours.
+        """
+        try:
+            data = self.failures.read_bytes()
+        except FileNotFoundError:
+            return
+        rows = dict(_rows(data))
+        missing = b"".join(line for output, line in rows.items() if self._is_missing(output))
+        if not missing:
+            self.failures.unlink()
+        elif missing != data:
+            save(missing, self.failures, overwrite=True, swept=True)
+
+    def _is_missing(self, output: str | bytes) -> bool:
+        return (
+            isinstance(output, bytes)
+            or output in self._failed
+            or not os.path.lexists(self._manifest.folder / output)
+        )
+
+    def _folders(self, planned: Plan) -> set[Path]:
+        """Every folder that a run like this one may have left something in."""
+        top = self._manifest.folder
+        lowest = {(top / known.item.file).parent for known in planned.adopted} | planned.folders
+        inside = {
+            place
+            for folder in lowest
+            for place in (folder, *folder.parents)
+            if place.is_relative_to(top)
+        }
+        # A folder with a manifest of its own may have a run of its own.
+        return {place for place in inside if not os.path.lexists(place / FILE)} | {top}
+
+    def _made(self, job: Job, path: Path | None, sha256: str) -> Item:
+        item = self._item(job, path)
+        item.recipe, item.sha256 = recipe_hash(job.recipe), sha256
+        return item
+
+    def _item(self, job: Job, path: Path | None = None) -> Item:
+        file = os.path.relpath(path or job.path or "", self._manifest.folder)
+        run = job.recorded or self._run
+        return Item(
+            run=run,
+            index=job.index,
+            seed=job.recipe.seed,
+            file=file,
+            occurrence=job.occurrence,
+        )
+
+    def _row(self, job: Job) -> dict[str, Any]:
+        recipe = job.recipe
+        row = {
+            "prompt": recipe.prompt,
+            "seed": recipe.seed,
+            "width": recipe.width,
+            "height": recipe.height,
+            "steps": recipe.steps,
+            "guidance": recipe.guidance if self._guided else None,
+            "negative_prompt": recipe.negative_prompt,
+            "n": 1,
+            "output": self._item(job).file,
+        }
+        return {key: value for key, value in row.items() if value is not None}
+
+
+def _json_line(row: dict[str, Any]) -> bytes:
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8
+        return (json.dumps(row) + "\n").encode()
+
+
+def _rows(data: bytes) -> Iterator[tuple[str | bytes, bytes]]:
+    """(output, line) of each row; of a line that is no row of ours it is the line itself, and one
+    that a crash tore is left out.
+    """
+    for line in data.splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+            yield (row["output"] if isinstance(row["output"], str) else line), line
+        except (ValueError, RecursionError):
+            if not (line.startswith(_BEGINNING) or _BEGINNING.startswith(line)):
+                yield line, line
+        except (KeyError, TypeError):
+            yield line, line

@@ -1,0 +1,101 @@
+"""The work of a picture, counted from configurations, is what torch counts while drawing one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from klein_cli.bench.flops import Model, dit_step, encoder, vae_decoder, work
+from klein_cli.bench.random_weights import SIZES, part_configs
+from klein_cli.checkpoints.resolve import resolve
+from klein_cli.models.attention import AttentionLengths, EagerAttention
+from klein_cli.models.flux2 import Flux2Config
+from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
+from klein_cli.models.vae import VaeConfig
+
+SMALL = part_configs(SIZES["small"])
+
+
+@pytest.fixture(scope="module")
+def four_b() -> Model:
+    tables = part_configs(SIZES["4b"])
+    return Model(
+        dit=Flux2Config.from_json(tables["transformer"]),
+        encoder=Qwen3Config.from_json(tables["text_encoder"]),
+        vae=VaeConfig.from_json(tables["vae"]),
+        encoder_layers=27,
+    )
+
+
+def counted(module: Any, *args: Any, **kwargs: Any) -> int:
+    """The operations of a call, all its attention as plain matrix products."""
+    with (
+        torch.inference_mode(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        module(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("tokens", [4, 24])
+def test_a_step_of_the_dit(tokens: int) -> None:
+    import diffusers
+
+    dit = diffusers.Flux2Transformer2DModel.from_config(SMALL["transformer"])
+    found = counted(
+        dit,
+        hidden_states=torch.randn(1, tokens, 128),
+        encoder_hidden_states=torch.randn(1, 512, 192),
+        timestep=torch.ones(1),
+        img_ids=torch.zeros(tokens, 4),
+        txt_ids=torch.zeros(512, 4),
+        guidance=None,
+    )
+    assert found == sum(dit_step(Flux2Config.from_json(SMALL["transformer"]), tokens))
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 96)])
+def test_the_vae(width: int, height: int) -> None:
+    import diffusers
+
+    vae = diffusers.AutoencoderKLFlux2.from_config(SMALL["vae"])
+    found = counted(vae.decode, torch.randn(1, 32, height // 8, width // 8))
+    assert found == vae_decoder(VaeConfig.from_json(SMALL["vae"]), width, height)
+
+
+def test_the_text_encoder() -> None:
+    config = Qwen3Config.from_json(SMALL["text_encoder"])
+    model = Qwen3Model(config, (9, 18, 27), EagerAttention())
+    ids = torch.zeros(1, 512, dtype=torch.int64)
+    lengths = AttentionLengths((20,), 512, torch.device("cpu"))
+    assert counted(model, ids, lengths) == encoder(config, 27)
+
+
+def test_a_picture_of_the_real_model(four_b: Model) -> None:
+    """The figures that the limit of an H200 was worked out with by hand."""
+    picture = work(four_b, 1024, 1024, 4)
+    parts = (picture.dit_linears, picture.dit_attention, picture.encode, picture.decode)
+    assert [round(part / 1e12, 1) for part in parts] == [113.2, 26.1, 2.9, 10.5]
+    assert picture.total == sum(parts)
+    assert four_b.tokens(1024, 1024) == 4608
+    assert four_b.widest_linear == (3072, 27648)
+
+
+def test_guidance_predicts_and_encodes_twice(four_b: Model) -> None:
+    once, twice = work(four_b, 512, 256, 3), work(four_b, 512, 256, 3, guided=True)
+    assert twice.denoise == 2 * once.denoise
+    assert twice.encode == 2 * once.encode
+    assert twice.decode == once.decode
+
+
+def test_a_snapshot_says_its_own_sizes(small_snapshot: Path) -> None:
+    model = Model.of(resolve(str(small_snapshot)))
+    assert model.dit == Flux2Config.from_json(SMALL["transformer"])
+    assert model.encoder_layers == 27
+    assert work(model, 64, 64, 4).denoise == 4 * sum(dit_step(model.dit, 16))

@@ -1,0 +1,324 @@
+"""Weights that cannot be trusted, each fault made for real in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from klein_cli.checkpoints.folder import weight_files
+from klein_cli.checkpoints.load import load_weights, part_config, without_memory
+from klein_cli.checkpoints.reader import Arrival, Reader
+from klein_cli.errors import ModelError
+
+CPU = torch.device("cpu")
+
+
+class Part(nn.Module):
+    """A parameter, a statistic and a counter, as the VAE has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.register_buffer("variance", torch.ones(3))
+        self.register_buffer("count", torch.tensor(0))
+
+
+def tensors() -> dict[str, Tensor]:
+    return {
+        "linear.weight": torch.arange(6.0).view(2, 3),
+        "linear.bias": torch.tensor([1 / 3, 2 / 3]),
+        "variance": torch.tensor([1 / 3, 1.0, 2.0]),
+        "count": torch.tensor(7),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_file(tensors(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.fixture(params=["at once", "by threads"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every fault is found by both ways of reading, the CPU's and the GPU's."""
+    monkeypatch.setattr(request.module, "BY_THREADS", request.param == "by threads")
+    return str(request.param)
+
+
+BY_THREADS = False
+
+
+def load(folder: Path, **options: object) -> tuple[Part, tuple[str, ...]]:
+    with without_memory():
+        part = Part()
+    options = {"dtype": torch.float32, **options}
+    with Reader(CPU) if BY_THREADS else nullcontext() as reader:
+        loading = load_weights(part, folder, device=CPU, reader=reader, **options)  # type: ignore[arg-type]
+    loading.wait()
+    return part, loading.skipped
+
+
+def shard(folder: Path, where: dict[str, str]) -> None:
+    """Write `tensors()` to the files that `where` names, and the index."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    for file in set(where.values()):
+        held = {name: tensors()[name] for name in where if where[name] == file}
+        save_file(held, folder / Path(file).name)
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+TWO = {
+    "linear.weight": "model-00001-of-00002.safetensors",
+    "linear.bias": "model-00002-of-00002.safetensors",
+    "variance": "model-00002-of-00002.safetensors",
+    "count": "model-00001-of-00002.safetensors",
+}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_every_tensor_arrives(folder: Path, sharded: bool) -> None:
+    if sharded:
+        shard(folder, TWO)
+    part, skipped = load(folder)
+    assert skipped == ()
+    for name, tensor in part.state_dict().items():
+        assert torch.equal(tensor, tensors()[name]), name
+    assert not part.training
+    assert not any(parameter.requires_grad for parameter in part.parameters())
+
+
+def test_parameters_are_cast_and_statistics_are_not(folder: Path) -> None:
+    part, _ = load(folder, dtype=torch.bfloat16)
+    assert part.linear.bias.dtype == torch.bfloat16
+    assert torch.equal(part.get_buffer("variance"), tensors()["variance"])
+    assert part.get_buffer("count").dtype == torch.int64
+
+
+def test_statistics_stored_in_bfloat16_become_float32(folder: Path) -> None:
+    narrow = {name: t.bfloat16() if t.ndim else t for name, t in tensors().items()}
+    save_file(narrow, folder / "model.safetensors")
+    part, _ = load(folder, dtype=torch.bfloat16)
+    assert part.get_buffer("variance").dtype == torch.float32
+
+
+def test_a_prefix_and_unread_tensors(folder: Path) -> None:
+    stored = {f"model.{name}": tensor for name, tensor in tensors().items()}
+    save_file({**stored, "head": torch.zeros(9)}, folder / "model.safetensors")
+    part, skipped = load(folder, prefix="model.", unread=lambda name: name == "head")
+    assert skipped == ("head",)
+    assert torch.equal(part.linear.weight, tensors()["linear.weight"])
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    changed = tensors()
+    change(changed)
+    save_file(changed, folder / "model.safetensors")
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        load(folder)
+    for word in words:
+        assert word in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    rewrite(folder, lambda held: held.pop("linear.bias"))
+    refused(folder, "lacks linear.bias")
+
+
+def test_an_extra_tensor_is_named(folder: Path) -> None:
+    rewrite(folder, lambda held: held.update({"linear.weight_scale": torch.ones(1)}))
+    refused(folder, "linear.weight_scale", "no place")
+
+
+def test_a_misshapen_tensor_is_named(folder: Path) -> None:
+    """One of these would broadcast, if nobody looked."""
+    rewrite(folder, lambda held: held.update({"variance": torch.ones(1)}))
+    refused(folder, "variance has shape (1,), not (3,)")
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8], ids=str)
+def test_quantised_weights_are_refused(folder: Path, kind: torch.dtype) -> None:
+    """Cast without their scales they would be noise."""
+    rewrite(folder, lambda held: held.update({"linear.weight": torch.ones(2, 3).to(kind)}))
+    refused(folder, "linear.weight is stored as")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 60, -1])
+def test_a_truncated_file_is_named(folder: Path, kept: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    refused(folder, "model.safetensors cannot be read")
+
+
+def test_a_file_that_is_no_safetensors_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"<html>Not found</html>" * 40)
+    refused(folder, "model.safetensors cannot be read")
+
+
+def test_an_absent_shard_is_named(folder: Path) -> None:
+    shard(folder, TWO)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    refused(folder, "model-00002-of-00002.safetensors is missing")
+
+
+@pytest.mark.parametrize("way", ["../{}", "/{}", "sub/{}", "..\\{}", "..", ""])
+def test_an_index_does_not_lead_out_of_its_folder(folder: Path, way: str) -> None:
+    outside = way.format("model-00002-of-00002.safetensors")
+    save_file(tensors(), folder.parent / "model-00002-of-00002.safetensors")
+    index = {"weight_map": {**TWO, "variance": outside}}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "outside its folder")
+
+
+def test_an_index_of_names_that_no_file_can_have_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {**TWO, "variance": "x" * 400}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "model.safetensors.index.json names what no file can be")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
+def test_a_broken_index_is_named(folder: Path, text: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+    refused(folder, "model.safetensors.index.json")
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin") as caught:
+        weight_files(tmp_path)
+    assert "pickle" in caught.value.hint
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no weights"):
+        weight_files(tmp_path)
+
+
+def test_nothing_is_left_without_memory(folder: Path) -> None:
+    """A buffer outside the state dict gets its values from nowhere: that is a bug, not a file."""
+    with without_memory():
+        part = Part()
+        part.register_buffer("table", torch.ones(4), persistent=False)
+    with pytest.raises(RuntimeError, match="no values for table"):
+        load_weights(part, folder, device=CPU, dtype=torch.float32).wait()
+
+
+def test_the_weights_are_prepared_once_they_are_there(folder: Path) -> None:
+    seen: list[float] = []
+
+    def then(part: nn.Module) -> None:
+        seen.append(float(part.get_parameter("linear.weight").sum()))
+
+    load(folder, then=then)
+    assert seen == [15.0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), ModelError("it cannot be", "do without")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_module_that_cannot_be_made_is_never_whole(folder: Path, error: Exception) -> None:
+    """A second try must not compute with weights that are not there."""
+
+    def then(part: nn.Module) -> None:
+        raise error
+
+    with without_memory():
+        part = Part()
+    with Reader(CPU) as reader:
+        loading = load_weights(
+            part, folder, device=CPU, dtype=torch.float32, reader=reader, then=then
+        )
+    for _ in range(2):
+        with pytest.raises(type(error), match=str(error)):
+            loading.wait()
+        assert loading.failed
+    with pytest.raises(type(error)) as caught:
+        loading.wait()
+    assert caught.value is not error, "its traceback would keep the memory"
+
+
+def test_an_interrupt_while_weights_come_does_not_leave_a_module_that_seems_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with without_memory():
+        part = Part()
+    with Reader(CPU) as reader:
+        loading = load_weights(part, folder, device=CPU, dtype=torch.float32, reader=reader)
+
+    def interrupted(_: Arrival) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Arrival, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loading.wait()
+    loading.wait()
+    assert torch.equal(part.linear.weight, tensors()["linear.weight"])
+
+
+def test_a_module_is_empty_until_it_is_waited_for(folder: Path) -> None:
+    """And whole, and no inference tensor, even if that was in the middle of a picture."""
+    with without_memory():
+        part = Part()
+    with Reader(CPU) as reader:
+        loading = load_weights(part, folder, device=CPU, dtype=torch.float32, reader=reader)
+    assert part.linear.weight.is_meta
+    assert loading.waited == 0.0
+    with torch.inference_mode():
+        loading.wait()
+    assert torch.equal(part.linear.weight, tensors()["linear.weight"])
+    assert not part.linear.weight.is_inference()
+    waited = loading.waited
+    assert waited > 0
+    assert loading.read_bytes == 6 * 4 + 2 * 4 + 3 * 4 + 8
+    loading.wait()
+    assert loading.waited == waited
+
+
+def test_a_file_that_shrinks_after_its_header_was_read_is_named(folder: Path) -> None:
+    with without_memory():
+        part = Part()
+    path = folder / "model.safetensors"
+    reader = Reader(CPU)
+    loading = load_weights(part, folder, device=CPU, dtype=torch.float32, reader=reader)
+    path.write_bytes(path.read_bytes()[:-4])
+    with reader:
+        pass
+    with pytest.raises(ModelError, match=r"model\.safetensors ends too early"):
+        loading.wait()
+
+
+def test_modules_are_made_without_memory_or_values() -> None:
+    with without_memory():
+        part = Part()
+    assert all(tensor.is_meta for tensor in part.state_dict().values())
+    values = nn.Linear(3, 2).weight
+    assert not values.is_meta
+    assert values.any()
+
+
+def test_a_config_must_name_its_class(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(ModelError, match="is missing"):
+        part_config(tmp_path, "_class_name", "Part")
+    path.write_text('{"_class_name": "Other"}')
+    with pytest.raises(ModelError, match="describes Other, not Part"):
+        part_config(tmp_path, "_class_name", "Part")
+    path.write_text('{"_class_name": "Part", "size": 3}')
+    assert part_config(tmp_path, "_class_name", "Part")["size"] == 3

@@ -1,0 +1,131 @@
+"""Whole models on Triton's kernels and fused weights against the same in plain torch.
+
+On a GPU, or on the CPU in Triton's interpreter: see test_interpreted.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from interpreted import DEVICE, MARKS, _rounding_that_carries
+from small_models import FLUX2, QWEN3, VAE, distance, filled, flux2_inputs
+from torch import Tensor
+
+from klein_cli.errors import ModelError
+from klein_cli.models.attention import AttentionLengths, SdpaAttention
+from klein_cli.models.flux2 import Flux2Transformer
+from klein_cli.models.qwen3 import Qwen3Model
+from klein_cli.models.vae import VaeDecoder
+from klein_cli.optimize.backend import PLAIN, Tools, tools
+from klein_cli.settings import Settings
+
+pytestmark = MARKS
+__all__ = ["_rounding_that_carries"]
+
+
+def with_tools(quantize: str = "none") -> Tools:
+    """Those of a GPU; the CPU's, which the interpreter has, run functions as they are."""
+    return tools(Settings(device=DEVICE, kernels="triton", quantize=quantize))
+
+
+def flux2(kit: Tools, dtype: torch.dtype) -> Tensor:
+    dit = filled(Flux2Transformer(FLUX2, kit.flux2)).to(DEVICE, dtype)
+    kit.prepare(dit)
+    out: Tensor = dit(*flux2_inputs(dtype, DEVICE))
+    return out
+
+
+def qwen3(kit: Tools, dtype: torch.dtype) -> Tensor:
+    model = filled(Qwen3Model(QWEN3, (1, 2), SdpaAttention(), kit.qwen3)).to(DEVICE, dtype)
+    kit.prepare(model)
+    ids = torch.arange(24, device=DEVICE).view(2, 12) % 50
+    return torch.stack(model(ids, AttentionLengths((5, 12), 12, torch.device(DEVICE))))
+
+
+def vae(kit: Tools, dtype: torch.dtype) -> Tensor:
+    decoder = filled(VaeDecoder(VAE, kit.vae)).to(DEVICE, dtype)
+    kit.prepare(decoder)
+    torch.manual_seed(1)
+    out: Tensor = decoder(torch.randn(1, 4, 4, 6).to(DEVICE, dtype))
+    return out
+
+
+MODELS = [flux2, qwen3, vae]
+Draw = Callable[[Tools, torch.dtype], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _float32_is_float32() -> Any:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_in_float32_nothing_changes(model: Draw) -> None:
+    exact = model(PLAIN, torch.float32)
+    assert exact.std() > 0.05
+    # A GPU multiplies matrices of other shapes, and convolves in another layout, by other kernels.
+    limit = 2e-6 if DEVICE == "cpu" else 3e-5
+    assert distance(model(with_tools(), torch.float32), exact) < limit
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bfloat16_is_no_further_from_float32(model: Draw) -> None:
+    """Kernels round once where torch rounds several times."""
+    if model is vae and DEVICE == "cpu":
+        pytest.skip("the CPU has no product of half precision into float32")
+    exact, dtype = model(PLAIN, torch.float32), torch.bfloat16
+    plain, fused = model(PLAIN, dtype), model(with_tools(), dtype)
+    assert fused.dtype == dtype
+    assert distance(fused, exact) <= 1.02 * distance(plain, exact)
+
+
+@pytest.mark.skipif(
+    DEVICE == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9),
+    reason="no fp8 on this GPU",
+)
+def test_fp8_by_kernels_is_fp8_by_torch() -> None:
+    """Producers that quantise what they have not rounded: as near to float32 as torch's way."""
+    exact = flux2(PLAIN, torch.float32)
+    plain = tools(Settings(device="cpu", kernels="torch", quantize="fp8"))
+    by_torch, by_kernels = flux2(plain, torch.bfloat16), flux2(with_tools("fp8"), torch.bfloat16)
+    assert 0.005 < distance(by_kernels, exact) <= 1.1 * distance(by_torch, exact) < 0.1
+
+
+@pytest.mark.parametrize("quantize", ["none", "fp8"])
+def test_heads_that_no_block_fits_are_refused(quantize: str) -> None:
+    config = replace(FLUX2, attention_head_dim=24, axes_dims_rope=(6, 6, 6, 6))
+    with pytest.raises(ModelError, match="heads of 24") as caught:
+        with_tools(quantize).prepare(Flux2Transformer(config))
+    assert "--kernels torch" in caught.value.hint
+
+
+def test_models_are_built_before_triton_is_imported() -> None:
+    """Its import, a third of a second, is for the time in which weights are read."""
+    script = (
+        "import sys\n"
+        "from klein_cli.settings import Settings\n"
+        "from klein_cli.optimize import backend as t\n"
+        "t.Graphs = lambda device: t.direct\n"
+        "kit = t.tools(Settings(device='cuda', kernels='triton'))\n"
+        "before = 'triton' in sys.modules\n"
+        "kit.get_ready()\n"
+        "sys.exit(before or 'triton' not in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_models_are_not_the_tools_own() -> None:
+    """Two models of one process, one fused and one not, do not meet."""
+    fused = filled(Flux2Transformer(FLUX2, with_tools().flux2))
+    plain = copy.deepcopy(filled(Flux2Transformer(FLUX2)))
+    with_tools().prepare(fused)
+    assert fused.ops is not plain.ops
+    assert plain.state_dict().keys() == fused.state_dict().keys()

@@ -1,0 +1,53 @@
+"""Tools follow from settings; on a CPU they are plain torch, and nothing else is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_models import FLUX2, filled, flux2_inputs
+
+from klein_cli.models.flux2 import Flux2Transformer
+from klein_cli.optimize.backend import PLAIN, at_work, tools
+from klein_cli.optimize.graphs import direct
+from klein_cli.settings import Settings
+
+
+def test_a_cpu_computes_in_plain_torch() -> None:
+    kit = tools(Settings(device="cpu", kernels="torch"))
+    assert kit.run is direct
+    assert {type(kit.flux2), type(kit.qwen3), type(kit.vae)} == {
+        type(PLAIN.flux2),
+        type(PLAIN.qwen3),
+        type(PLAIN.vae),
+    }
+    dit = filled(Flux2Transformer(FLUX2, kit.flux2))
+    before = dit(*flux2_inputs(torch.float32))
+    kit.prepare(dit)
+    assert torch.equal(dit(*flux2_inputs(torch.float32)), before)
+    kit.give_back_memory()
+    with at_work(torch.device("cpu")):
+        assert torch.equal(dit(*flux2_inputs(torch.float32)), before)
+
+
+@pytest.mark.parametrize("quantize", ["none", "fp8"])
+def test_plain_torch_imports_no_triton(quantize: str) -> None:
+    script = (
+        "import sys\n"
+        "from klein_cli.settings import Settings\n"
+        "from klein_cli.optimize.backend import tools\n"
+        "from klein_cli.models.flux2 import Flux2Ops\n"
+        f"tools(Settings(device='cpu', kernels='torch', quantize={quantize!r})).prepare\n"
+        "sys.exit('triton' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.gpu
+def test_the_order_of_attention_kernels_is_put_back() -> None:
+    before = torch._C._get_sdp_priority_order()
+    with at_work(torch.device("cuda")):
+        pass
+    assert torch._C._get_sdp_priority_order() == before
