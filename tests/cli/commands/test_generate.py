@@ -247,10 +247,10 @@ def test_an_interrupt_keeps_what_was_made_and_leaves_no_half_file(random_snapsho
 def test_an_interrupt_before_the_first_picture_is_an_event_too(
     klein: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("klein_cli.cli.commands.generate.hired", interrupted)
+    monkeypatch.setattr("klein_cli.cli.commands.generate.start", interrupted)
     code, out, _ = klein("a", "--json")
     assert code == 130
     assert json.loads(out.splitlines()[-1]) == {"event": "interrupted", "made": 0, "wanted": None}
