@@ -12,13 +12,13 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from listening import Heard
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -117,11 +117,8 @@ def run(pipe: Pipeline, recipes: Sequence[Recipe], folder: Path, batch_size: int
         for n, r in enumerate(recipes, start=1)
     ]
 
-    def build_record(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
-        return {"seed": recipe.seed, "step_down": step_down}
-
     run = Run(
-        executor=LocalExecutor(pipe, build_record, lambda part: None),
+        executor=LocalExecutor(pipe, pipe.origin, Heard(), {}),
         batch_size=batch_size,
         overwrite=False,
         stdout=io.BytesIO(),

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from klein_cli.errors import ModelError, UsageError
+from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record
 from klein_cli.presets import presets
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Model, Recipe
 from klein_cli.run.differences import as_many_threads, as_then, differences, settings_here
-from klein_cli.run.executors.executor import Origin
 from klein_cli.settings import Settings
 
 TINY, BASE = presets()["tiny"], presets()["klein-base-4b"]
@@ -41,12 +41,10 @@ def record(**changes: Any) -> Record:
     )
 
 
-def here(**changes: Any) -> Origin:
+def here(revision: str | None = None, **changes: Any) -> Origin:
     return replace(
         Origin(
-            repo=None,
-            revision=None,
-            weights="00",
+            model=Model(name="klein-base-4b", revision=revision, weights="00"),
             settings=CPU,
             provenance={"torch": "2.12", "threads": "2"},
         ),

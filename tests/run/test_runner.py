@@ -15,18 +15,21 @@ from typing import Any
 
 import numpy
 import pytest
+from listening import Heard
 from numpy.typing import NDArray
 from PIL import Image
 
 import klein_cli.run.runner
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
-from klein_cli.recipe import Recipe
+from klein_cli.output.metadata import Origin
+from klein_cli.recipe import Model, Recipe
 from klein_cli.run.batching import Batch
 from klein_cli.run.events import Event, Failed, Saved, SteppedDown, Stopped
 from klein_cli.run.executors.executor import BatchResult, WorkerDied
 from klein_cli.run.executors.local import LocalExecutor
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Run
+from klein_cli.settings import Settings
 
 
 class Painter:
@@ -42,17 +45,18 @@ class Painter:
         self,
         recipes: Sequence[Recipe],
         *,
-        on_step: Callable[[int, int], None] | None = None,
+        callback: Callable[..., None] | None = None,
         tiled: bool = False,
+        **told: Any,
     ) -> list[NDArray[numpy.uint8]]:
         self.batches.append([recipe.seed for recipe in recipes])
         if len(recipes) > self.most:
             raise OutOfMemoryError("the GPU is full", "use a smaller --batch-size")
         if any(recipe.seed in self.bad for recipe in recipes):
             raise self.error
-        if on_step:
-            on_step(1, 2)
-            on_step(2, 2)
+        if callback is not None:
+            for step in (1, 2):
+                callback(step, 0.5, None)
         return [numpy.full((16, 16, 3), recipe.seed, numpy.uint8) for recipe in recipes]
 
 
@@ -70,14 +74,13 @@ def jobs(folder: Path, count: int) -> list[Job]:
     ]
 
 
-def build_record(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
-    return {"seed": recipe.seed, "step_down": step_down}
+ORIGIN = Origin(model=Model(name="tiny", weights="00"), settings=Settings(), provenance={})
 
 
 def run(painter: Painter, todo: Sequence[Job], **changes: Any) -> list[Event]:
-    on_progress = changes.pop("on_progress", lambda part: None)
+    heard = changes.pop("listener", Heard())
     values: dict[str, Any] = {"batch_size": 2, "overwrite": False, "stdout": io.BytesIO()}
-    executor = LocalExecutor(painter, build_record, on_progress)
+    executor = LocalExecutor(painter, ORIGIN, heard, {})
     return list(Run(executor=executor, **(values | changes)).events(todo))
 
 
@@ -98,13 +101,14 @@ def test_every_picture_lands_under_its_own_name(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         path = tmp_path / f"{seed}.png"
         assert grey(path) == seed
-        assert written(path) == {"seed": seed, "step_down": None}
+        assert written(path)["recipe"]["seed"] == seed
+        assert "step_down" not in written(path)
 
 
 def test_progress_is_counted_in_pictures(tmp_path: Path) -> None:
-    heard: list[float] = []
-    run(Painter(), jobs(tmp_path, 3), on_progress=heard.append)
-    assert heard == [1.0, 2.0, 0.5, 1.0]
+    heard = Heard()
+    run(Painter(), jobs(tmp_path, 3), listener=heard)
+    assert heard.reached == [1.0, 2.0, 0.5, 1.0]
 
 
 def test_a_failed_picture_does_not_take_its_batch_along(tmp_path: Path) -> None:
@@ -268,7 +272,7 @@ def test_only_what_holds_up_the_drawing_counts_as_writing(
 
     monkeypatch.setattr(klein_cli.run.runner, "save", save)
     making = Run(
-        executor=LocalExecutor(Slow(), build_record, lambda part: None),
+        executor=LocalExecutor(Slow(), ORIGIN, Heard(), {}),
         batch_size=1,
         overwrite=False,
         stdout=io.BytesIO(),
@@ -298,7 +302,7 @@ def test_an_interrupt_writes_what_was_drawn_and_tells_of_it(tmp_path: Path) -> N
     painter = Painter(bad=[5])
     painter.error = KeyboardInterrupt()  # type: ignore[assignment]
     making = Run(
-        executor=LocalExecutor(painter, build_record, lambda part: None),
+        executor=LocalExecutor(painter, ORIGIN, Heard(), {}),
         batch_size=1,
         overwrite=False,
         stdout=io.BytesIO(),
@@ -374,7 +378,7 @@ class Scripted:
             pictures=[] if answer else pictures,
             error=answer,
             seconds=1.0,
-            build_record=build_record,
+            origin=ORIGIN,
         )
 
     def notices(self) -> Iterator[str]:
@@ -398,7 +402,7 @@ def test_a_dead_workers_jobs_are_given_again(tmp_path: Path) -> None:
     assert [type(event) for event in events] == [Saved, Saved]
     assert [len(batch.jobs) for batch in executor.given] == [2, 2, 2]
     # Nothing about the picture is different for that.
-    assert written(tmp_path / "1.png")["step_down"] is None
+    assert "step_down" not in written(tmp_path / "1.png")
 
 
 def test_jobs_that_workers_die_over_are_given_up_one_by_one(tmp_path: Path) -> None:

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from listening import Heard
 from PIL import Image
 from torch import Tensor
 
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.device.memory import release_memory
+from klein_cli.engines.native import NativeEngine
 from klein_cli.errors import OutOfMemoryError
+from klein_cli.models.vae import VaeDecoder
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.recipe import Recipe
 from klein_cli.run.events import Event, Failed, Saved, SteppedDown
-from klein_cli.run.executors.executor import Origin, record_builder
 from klein_cli.run.executors.local import LocalExecutor
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Run
@@ -40,35 +42,31 @@ def load(root: Path, settings: Settings) -> Pipeline:
 
 
 class SmallMemory:
-    """The pipeline's engine, with memory for so many pictures to denoise and latents to decode."""
+    """Memory for so many pictures to denoise, and so many latents to decode, in a block."""
 
-    def __init__(self, pipeline: Pipeline, *, batch: int = 99, latents: int = 10**6) -> None:
-        self.pipeline = pipeline
-        self.engine: Any = pipeline._engine
+    def __init__(self, *, batch: int = 99, latents: int = 10**6) -> None:
         self.batch = batch
         self.latents = latents
-        self.latent_channels = self.engine.latent_channels
-        self.latent_mean = self.engine.latent_mean
-        self.latent_deviation = self.engine.latent_deviation
-
-    def transformer(self, latents: Tensor, *others: Tensor) -> Tensor:
-        if len(latents) > self.batch:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return self.engine.transformer(latents, *others)  # type: ignore[no-any-return]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        if latents.shape[2] * latents.shape[3] > self.latents:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
-        return self.engine.decode(latents)  # type: ignore[no-any-return]
-
-    def forget(self) -> None:
-        self.engine.forget()
+        self._patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> None:
-        self.pipeline._engine = self  # type: ignore[assignment]
+        velocity, decode = NativeEngine.velocity, VaeDecoder.forward
+
+        def narrow_velocity(engine: NativeEngine, latents: Tensor, *others: Any) -> Tensor:
+            if len(latents) > self.batch:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return velocity(engine, latents, *others)
+
+        def narrow_decode(decoder: VaeDecoder, latents: Tensor) -> Tensor:
+            if latents.shape[2] * latents.shape[3] > self.latents:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+            return decode(decoder, latents)
+
+        self._patch.setattr(NativeEngine, "velocity", narrow_velocity)
+        self._patch.setattr(VaeDecoder, "forward", narrow_decode)
 
     def __exit__(self, *error: object) -> None:
-        self.pipeline._engine = self.engine
+        self._patch.undo()
 
 
 def run(
@@ -78,7 +76,7 @@ def run(
         Job(index=recipe.seed, recipe=recipe, path=folder / f"{recipe.seed}.png", exact=True)
         for recipe in recipes
     ]
-    executor = LocalExecutor(pipeline, record_builder(Origin.of(pipeline)), lambda part: None)
+    executor = LocalExecutor(pipeline, pipeline.origin, Heard(), {})
     making = Run(executor=executor, batch_size=batch_size, overwrite=False, stdout=io.BytesIO())
     return list(making.events(todo))
 
@@ -100,7 +98,7 @@ def step_down(path: Path) -> str | None:
 def test_a_batch_that_does_not_fit_is_halved_and_said_once(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    with SmallMemory(pipeline, batch=2):
+    with SmallMemory(batch=2):
         stepped, *saved = run(pipeline, tmp_path, recipes(8), 4)
     assert isinstance(stepped, SteppedDown)
     assert stepped.reason == (
@@ -118,7 +116,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_once(
 def test_a_picture_that_cannot_be_decoded_whole_is_decoded_in_tiles(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    with SmallMemory(pipeline, latents=60):
+    with SmallMemory(latents=60):
         stepped, *saved = run(pipeline, tmp_path, recipes(2), 1)
     assert isinstance(stepped, SteppedDown)
     assert "decoded in tiles" in stepped.reason
@@ -131,7 +129,7 @@ def test_a_picture_that_cannot_be_decoded_whole_is_decoded_in_tiles(
 
 
 def test_every_step_in_turn_and_each_said_once(pipeline: Pipeline, tmp_path: Path) -> None:
-    with SmallMemory(pipeline, batch=2, latents=60):
+    with SmallMemory(batch=2, latents=60):
         events = run(pipeline, tmp_path, recipes(6), 4)
     said = [event.reason for event in events if isinstance(event, SteppedDown)]
     assert [reason.rpartition("larger are ")[2] for reason in said] == [
@@ -150,14 +148,14 @@ def test_a_picture_that_fits_in_no_way_says_what_does_and_the_others_are_made(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     todo = [*recipes(1), replace(RECIPE, seed=2, width=256, height=512), *recipes(3)[2:]]
-    with SmallMemory(pipeline, latents=100):
+    with SmallMemory(latents=100):
         events = run(pipeline, tmp_path, todo, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "3.png"]
     (failed,) = (event for event in events if isinstance(event, Failed))
     assert isinstance(failed.error, OutOfMemoryError)
     size = failed.error.hint.split()[1]
     width, height = map(int, size.split("x"))
-    with SmallMemory(pipeline, latents=100):
+    with SmallMemory(latents=100):
         pipeline.render([replace(RECIPE, width=width, height=height)], tiled=True)
 
 

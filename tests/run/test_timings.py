@@ -11,9 +11,9 @@ import pytest
 from klein_cli.run.timings import Timings
 
 
-def pipeline(**loadings: Any) -> Any:
+def local(**parts: Any) -> Any:
     spent = {"load": 0.01, "encode": 0.0, "denoise": 0.02, "decode": 0.0}
-    return SimpleNamespace(timings=spent, loadings=loadings)
+    return SimpleNamespace(seconds=spent, pipeline=SimpleNamespace(parts=parts))
 
 
 def seconds(lines: list[str]) -> dict[str, float]:
@@ -26,7 +26,7 @@ def test_all_the_phases_are_the_whole() -> None:
     with timings.imports():
         time.sleep(0.05)
     time.sleep(0.1)
-    found = seconds(list(timings.lines(pipeline(), writing=0.01)))
+    found = seconds(list(timings.lines(local(), writing=0.01)))
     assert list(found) == [
         *("import", "load", "encode", "denoise", "decode", "write", "the rest", "in all")
     ]
@@ -37,14 +37,15 @@ def test_all_the_phases_are_the_whole() -> None:
 
 
 def test_of_what_others_draw_only_the_whole_is_known() -> None:
-    assert list(seconds(list(Timings().lines(None, writing=0.5)))) == ["in all"]
+    elsewhere: Any = SimpleNamespace(seconds={}, pipeline=None)
+    assert list(seconds(list(Timings().lines(elsewhere, writing=0.5)))) == ["in all"]
 
 
 def test_what_threads_read_stands_apart() -> None:
     """Reading is beside the phases: only the waiting is in them."""
     read = SimpleNamespace(read_bytes=7_750_000_000, read_seconds=0.61, waited=0.04)
     mapped = SimpleNamespace(read_bytes=0, read_seconds=0.0, waited=0.0)
-    *_, last = Timings().lines(pipeline(transformer=read, vae=mapped), writing=0.0)
+    *_, last = Timings().lines(local(transformer=read, vae=mapped), writing=0.0)
     assert last == (
         "read by threads, beside the above: transformer 7.75 GB in 0.61 s (waited 0.04 s)"
     )

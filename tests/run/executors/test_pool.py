@@ -10,9 +10,10 @@ import numpy
 import pytest
 
 from klein_cli.errors import KleinError, OutOfMemoryError
-from klein_cli.recipe import Recipe
+from klein_cli.output.metadata import Origin
+from klein_cli.recipe import Model, Recipe
 from klein_cli.run.batching import Batch
-from klein_cli.run.executors.executor import Origin, WorkerDied
+from klein_cli.run.executors.executor import WorkerDied
 from klein_cli.run.executors.pool import Pool, WorkerLost
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
 from klein_cli.run.jobs import Job
@@ -26,7 +27,7 @@ DEATH = WorkerLost("it was killed by signal 9")
 def info(threads: int) -> WorkerInfo:
     provenance = {"threads": str(threads)}
     origin = Origin(
-        repo=None, revision=None, weights="00", settings=Settings(), provenance=provenance
+        model=Model(name="small", weights="00"), settings=Settings(), provenance=provenance
     )
     return WorkerInfo(origin=origin, batch_size=1)
 
@@ -124,7 +125,7 @@ def test_a_worker_has_one_batch_in_hand_and_one_in_line(workers: Workers) -> Non
     workers.links[1].answers.append(drawn())
     result = pool.next()
     assert result is not None
-    assert result.build_record(batch().recipes[0], None)["provenance"] == {"threads": "2"}
+    assert result.origin.record(batch().recipes[0])["provenance"] == {"threads": "2"}
     assert pool.capacity() == 1
 
 

@@ -11,9 +11,9 @@ from socket import socket, socketpair
 import numpy
 import pytest
 
-from klein_cli.recipe import MAX_SEED, Recipe
+from klein_cli.output.metadata import Origin
+from klein_cli.recipe import MAX_SEED, Model, Recipe
 from klein_cli.run.executors import wire
-from klein_cli.run.executors.executor import Origin
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
 from klein_cli.settings import Settings
 
@@ -28,9 +28,7 @@ RECIPE = Recipe(
     negative_prompt=None,
 )
 ORIGIN = Origin(
-    repo=None,
-    revision="0a",
-    weights="00",
+    model=Model(name="small", revision="0a", weights="00"),
     settings=Settings(rng="cuda"),
     provenance={"threads": "2"},
 )

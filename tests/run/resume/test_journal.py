@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from klein_cli.output.metadata import Origin
 from klein_cli.presets import presets
 from klein_cli.prompts.files import read_rows
 from klein_cli.prompts.rows import Defaults, Row
-from klein_cli.run.executors.executor import Origin
+from klein_cli.recipe import Model
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, plan
 from klein_cli.run.resume.journal import Books
@@ -150,7 +151,7 @@ def test_the_temporary_file_of_a_run_that_is_killed_is_swept(books: Books) -> No
 
 def test_other_settings_than_before_are_told_and_written_down(books: Books) -> None:
     settings = Settings(device="cpu", dtype="float32", attention="sdpa")
-    cpu = Origin(repo=None, revision=None, weights="1234", settings=settings, provenance={})
+    cpu = Origin(model=Model(name="tiny", weights="1234"), settings=settings, provenance={})
     gpu = replace(cpu, settings=settings.with_(device="cuda", dtype="bfloat16"))
     assert books.computed_with(cpu, bare=False) is None
     again = Path("d/manifest.jsonl").read_text()
@@ -166,6 +167,6 @@ def test_other_settings_than_before_are_told_and_written_down(books: Books) -> N
     assert again_two.computed_with(replace(cpu, provenance={"threads": "3"}), bare=False) == (
         "the pictures so far were made with threads 2, not 3"
     )
-    assert resumed.computed_with(replace(cpu, weights="abcd"), bare=False) == (
-        "the pictures so far were made with weights 1234, not abcd"
-    )
+    assert resumed.computed_with(
+        replace(cpu, model=Model(name="tiny", weights="abcd")), bare=False
+    ) == ("the pictures so far were made with weights 1234, not abcd")
