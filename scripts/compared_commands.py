@@ -41,6 +41,7 @@ IGNORED = (
     Ignored("event", "error", "a sentence for humans"),
     Ignored("manifest", "seconds", "a clock's"),
     Ignored("manifest", "klein", "the version"),
+    Ignored("manifest", "sha256", "that of a file that holds the version; see `_is_hash_of`"),
     Ignored("record", "klein", "the version"),
     Ignored("failed", "error", "a sentence for humans"),
 )
@@ -135,7 +136,20 @@ def _facts(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix in PICTURES:
         yield from _picture(path.read_bytes())
     elif path.name in ("manifest.jsonl", "failed.jsonl"):
-        yield "lines", _lines(path.read_text(encoding="utf-8"), path.stem)
+        text = path.read_text(encoding="utf-8")
+        yield "lines", _lines(text, path.stem)
+        yield "hashes", sorted(_is_hash_of(line, path.parent) for line in text.splitlines())
+
+
+def _is_hash_of(line: str, folder: Path) -> str:
+    """The file that a line of a manifest has the hash of, or that it has none, or of no file."""
+    entry = _parsed(line)
+    wanted = entry.get("sha256") if isinstance(entry, dict) else None
+    if wanted is None:
+        return "none"
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix in PICTURES)
+    alike = (str(path.relative_to(folder)) for path in files if _hash(path.read_bytes()) == wanted)
+    return next(alike, "no file")
 
 
 def _picture(data: bytes) -> Iterator[tuple[str, Any]]:

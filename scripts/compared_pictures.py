@@ -106,7 +106,7 @@ def _batches(settings: dict[str, str]) -> dict[str, dict[str, Any]]:
     model = settings["model"]
     odd = (144, 176) if model == "tiny" else (80, 112)
     batches = {
-        "one": _batch(model, [SHORT], odd[::-1]),
+        "one": _batch(model, [SHORT], odd[::-1], steps=4),
         "one overlong": _batch(model, [LONG], odd),
         "three": _batch(model, MIXED, odd),
         "three again": _batch(model, MIXED[::-1], odd),

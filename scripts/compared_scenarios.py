@@ -98,7 +98,7 @@ def scenarios(models: dict[str, str]) -> dict[str, Scenario]:
             drawing("--prompts-file", "empty.txt", *TINY, "--json"),
         ),
         "command sweep": (
-            klein("generate", "a cat", *TINY, "--seeds", "1-2,9", "-o", template(), "--json"),
+            klein("generate", "a cat", *TINY, "--seeds", "1-2,9", "-o", template()),
             drawing("a cat", *TINY, "-n", "2", "-o", "g/{slug}-{index}.webp", "--gallery"),
             drawing("a cat", *TINY, "-o", "-", "--resume"),
             klein("models", "path", "klein-4b"),

@@ -112,15 +112,8 @@ def _prepared(
             read_ahead(snapshot.root, settings.device)
         tokenizer = _tokenizer(snapshot, jobs, strict, listener)
     listener.doing("starting torch")
-    with timings.imports(), defer_sigint():
-        from klein_cli.device.choose import choose
-
-        if placement.single:
-            import klein_cli.pipeline  # noqa: F401 (what it imports takes longest)
-    freeze_imports()
-    chosen = None
-    if placement.ray is None:
-        chosen = choose(settings, snapshot.preset if snapshot else preset_for(model))
+    _import_torch(placement, timings)
+    chosen = None if placement.ray else _chosen(model, settings, snapshot)
     if snapshot is None:
         with listener.downloading() as watch:
             snapshot = resolve(model, watch)
@@ -136,6 +129,21 @@ def _prepared(
         pictures=len(jobs),
         listener=listener,
     )
+
+
+def _import_torch(placement: Placement, timings: Timings) -> None:
+    with timings.imports(), defer_sigint():
+        if placement.single:
+            import klein_cli.pipeline  # noqa: F401 (what it imports takes longest)
+        else:
+            import torch  # noqa: F401
+    freeze_imports()
+
+
+def _chosen(model: str, settings: Settings, snapshot: Snapshot | None) -> Settings:
+    from klein_cli.device.choose import choose
+
+    return choose(settings, snapshot.preset if snapshot else preset_for(model))
 
 
 def _tokenizer(

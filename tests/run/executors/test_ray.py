@@ -39,7 +39,7 @@ def test_a_dry_run_needs_no_ray(options: list[str], capsys: pytest.CaptureFixtur
 
 def test_a_ray_that_is_not_there_is_a_users_error(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    options = ["-n", "2", "-m", "tiny", "--device", "cpu", "-o", f"{tmp_path}/d/"]
+    options = ["-n", "2", "-s", "5", "-m", "tiny", "--device", "cpu", "-o", f"{tmp_path}/d/"]
     launch = [sys.executable, "-c", LAUNCH, "generate", "a cat", *options, "--ray", "127.0.0.1:9"]
     done = subprocess.run(launch, capture_output=True, text=True)
     assert done.returncode == 1
