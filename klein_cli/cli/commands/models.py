@@ -50,6 +50,7 @@ class _Models(TyperGroup):
 models = typer.Typer(
     name="models",
     cls=_Models,
+    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
