@@ -190,18 +190,20 @@ def _check(ctx: Any, table: Mapping[str, Any], place: Any, *above: str) -> None:
 
     `place` is a command, or a group, whose options are those of all commands in it.
     """
-    inside, options = getattr(place, "commands", {}), _options(place)
+    inside = getattr(place, "commands", {})
+    # The command that runs is looked at first: the others are imported where it lacks an option.
+    own = {} if above else _options(ctx.command)
     for key, value in table.items():
         where = ".".join((*above, key))
         if isinstance(value, dict) and key in inside:
             _check(ctx, value, inside[key], *above, key)
-        elif param := options.get(_dashed(key)):
+        elif param := own.get(_dashed(key)) or _options(place).get(_dashed(key)):
             if said := _complaint(ctx, key, value, param):
                 shown = _short(json.dumps(value, default=str, ensure_ascii=False))
                 file = ctx.meta[_FILE]
                 raise UsageError(f"{file} sets {where} = {shown}: {said.message}", said.hint)
         else:
-            near = get_close_matches(_dashed(key), [*options, *inside], n=1)
+            near = get_close_matches(_dashed(key), [*_options(place), *inside], n=1)
             lists = " ".join(("klein", *above)) if above else "klein generate"
             hint = f"did you mean {near[0]}?" if near else f"{lists} --help lists what can be set"
             if key in inside:
