@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from klein_cli.cli.terminal.timings import Timings
 
 

@@ -1,200 +1,164 @@
-"""Who draws for a run: the model in this process, or workers with a model each.
+"""Which executor draws for a run; before it, the model on disk and the prompts' lengths.
 
 torch is imported here, after everything that can be refused without it.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol
 
-from klein_cli.checkpoints.resolve import Snapshot, on_disk, preset_for
-from klein_cli.cli.lengths import check_lengths, tokenizer_of
-from klein_cli.cli.request import Request, workers_of
-from klein_cli.cli.terminal.download_bar import fetch
-from klein_cli.cli.terminal.report import Report, grouped
-from klein_cli.cli.terminal.timings import Timings
+from klein_cli.checkpoints.resolve import Snapshot, on_disk, preset_for, resolve
 from klein_cli.device.startup import freeze_imports, quick_start, read_ahead, wake_gpu
 from klein_cli.errors import UsageError
-from klein_cli.presets import presets
-from klein_cli.run.executors.executor import Alone, Crew, Origin, describe_with
-from klein_cli.run.executors.ray import check_ray
-from klein_cli.run.interrupts import held_back
+from klein_cli.run.events import Listener
+from klein_cli.run.executors import local, process, ray
+from klein_cli.run.executors.executor import ReadyExecutor, Workload
+from klein_cli.run.executors.placement import Placement
+from klein_cli.run.interrupts import defer_sigint
 from klein_cli.run.jobs import Job, Jobs
+from klein_cli.run.prompt_lengths import check_lengths
+from klein_cli.run.timings import Timings
 from klein_cli.settings import Settings
-
-if TYPE_CHECKING:
-    from klein_cli.pipeline import Pipeline
-
-_WRITERS = 2
+from klein_cli.text.tokenizer import PromptTokenizer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hired:
-    """A crew that is ready to draw, and what is known of its pictures before they are made.
+class Starter(Protocol):
+    """A module with an executor."""
 
-    `writers` threads keep up with it; the `pipeline` is None where it is not in this process.
-    """
+    def fits(self, placement: Placement) -> bool:
+        """Whether the executor is the one for a placement."""
+        ...
 
-    crew: Crew
-    origin: Origin
-    batch_size: int
-    writers: int
-    pipeline: Pipeline | None = None
+    def start(self, work: Workload) -> AbstractContextManager[ReadyExecutor]:
+        """The executor with the model loaded; it ends with the context. Raises KleinError."""
+        ...
+
+
+EXECUTORS: dict[str, Starter] = {"local": local, "process": process, "ray": ray}
+"""The first that fits a placement draws."""
 
 
 @contextmanager
-def hired(
-    request: Request, settings: Settings, jobs: Jobs, timings: Timings, report: Report
-) -> Iterator[Hired]:
-    """The crew for some jobs. Raises KleinError when it cannot be had."""
-    with quick_start():
-        snapshot, chosen = _prepared(request, settings, jobs, None, timings, report)
-        workers = _workers(request, len(jobs))
-        single = None
-        if workers == 1 and request.ray is None:
-            single = _loaded(request.model, snapshot, chosen, len(jobs), report)
-    if single is not None:
-        yield single
-        return
-    with held_back():
-        import torch
-
-        from klein_cli.run.executors.ray import hire
-        from klein_cli.run.executors.worker import Order
-
-    report.bar.say("starting workers")
-    is_folder = snapshot.repo is None and request.model not in presets()
-    model = str(snapshot.root.resolve()) if is_folder else request.model
-    order = Order(model=model, settings=settings, threads=torch.get_num_threads())
-    with hire(order, workers, most=len(jobs), address=request.ray) as pool:
-        _say_settings(request.model, pool.hello.origin.settings, report, here=request.ray is None)
-        report.bar.say("")
-        yield Hired(
-            crew=pool,
-            origin=pool.hello.origin,
-            batch_size=pool.hello.batch_size,
-            writers=max(_WRITERS, pool.size),
-        )
-
-
-def alone(
-    request: Request,
+def start(
+    model: str,
     settings: Settings,
-    jobs: Sequence[Job],
-    snapshot: Snapshot | None,
+    placement: Placement,
+    jobs: Jobs | Sequence[Job],
+    *,
+    strict: bool,
+    listener: Listener,
     timings: Timings,
-    report: Report,
-) -> Hired:
-    """The model in this process, or the `snapshot` that was found for it. Raises KleinError."""
-    found, chosen = _prepared(request, settings, jobs, snapshot, timings, report)
-    return _loaded(request.model, found, chosen, len(jobs), report)
+    snapshot: Snapshot | None = None,
+) -> Iterator[ReadyExecutor]:
+    """An executor for some jobs, which ends with the context.
+
+    `settings` are as the user gave them; with `strict`, prompts that are too long are an error; a
+    `snapshot` that was found for `model` need not be looked for. Raises KleinError when there can
+    be no executor.
+    """
+    with ExitStack() as stack:
+        with quick_start():
+            work = _prepared(model, settings, placement, jobs, strict, listener, timings, snapshot)
+            starter = next(one for one in EXECUTORS.values() if one.fits(work.placement))
+            if work.chosen is not None:
+                _tell_settings(model, work.chosen, listener, here=True)
+            if not work.placement.single:
+                listener.doing("starting workers")
+            ready = stack.enter_context(starter.start(work))
+        if work.chosen is None:
+            _tell_settings(model, ready.origin.settings, listener, here=False)
+        if ready.pipeline is None:
+            listener.doing("")
+        yield ready
 
 
-def check_workers(request: Request) -> None:
-    """Raise UsageError, before torch is imported, for workers that cannot be."""
-    count = workers_of(request)
-    if request.ray is None and count == 1:
-        return
-    if request.device.startswith("cuda:"):
-        raise UsageError(
-            f"--device {request.device} is one GPU, and workers have one each",
-            "use --device cuda, and CUDA_VISIBLE_DEVICES to leave some out",
-        )
-    if request.ray is not None or count is not None:
-        check_ray(f"--workers {count}" if request.ray is None else f"--ray {request.ray}")
+def check_placement(placement: Placement, settings: Settings, *, dry_run: bool = False) -> None:
+    """Raise UsageError, before torch is imported, for workers that there cannot be.
+
+    A dry run needs none.
+    """
+    placement.check_device(settings.device)
+    if placement.ray is not None and not dry_run:
+        ray.check_ray(placement)
+    if sys.platform == "win32" and process.fits(placement):
+        raise UsageError("--workers is not available on Windows", "leave it out")
 
 
 def _prepared(
-    request: Request,
+    model: str,
     settings: Settings,
+    placement: Placement,
     jobs: Jobs | Sequence[Job],
-    snapshot: Snapshot | None,
+    strict: bool,
+    listener: Listener,
     timings: Timings,
-    report: Report,
-) -> tuple[Snapshot, Settings]:
+    snapshot: Snapshot | None,
+) -> Workload:
     """The model on disk. Prompts are measured before the model loads, and a GPU is found before
     one is downloaded: here, or by the workers where they are elsewhere.
     """
-    draws = request.ray is None and workers_of(request) == 1
-    if draws:
+    if placement.single:
         wake_gpu(settings.device)
-    snapshot = snapshot or on_disk(request.model)
+    snapshot = snapshot or on_disk(model)
+    tokenizer = None
     if snapshot is not None:
-        if draws:
+        if placement.single:
             read_ahead(snapshot.root, settings.device)
-        _check_lengths(snapshot, request, jobs, report)
-    report.bar.say("starting torch")
-    with timings.imports(), held_back():
+        tokenizer = _tokenizer(snapshot, jobs, strict, listener)
+    listener.doing("starting torch")
+    with timings.imports(), defer_sigint():
         from klein_cli.device.choose import choose
 
-        if draws:
+        if placement.single:
             import klein_cli.pipeline  # noqa: F401 (what it imports takes longest)
     freeze_imports()
-    if request.ray is None:
-        settings = choose(settings, snapshot.preset if snapshot else preset_for(request.model))
+    chosen = None
+    if placement.ray is None:
+        chosen = choose(settings, snapshot.preset if snapshot else preset_for(model))
     if snapshot is None:
-        snapshot = fetch(request.model, report)
-        _check_lengths(snapshot, request, jobs, report)
-    return snapshot, settings
-
-
-def _check_lengths(
-    snapshot: Snapshot, request: Request, jobs: Jobs | Sequence[Job], report: Report
-) -> None:
-    check_lengths(
-        tokenizer_of(snapshot),
-        jobs,
-        several=len(jobs) > 1,
-        strict=request.strict,
-        report=report,
+        with listener.downloading() as watch:
+            snapshot = resolve(model, watch)
+    gpus = 0 if chosen is None else _gpus(chosen)
+    return Workload(
+        model=model,
+        snapshot=snapshot,
+        tokenizer=tokenizer or _tokenizer(snapshot, jobs, strict, listener),
+        settings=settings,
+        chosen=chosen,
+        placement=placement.settled(gpus=gpus, pictures=len(jobs)),
+        gpus=gpus,
+        pictures=len(jobs),
+        listener=listener,
     )
 
 
-def _workers(request: Request, pictures: int) -> int | None:
-    """How many processes are to draw; None is for the Ray that runs already to say."""
-    count = workers_of(request)
-    if count is None and request.ray is not None:
-        return None
-    if count is None:
-        with held_back():
-            import torch
-
-        count = 1 if request.device == "cpu" else max(1, torch.cuda.device_count())
-    return min(count, pictures)
+def _tokenizer(
+    snapshot: Snapshot, jobs: Jobs | Sequence[Job], strict: bool, listener: Listener
+) -> PromptTokenizer:
+    """The model's, which has measured the prompts."""
+    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+    several = len(jobs) > 1
+    check_lengths(tokenizer.tokenize, jobs, several=several, strict=strict, listener=listener)
+    return tokenizer
 
 
-def _loaded(
-    model: str, snapshot: Snapshot, settings: Settings, pictures: int, report: Report
-) -> Hired:
-    from klein_cli.pipeline import Pipeline
+def _gpus(chosen: Settings) -> int:
+    import torch
 
-    _say_settings(model, settings, report, here=True)
-    report.bar.say(f"loading {model}")
-    pipeline = Pipeline.load(snapshot, settings, on_event=report.bar.say)
-    if pipeline.skipped_tensors:
-        report.detail(f"not read, since nothing needs them: {grouped(pipeline.skipped_tensors)}")
-    origin = Origin.of(pipeline)
-    return Hired(
-        crew=Alone(pipeline, describe_with(origin), report.bar.reach),
-        origin=origin,
-        batch_size=pipeline.default_batch_size,
-        # One picture waits for nobody: it is written where it stands.
-        writers=_WRITERS if pictures > 1 else 0,
-        pipeline=pipeline,
-    )
+    return torch.cuda.device_count() if chosen.device.startswith("cuda") else 0
 
 
-def _say_settings(model: str, settings: Settings, report: Report, *, here: bool) -> None:
+def _tell_settings(model: str, settings: Settings, listener: Listener, *, here: bool) -> None:
     """Under --verbose, how it is computed and, if that is on this machine, what is off."""
     from klein_cli.device.choose import left_out
 
-    report.detail(
+    listener.detail(
         f"{model} on {settings.device}, {settings.dtype}, attention {settings.attention}, "
         f"engine {settings.engine}, kernels {settings.kernels}, quantize {settings.quantize}, "
         f"noise from {settings.rng}"
     )
     for off in left_out(settings) if here else ():
-        report.detail(f"off: {off}")
+        listener.detail(f"off: {off}")
