@@ -154,7 +154,7 @@ def test_verbose_says_where_each_value_came_from(planned: Any, home: Path) -> No
         ("quiet = 1", "quiet must be true or false, not 1", "write quiet = true"),
         ("model = 4", "model must be text in quotes, not 4", 'write model = "..."'),
         ("output = 1979-05-27", 'output must be text in quotes, not "1979-05-27"', "output ="),
-        ('dtype = "bf16"', "--dtype bf16 is no choice (set in my.toml)", "use auto, bfloat16"),
+        ('dtype = "bf16"', "--dtype bf16 is not valid (set in my.toml)", "use auto, bfloat16"),
         ("steps =", "my.toml is not TOML: Invalid value (at end of document)", "steps = 4"),
         ("a = " + "[" * 5000, "my.toml is not TOML", "a setting a line"),
     ],
