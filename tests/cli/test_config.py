@@ -155,7 +155,7 @@ def test_verbose_says_where_each_value_came_from(planned: Any, home: Path) -> No
         ("quiet = 1", "sets quiet = 1: --quiet takes true or false", "write quiet = true"),
         ("model = 4", "sets model = 4: --model takes text in quotes", 'write model = "..."'),
         ("output = 1979-05-27", 'output = "1979-05-27": --output takes text', "write output ="),
-        ('dtype = "bf16"', "--dtype bf16 is no choice (set in my.toml)", "use auto, bfloat16"),
+        ('dtype = "bf16"', "--dtype bf16 is not valid (set in my.toml)", "use auto, bfloat16"),
         ("steps =", "my.toml is not TOML: Invalid value (at end of document)", "steps = 4"),
         ("a = " + "[" * 5000, "my.toml is not TOML", "a setting a line"),
     ],
