@@ -3,9 +3,11 @@
     python scripts/measure_help.py                # a line of JSON a command line
     python scripts/measure_help.py --times 40
 
-The bare program has klein's commands, and those options of them with the same names, help texts and
-panels, typed `str` or `bool`, and does nothing else. Both are modules with compiled files, started
-in turn: medians of their seconds, and the median of the ratios of neighbours.
+The bare program has as many commands as klein, and the command in question has as many options as
+klein's, with the same names, help texts and panels, typed `str` or `bool`; it does nothing else.
+Both are modules with compiled files, started in turn. `seconds` are of the processors, which other
+work on the machine changes less than those of a clock: medians, and the median of the ratios of
+neighbours.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -34,29 +37,28 @@ app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
 """
 
 
-def bare_program(folder: Path) -> None:
-    """Write the bare program to `folder` as the module `bare_program`."""
+def bare_program(folder: Path, whole: str = "generate") -> None:
+    """Write the bare program to `folder` as the module `bare_program`.
+
+    Of its commands only the one called `whole` has options.
+    """
     from typer.main import get_command
 
     from klein_cli.cli.app import app
 
-    root = get_command(app)
-    parts = [_START, *_callback("app", root)]
-    for name, command in root.commands.items():  # type: ignore[attr-defined]
-        if hasattr(command, "commands"):
-            parts.append(f'\n{name} = typer.Typer()\napp.add_typer({name}, name="{name}")\n')
-            parts += _callback(name, command)
-            for inner in command.list_commands(None):
-                parts += _command(name, inner, command.get_command(None, inner))
-        else:
-            parts += _command("app", name, root.get_command(None, name))
+    root: Any = get_command(app)
+    parts = [_START, *_callback(root)]
+    for name in root.commands:
+        params = options_of(root.commands[name]) if name == whole else []
+        parts += _command(name, root.get_command(None, name).help, params)
     parts.append('\nif __name__ == "__main__":\n    app(prog_name="bare")\n')
     (folder / f"{_MODULE}.py").write_text("".join(parts), encoding="utf-8")
 
 
 def options_of(command: Any) -> list[Any]:
-    """The parameters that a bare program must declare for itself."""
-    return [p for p in command.params if p.name not in ("install_completion", "show_completion")]
+    """The parameters that a bare program declares, which has help and completion from Typer."""
+    typers = ("help", "install_completion", "show_completion")
+    return [param for param in command.params if param.name not in typers]
 
 
 def measured(line: list[str], folder: Path, times: int) -> dict[str, float]:
@@ -75,31 +77,28 @@ def measured(line: list[str], folder: Path, times: int) -> dict[str, float]:
 
 
 def _run(command: list[str], folder: Path) -> float:
-    import os
-
     paths = [str(Path(__file__).parents[1]), str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    started = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, capture_output=True, env=environment, check=False)
-    return time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _callback(app: str, group: Any) -> Iterator[str]:
-    yield f"\n@{app}.callback()\ndef {app}_root("
+def _callback(group: Any) -> Iterator[str]:
+    yield "\n@app.callback()\ndef root("
     yield from _parameters(options_of(group))
     yield f") -> None:\n    {_literal(group.help)}\n"
 
 
-def _command(app: str, name: str, command: Any) -> Iterator[str]:
-    yield f'\n@{app}.command("{name}")\ndef {app}_{name}('
-    yield from _parameters(options_of(command))
-    yield f") -> None:\n    {_literal(command.help)}\n"
+def _command(name: str, help_text: str, params: list[Any]) -> Iterator[str]:
+    yield f'\n@app.command("{name}")\ndef {name}('
+    yield from _parameters(params)
+    yield f") -> None:\n    {_literal(help_text)}\n"
 
 
 def _parameters(params: list[Any]) -> Iterator[str]:
     for param in params:
-        if param.name == "help":
-            continue
         said = f"help={_literal(param.help)}, rich_help_panel={param.rich_help_panel!r}"
         if param.param_type_name == "argument":
             yield f"{param.name}: str = typer.Argument('', {said}), "

@@ -74,7 +74,8 @@ class Probes:
 
     def _end(self) -> str:
         """How the process ended, in words; "" if it ended well."""
-        self._process.join(timeout=1.0)
+        ended = self._messages.poll(0)  # there is something to read, be it that there is no more
+        self._process.join(timeout=self._patience if ended else 0.0)
         code = self._process.exitcode
         if code is None:
             return f"no answer within {self._patience:g} s while trying {self._doing}"

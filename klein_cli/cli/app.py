@@ -88,6 +88,10 @@ class Klein(TyperGroup):
         super().__init__(**attributes)
         self.commands: Any = _Commands()
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order of `klein --help`."""
+        return list(SUMMARIES)
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command's line in a list; what is run comes from `resolve_command`."""
         summary = SUMMARIES.get(cmd_name)

@@ -17,11 +17,11 @@ import typer
 from klein_cli import __version__
 from klein_cli.checkpoints.resolve import Snapshot, preset_for
 from klein_cli.cli import options
-from klein_cli.cli.commands.generate import check_stdout, output_of
 from klein_cli.cli.config import origins, was_typed
+from klein_cli.cli.generation import check_stdout, output_of
 from klein_cli.cli.groups import grouped, only_typed
 from klein_cli.cli.terminal.dry_run import dry_run
-from klein_cli.cli.terminal.follow import Followed, carried_out
+from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.naming import Names, destination
@@ -147,7 +147,7 @@ def reproduce(
         _warn_of_no_effect(sources, asked, report)
         return _reproduce(sources, wishes, report, only_plan=files.dry_run)
 
-    raise typer.Exit(carried_out(run, output=files.output, dry_run=files.dry_run, **asdict(told)))
+    raise typer.Exit(run_command(run, output=files.output, dry_run=files.dry_run, **asdict(told)))
 
 
 def _wishes(
@@ -178,7 +178,7 @@ def _reproduce(
         return 0
     report.event("started", klein=__version__, pictures=len(jobs))
     with report.bar:
-        return Followed(report, len(jobs)).follow(again, jobs)
+        return RunReporter(report, len(jobs)).follow(again, jobs)
 
 
 def _sources(pictures: Sequence[Path], asked: _Variation) -> list[Source]:

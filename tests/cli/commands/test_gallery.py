@@ -97,5 +97,5 @@ def test_a_page_that_fails_does_not_hide_how_the_run_ended(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("klein_cli.cli.terminal.follow.Followed.follow", lambda *_: 4)
+    monkeypatch.setattr("klein_cli.cli.terminal.follow.RunReporter.follow", lambda *_: 4)
     run([*MAKE, "-m", random_snapshot, "-o", f"{tmp_path}/none/", "--gallery"], capfd, expected=4)
