@@ -27,6 +27,7 @@ from klein_cli.device.device import (
     device_for,
     why_no_gpu,
 )
+from klein_cli.device.packages import check_official
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.models.attention import attention_backend
 from klein_cli.presets import Preset
@@ -43,6 +44,8 @@ def choose(settings: Settings, preset: Preset | None = None) -> Settings:
     full-size model, no device was asked for and there is no GPU.
     """
     device = _device(settings.device, preset)
+    if settings.engine == "diffusers":
+        check_official("--engine diffusers")
     dtype = device.default_dtype if settings.dtype == "auto" else settings.dtype
     attention = "sdpa" if settings.attention == "auto" else settings.attention
     attention_backend(attention, device.torch_device, torch_dtype(dtype))

@@ -24,6 +24,7 @@ from klein_cli.cli.commands import bench_options as own
 from klein_cli.cli.groups import grouped
 from klein_cli.cli.terminal.progress import watched
 from klein_cli.cli.terminal.report import Report
+from klein_cli.device.packages import check_official
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import UsageError
 from klein_cli.output.png import check_writable
@@ -67,6 +68,7 @@ def bench(
             preset = preset_for(model or DEFAULT_MODEL)
             wanted = _wanted(what, steps, machine.pictures_a_batch(), preset)
             if model is None:
+                check_official("klein bench without -m")
                 _check_keep(keep)
             elif keep is not None:
                 raise UsageError("--keep is for random weights, and -m names a model", "drop one")
@@ -85,6 +87,8 @@ def _wanted(
         batch_size=batch_size,
         **pictures_of(preset, steps, what.size, what.quick),
     )
+    if what.peer:
+        check_official("--peer")
     if what.compile_vae and not what.peer:
         raise UsageError("--compile-vae is for diffusers, which is not there", "add --peer")
     return wanted

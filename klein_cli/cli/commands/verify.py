@@ -18,6 +18,7 @@ from klein_cli.cli import options
 from klein_cli.cli.groups import grouped
 from klein_cli.cli.terminal.download_bar import fetch
 from klein_cli.cli.terminal.report import Report
+from klein_cli.device.packages import check_official
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.png import check_writable, save
 from klein_cli.presets import DEFAULT_MODEL, Preset
@@ -107,6 +108,7 @@ def verify(
     """
     report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
     with report.errors():
+        check_official("klein verify")
         settings, batch_size = machine.settings(), machine.pictures_a_batch()
         preset = preset_for(model)
         recipes = _recipes(options.PictureOptions(size=size, steps=steps).defaults(preset), seed)
