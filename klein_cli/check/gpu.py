@@ -72,9 +72,11 @@ def judge_gpu(found: Driver, torch: dict[str, Any], wanted_gb: float) -> Finding
     gpus = found.gpus or tuple(Gpu(**gpu) for gpu in torch.get("gpus", ()))
     if found.error and not gpus:
         hint = "restart the machine; if that does not help, install the NVIDIA driver again"
-        return Finding("GPU", BAD, f"the driver is out of order: {found.error}", hint)
+        return Finding("GPU", BAD, f"the driver does not work: {found.error}", hint)
     if not gpus:
         said = "no NVIDIA GPU: tiny needs none, the other models are slow without one"
+        if torch.get("mps"):
+            said += "; --device mps uses this Mac's, which nobody has tried yet"
         return Finding("GPU", NOTE, said)
     said = "; ".join(
         f"{gpu.name}, {gpu.free / GIGABYTE:.0f} of {gpu.total / GIGABYTE:.0f} GB free"

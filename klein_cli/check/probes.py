@@ -47,6 +47,7 @@ def torch_facts() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "available": bool(gpus),
+        "mps": torch.backends.mps.is_available(),
         "built for": torch.cuda.get_arch_list() if torch.version.cuda else [],
         "threads": torch.get_num_threads(),
         "gpus": [],

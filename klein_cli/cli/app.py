@@ -39,7 +39,7 @@ SUMMARIES = {
     "bench": "Measure klein on this machine: warm, in a batch and from a cold start.",
     "gallery": "Make one page of a folder's pictures: filter, sort, and the recipe of each on a "
     "click.",
-    "doctor": "Look at GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, "
+    "doctor": "Check GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, "
     "1 if not.",
     "models": "List the models: licence, size, whether they are on this machine, memory.",
 }

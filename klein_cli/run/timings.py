@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from klein_cli.presets import GIGABYTE
+
 if TYPE_CHECKING:
     from klein_cli.checkpoints.load import Loading
     from klein_cli.pipeline import Pipeline
-
-_GIGABYTE = 1e9
 
 
 class Timings:
@@ -47,5 +47,5 @@ class Timings:
 
 
 def _read(part: str, loading: Loading) -> str:
-    size, seconds = loading.read_bytes / _GIGABYTE, loading.read_seconds
+    size, seconds = loading.read_bytes / GIGABYTE, loading.read_seconds
     return f"{part} {size:.2f} GB in {seconds:.2f} s (waited {loading.waited:.2f} s)"

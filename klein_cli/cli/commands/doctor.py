@@ -35,7 +35,7 @@ def doctor(
             "--model",
             "-m",
             metavar="NAME|DIR|REPO",
-            help="Look at this model alone; at all that are on this machine if left out.",
+            help="Check this model alone; if left out, all that are on this machine.",
         ),
     ] = None,
     deep: Annotated[
@@ -53,10 +53,10 @@ def doctor(
         ),
     ] = False,
 ) -> None:
-    """Look at GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, 1 if not.
+    """Check GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, 1 if not.
 
-    Every kernel that klein may use computes something small, and the embedded model draws a picture
-    that is compared with the one it should be.
+    Every kernel that klein may use computes something small, and the embedded model draws an image
+    that is compared with what it should be.
     """
     from klein_cli.check.doctor import examine
     from klein_cli.check.finding import BAD
