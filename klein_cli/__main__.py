@@ -4,13 +4,29 @@ import sys
 
 
 def main() -> int:
-    """Run the command line. An interrupt while klein itself is imported ends it quietly, too."""
+    """Run the command line; `klein --version` answers before anything is imported for it.
+
+    An interrupt while klein itself is imported ends it quietly, too.
+    """
     try:
+        if sys.argv[1:] == ["--version"]:
+            return _version()
         from klein_cli.cli.app import main as run
 
         return run()
     except KeyboardInterrupt:
         return 130
+
+
+def _version() -> int:
+    from klein_cli import __version__
+    from klein_cli.cli.terminal.stdio import exit_code
+
+    def version() -> int:
+        print(f"klein {__version__}")  # noqa: T201
+        return 0
+
+    return exit_code(version)
 
 
 if __name__ == "__main__":

@@ -49,3 +49,8 @@ class OutOfMemoryError(KleinError):
     """The picture does not fit in the memory of this machine."""
 
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, 200 characters at most; its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -36,7 +36,7 @@ from klein_cli.optimize.part import Part, Target
 from klein_cli.output.image import Image
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import DEFAULT_MODEL
-from klein_cli.prompts.rows import recipe_for
+from klein_cli.prompts.rows import Defaults, Row, prompt_fault, recipe_of
 from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Recipe, check_sides
 from klein_cli.sampling import schedule
 from klein_cli.sampling.decode import to_pixels
@@ -241,17 +241,18 @@ class Pipeline:
         Prompts are taken when their turn comes, so there may be any number of them.
         """
         first = secrets.randbelow(CPU_SEEDS) if seed is None else seed
+        defaults = Defaults(
+            preset=self.snapshot.preset,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=negative_prompt,
+        )
         for k, prompt in enumerate(prompts):
-            recipe = recipe_for(
-                self.snapshot.preset,
-                prompt,
-                first + k,
-                width=width,
-                height=height,
-                steps=steps,
-                guidance=guidance,
-                negative_prompt=negative_prompt,
-            )
+            if fault := prompt_fault(prompt):
+                raise UsageError(*fault)
+            recipe = recipe_of(Row(prompt=prompt), defaults, first + k)
             (pixels,) = self.render([recipe], callback=callback, on_event=on_event)
             yield Image(pixels=pixels, recipe=recipe, record=self.origin.record(recipe))
 

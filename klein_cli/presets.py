@@ -11,6 +11,7 @@ from klein_cli.errors import ModelError
 
 DEFAULT_MODEL = "klein-4b"
 TAPPED_LAYERS = (9, 18, 27)
+GIGABYTE = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

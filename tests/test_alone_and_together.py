@@ -31,7 +31,7 @@ from klein_cli.run.events import Saved
 from klein_cli.run.executors.local import LocalExecutor
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Run
-from klein_cli.settings import ENGINES, Settings
+from klein_cli.settings import CHOICES, Settings
 
 PROMPTS = (
     "a cat",
@@ -72,7 +72,7 @@ def test_the_pictures_are_not_all_one(small_snapshot: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CHOICES["engine"].words)
 def test_in_every_batch_and_order(small_snapshot: Path, engine: str, dtype: str) -> None:
     pipe = pipeline(small_snapshot, device="cpu", dtype=dtype, engine=engine)
 
@@ -164,7 +164,7 @@ def test_through_the_command_line(small_snapshot: Path, tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CHOICES["engine"].words)
 def test_at_the_default_batch_size_on_a_gpu(
     small_snapshot: Path, tmp_path: Path, engine: str, dtype: str
 ) -> None:

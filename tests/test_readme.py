@@ -19,7 +19,7 @@ from klein_cli.cli.app import app, main
 from klein_cli.errors import KleinError
 from klein_cli.output.reading import read_record
 from klein_cli.presets import DEFAULT_MODEL, presets
-from klein_cli.settings import ATTENTIONS, ENGINES
+from klein_cli.settings import CHOICES
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -166,7 +166,7 @@ def test_every_command_has_an_example() -> None:
 
 
 def test_the_tables_are_whole() -> None:
-    for name in (*presets(), *ENGINES, *ATTENTIONS):
+    for name in (*presets(), *CHOICES["engine"].words, *CHOICES["attention"].words):
         assert name == "auto" or f"`{name}`" in README, name
     assert f"| `{DEFAULT_MODEL}` (default) |" in README
     for name, preset in presets().items():

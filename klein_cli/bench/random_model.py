@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from klein_cli.bench.random_weights import snapshot_bytes, write_snapshot
+from klein_cli.checkpoints.folder import free_space
 from klein_cli.checkpoints.resolve import Snapshot, resolve
 from klein_cli.device.device import cuda_devices
 from klein_cli.errors import KleinError
@@ -58,11 +59,10 @@ def _written(root: Path, say: Callable[[str], None]) -> Snapshot:
 
 
 def _check_room(root: Path, needed: int) -> None:
-    existing = next(place for place in (root, *root.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_space(root)
     if free < needed + _SPARE_BYTES:
         raise KleinError(
-            f"{existing} has {free / 1e9:.1f} GB free, and the random weights take "
+            f"the disk of {root} has {free / 1e9:.1f} GB free, and the random weights take "
             f"{needed / 1e9:.1f} GB",
             "give --keep a folder with room, set TMPDIR, or give -m a model",
         )

@@ -13,15 +13,17 @@ from torch import Tensor
 
 from klein_cli.check.finding import BAD, NOTE, OK, Finding
 from klein_cli.device.device import device_for
-from klein_cli.errors import UsageError
+from klein_cli.errors import UsageError, first_line
 from klein_cli.models.attention import AttentionLengths, EagerAttention, attention_backend
 from klein_cli.optimize.backend import device_context
+from klein_cli.optimize.quantize.fp8 import Scaled, scaled
 
 BACKENDS = ("sdpa", "eager", "flash-attn")
 
 _LENGTHS, _POSITIONS, _HEADS, _KEY_HEADS, _HEAD_DIM = (12, 77, 128), 128, 8, 2, 128
 _CLOSE = {"float32": 1e-5, "bfloat16": 1e-2}
 """Relative error that passes: right ones were measured at 1e-6 and 2e-3."""
+_EPSILON = 1e-6
 
 
 def attention(name: str, device: torch.device) -> Finding:
@@ -29,19 +31,14 @@ def attention(name: str, device: torch.device) -> Finding:
 
     Padded rows count as much as valid ones: a backend that ignores the mask is wrong there alone.
     """
-    on_gpu = device.type == "cuda"
+    on_gpu = device_for(device).is_gpu
     dtype = torch.bfloat16 if on_gpu else torch.float32
     try:
         attend = attention_backend(name, device, dtype)
     except UsageError as error:
         installed = on_gpu and find_spec("flash_attn") is not None
-        hint = error.hint if installed else ""
-        return Finding(
-            name=name,
-            state=BAD if installed else NOTE,
-            said=f"not here: {error.message}",
-            hint=hint,
-        )
+        state, hint = (BAD, error.hint) if installed else (NOTE, "")
+        return Finding(name, state, f"not here: {error.message}", hint)
     shapes = [(len(_LENGTHS), _POSITIONS, n, _HEAD_DIM) for n in (_HEADS, _KEY_HEADS, _KEY_HEADS)]
     inputs = [_random(shape, seed).to(dtype) for seed, shape in enumerate(shapes)]
     host = torch.device("cpu")
@@ -76,82 +73,64 @@ def cudnn_attention() -> Finding:
         with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
             found = F.scaled_dot_product_attention(query.cuda(), key.cuda(), value.cuda()).cpu()
     except RuntimeError as error:
-        return Finding(
-            name="cuDNN attention",
-            state=NOTE,
-            said=f"not here ({first_line(error)}): torch takes another, slower one",
-        )
+        said = f"not here ({first_line(error)}): torch takes another, slower one"
+        return Finding("cuDNN attention", NOTE, said)
     return _judged("cuDNN attention", _apart(found, wanted), _CLOSE["bfloat16"], "update torch")
 
 
 def triton() -> Finding:
-    """Whether kernels can be compiled here and run."""
+    """Whether klein's kernels can be compiled here and run: one of them does."""
+    values, weight = _random((64, 256), 0), _random((256,), 1)
     try:
-        from klein_cli.check.kernel import doubled
+        from klein_cli.optimize.kernels.norms import rms_norm
+
+        found = rms_norm(values.cuda(), weight.cuda(), _EPSILON).cpu()
     except ImportError as error:
-        return Finding(
-            name="triton", state=NOTE, said=f"not here ({first_line(error)}): klein runs slower"
-        )
-    values = _random((1000,), 0)
-    try:
-        found = doubled(values.cuda()).cpu()
+        return Finding("triton", NOTE, f"not here ({first_line(error)}): klein runs slower")
     except Exception as error:  # a missing C compiler, headers or driver library: all sorts
-        return Finding(
-            name="triton",
-            state=NOTE,
-            said=f"cannot compile ({first_line(error)}): klein runs slower",
-            hint="it needs a C compiler and Python's headers: apt install gcc python3-dev",
-        )
-    torch.cuda.synchronize()
-    return _judged("triton", _apart(found, 2 * values), _CLOSE["float32"], "install triton again")
+        said = f"cannot compile ({first_line(error)}): klein runs slower"
+        hint = "it needs a C compiler and Python's headers: apt install gcc python3-dev"
+        return Finding("triton", NOTE, said, hint)
+    wanted = F.rms_norm(values.double(), (256,), weight.double(), _EPSILON)
+    return _judged("triton", _apart(found, wanted), _CLOSE["float32"], "install triton again")
 
 
 def fp8() -> Finding:
     """The product of --quantize fp8: rows and columns with a scale of their own each."""
     if torch.cuda.get_device_capability() < (8, 9):
-        return Finding(name="fp8", state=NOTE, said="this GPU has none: --quantize fp8 needs it")
-    left, left_scale = _as_fp8(_random((64, 256), 0))
-    right, right_scale = _as_fp8(_random((128, 256), 1))
-    wanted = (left.double() * left_scale.double()) @ (right.double() * right_scale.double()).T
+        return Finding("fp8", NOTE, "this GPU has none: --quantize fp8 needs it")
+    left, right = scaled(_random((64, 256), 0)), scaled(_random((128, 256), 1))
+    wanted = _exact(left) @ _exact(right).T
     try:
         found = torch._scaled_mm(
-            left.cuda(),
-            right.cuda().t(),
-            scale_a=left_scale.cuda(),
-            scale_b=right_scale.cuda().t(),
+            left.values.cuda(),
+            right.values.cuda().t(),
+            scale_a=left.scales.cuda(),
+            scale_b=right.scales.cuda().t(),
             out_dtype=torch.bfloat16,
         ).cpu()
     except (RuntimeError, ValueError) as error:
-        return Finding(
-            name="fp8", state=NOTE, said=f"not here ({first_line(error)})", hint="update torch"
-        )
+        return Finding("fp8", NOTE, f"not here ({first_line(error)})", "update torch")
     return _judged("fp8", _apart(found, wanted), _CLOSE["bfloat16"], "leave --quantize out")
 
 
 def _judged(name: str, error: float, limit: float, hint: str) -> Finding:
     data = {"error": error if error == error else "nan", "limit": limit}
     if error <= limit:
-        return Finding(name=name, state=OK, said=f"right, to {error:.0e}", data=data)
+        return Finding(name, OK, f"right, to {error:.0e}", data=data)
     said = f"WRONG here: relative error {error:.1e}, and {limit:.0e} is the limit"
-    return Finding(name=name, state=BAD, said=said, hint=hint, data=data)
+    return Finding(name, BAD, said, hint, data)
 
 
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _as_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, C) float32 -> float8 and the scale of each row, (R, 1) float32."""
-    scale = values.abs().amax(dim=1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
-    return (values / scale).to(torch.float8_e4m3fn), scale
+def _exact(x: Scaled) -> Tensor:
+    return x.values.double() * x.scales.double()
 
 
 def _apart(found: Tensor, wanted: Tensor) -> float:
     """The relative error of the whole; nan passes no limit."""
     found, wanted = found.double(), wanted.double()
     return float((found - wanted).norm() / wanted.norm())
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,26 +9,25 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from klein_cli import __version__
 from klein_cli.check.finding import BAD, DISTRIBUTION, NOTE, OK, SKIPPED, Finding, guarded
 from klein_cli.check.gpu import driver, judge_gpu, judge_torch
 from klein_cli.check.installed_models import look_at_embedded, look_at_models
 from klein_cli.check.probing import Probes
-from klein_cli.checkpoints.folder import faults
+from klein_cli.checkpoints.folder import faults, free_space
 from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached
 from klein_cli.checkpoints.resolve import EMBEDDED_MODEL
 from klein_cli.errors import KleinError
-from klein_cli.presets import DEFAULT_MODEL, presets
+from klein_cli.presets import DEFAULT_MODEL, GIGABYTE, presets
 
-_GIGABYTE = 10**9
-_LITTLE = 10**9
+_LITTLE = GIGABYTE
 _NOT_THE_USERS = {"test", "dev"}
 _SETTINGS = (
     "HF_HOME",
@@ -43,18 +42,11 @@ _SETTINGS = (
 """Variables that change what klein does here, and hold no secret."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What to look at. `model`: only this one, else all that are here; `deep`: read every byte."""
-
-    model: str | None = None
-    deep: bool = False
-
-
-def examine(wanted: Wanted, on_event: Callable[[str], None]) -> Iterator[Finding]:
+def examine(model: str | None, *, deep: bool, on_event: Callable[[str], None]) -> Iterator[Finding]:
     """Look at everything, in the order in which a person should read of it.
 
-    Nothing that is broken raises: it is a finding.
+    Of models only at `model`, or at all that are here; with `deep` at every byte of them. Nothing
+    that is broken raises: it is a finding.
     """
     on_event("starting torch")
     with Probes() as probes:
@@ -67,10 +59,10 @@ def examine(wanted: Wanted, on_event: Callable[[str], None]) -> Iterator[Finding
         yield guarded("torch", partial(judge_torch, found, facts))
         yield guarded("models' disk", _models_disk)
         yield guarded("pictures' disk", _pictures_disk)
-        yield from look_at_models(wanted.model, deep=wanted.deep, on_event=on_event)
+        yield from look_at_models(model, deep=deep, on_event=on_event)
         yield guarded(EMBEDDED_MODEL, look_at_embedded)
         if "error" in facts:
-            yield Finding(name="pictures", state=SKIPPED, said="not tried: torch does not start")
+            yield Finding("pictures", SKIPPED, "not tried: torch does not start")
         else:
             yield from probes.findings(on_event)
 
@@ -84,78 +76,75 @@ def _klein() -> Finding:
     if set_here:
         said += ", set: " + ", ".join(set_here)
     data = {"settings": set_here, "token": "HF_TOKEN" in os.environ, "cores": os.cpu_count()}
-    return Finding(name="klein", state=OK, said=said, data=data)
+    return Finding("klein", OK, said, data=data)
 
 
 def _packages() -> Finding:
-    """The packages that klein needs, each in a version that it was tried with."""
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
+    """The packages that klein needs, and those of the extras that are here, in tried versions."""
     versions: dict[str, str] = {}
-    wrong, install = [], []
-    extras = set(metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or ())
-    for line in metadata.requires(DISTRIBUTION) or ():
-        needed = Requirement(line)
-        always = needed.marker is None or needed.marker.evaluate({"extra": ""})
-        chosen = [{"extra": extra} for extra in extras - _NOT_THE_USERS]
-        if not always and needed.marker and not any(map(needed.marker.evaluate, chosen)):
-            continue
+    wrong, install, missing = [], [], False
+    for needed, always in _requirements():
         try:
             version = metadata.version(needed.name)
         except metadata.PackageNotFoundError:
-            if always:
-                wrong.append(f"{needed.name} is not installed")
-                install.append(f"'{needed.name}{needed.specifier}'")
-            continue
-        versions[canonicalize_name(needed.name)] = version
-        if not needed.specifier.contains(version, prereleases=True):
+            if not always:
+                continue
+            missing = True
+            wrong.append(f"{needed.name} is not installed")
+        else:
+            versions[needed.name.lower().replace("_", "-")] = version
+            if needed.specifier.contains(version, prereleases=True):
+                continue
             wrong.append(f"{needed.name} is {version}, not {needed.specifier}")
-            install.append(f"'{needed.name}{needed.specifier}'")
+        install.append(f"'{needed.name}{needed.specifier}'")
+    data = {"versions": versions}
     if wrong:
-        missing = any("not installed" in what for what in wrong)
-        return Finding(
-            name="packages",
-            state=BAD if missing else NOTE,
-            said="; ".join(wrong),
-            hint=f"pip install {' '.join(install)}",
-            data={"versions": versions},
-        )
+        state, hint = BAD if missing else NOTE, f"pip install {' '.join(install)}"
+        return Finding("packages", state, "; ".join(wrong), hint, data)
     shown = ("diffusers", "transformers", "tokenizers", "safetensors", "huggingface-hub")
     said = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
-    return Finding(name="packages", state=OK, said=said, data={"versions": versions})
+    return Finding("packages", OK, said, data=data)
+
+
+def _requirements() -> Iterator[tuple[Requirement, bool]]:
+    """What this installation asks for, and whether it must be here; an extra's need not."""
+    extras = {*(metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or ()), ""}
+    for needed in map(Requirement, metadata.requires(DISTRIBUTION) or ()):
+        fits = [extra for extra in extras - _NOT_THE_USERS if _applies(needed, extra)]
+        if fits:
+            yield needed, "" in fits
+
+
+def _applies(needed: Requirement, extra: str) -> bool:
+    return needed.marker is None or needed.marker.evaluate({"extra": extra})
 
 
 def _models_disk() -> Finding:
     folder = cache_folder()
-    free = shutil.disk_usage(_existing(folder)).free
-    said = f"{free / _GIGABYTE:.0f} GB free at {folder}"
+    free = free_space(folder)
+    said = f"{free / GIGABYTE:.0f} GB free at {folder}"
     data = {"folder": str(folder), "free": free}
     preset = presets()[DEFAULT_MODEL]
     root = cached(preset.repo)
-    needed = (preset.download_gb or 0) * _GIGABYTE - bytes_of(preset.repo)
+    needed = (preset.download_gb or 0) * GIGABYTE - bytes_of(preset.repo)
     if (root is None or faults(root)) and free < needed:
-        said += f", and {DEFAULT_MODEL} needs {needed / _GIGABYTE:.0f} GB more"
+        said += f", and {DEFAULT_MODEL} needs {needed / GIGABYTE:.0f} GB more"
         hint = "make room, or set HF_HOME to a folder on another disk"
-        return Finding(name="models' disk", state=NOTE, said=said, hint=hint, data=data)
-    return Finding(name="models' disk", state=OK, said=said, data=data)
+        return Finding("models' disk", NOTE, said, hint, data)
+    return Finding("models' disk", OK, said, data=data)
 
 
 def _pictures_disk() -> Finding:
     from klein_cli.output.png import check_writable
 
     folder = Path.cwd()
-    free = shutil.disk_usage(folder).free
+    free = free_space(folder)
     data = {"folder": str(folder), "free": free}
     try:
         check_writable(folder)
     except KleinError as error:
         hint = "go to another folder, or give -o"
-        return Finding(name="pictures' disk", state=NOTE, said=error.message, hint=hint, data=data)
-    said = f"{free / _GIGABYTE:.0f} GB free here, {folder}"
+        return Finding("pictures' disk", NOTE, error.message, hint, data)
+    said = f"{free / GIGABYTE:.0f} GB free here, {folder}"
     state, hint = (OK, "") if free >= _LITTLE else (NOTE, "make room, or give -o on another disk")
-    return Finding(name="pictures' disk", state=state, said=said, hint=hint, data=data)
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return Finding("pictures' disk", state, said, hint, data)

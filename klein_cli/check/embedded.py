@@ -66,32 +66,22 @@ def mask() -> Finding:
     wrong = [what for what, moved in stays.items() if not moved <= _SAME_ROW]
     wrong += [what for what, moved in moves.items() if not moved >= _OTHER_ROW]
     if wrong:
-        return Finding(
-            name="mask",
-            state=BAD,
-            said=f"the text encoder is wrong here: {'; '.join(wrong)}",
-            hint="do not trust pictures of this installation; report it with --json",
-            data=stays | moves,
-        )
-    return Finding(
-        name="mask", state=OK, said="the text encoder treats padding as trained", data=stays | moves
-    )
+        said = f"the text encoder is wrong here: {'; '.join(wrong)}"
+        hint = "do not trust pictures of this installation; report it with --json"
+        return Finding("mask", BAD, said, hint, stays | moves)
+    return Finding("mask", OK, "the text encoder treats padding as trained", data=stays | moves)
 
 
 def picture() -> Finding:
     """`tiny` draws on the CPU in float32, as it drew the golden picture."""
     drawn = _drawn(device="cpu", dtype="float32")
     apart = int(numpy.abs(drawn.astype(int) - read_golden().pixels).max())
-    said = f"tiny draws its picture, within {apart} of 255"
+    data = {"max_abs_diff": apart}
     if apart <= FARTHEST:
-        return Finding(name="picture", state=OK, said=said, data={"max_abs_diff": apart})
-    return Finding(
-        name="picture",
-        state=BAD,
-        said=f"tiny draws another picture here: {apart} of 255 off, and {FARTHEST} is the limit",
-        hint="klein verify -m tiny --dtype float32 tells where it begins",
-        data={"max_abs_diff": apart},
-    )
+        return Finding("picture", OK, f"tiny draws its picture, within {apart} of 255", data=data)
+    said = f"tiny draws another picture here: {apart} of 255 off, and {FARTHEST} is the limit"
+    hint = "klein verify -m tiny --dtype float32 tells where it begins"
+    return Finding("picture", BAD, said, hint, data)
 
 
 def picture_on_gpu() -> Finding:
@@ -102,13 +92,10 @@ def picture_on_gpu() -> Finding:
     data = {"mean_abs_diff": mean, "psnr": min(noise, _MOST_DECIBELS)}
     if mean <= limits.mean_abs_diff and noise >= limits.psnr:
         said = f"tiny draws its picture in bfloat16, {mean:.2f} of 255 off on average"
-        return Finding(name=name, state=OK, said=said, data=data)
+        return Finding(name, OK, said, data=data)
+    said = f"tiny draws another picture on this GPU: {mean:.1f} of 255 off on average"
     return Finding(
-        name=name,
-        state=BAD,
-        said=f"tiny draws another picture on this GPU: {mean:.1f} of 255 off on average",
-        hint="klein verify -m tiny --device cuda tells where it begins",
-        data=data,
+        name, BAD, said, "klein verify -m tiny --device cuda tells where it begins", data
     )
 
 

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, first_line
 
 DISTRIBUTION = "klein-cli"
 
 OK, NOTE, BAD, SKIPPED = "ok", "note", "bad", "skipped"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at.
+    """One thing that was checked.
 
-    `state`: "ok"; "note", worth knowing and no fault; "bad", something that will fail or is wrong;
-    "skipped", not looked at because of another fault. `said` in a line, `hint` what to do, `data`
-    the numbers behind it, fit for JSON.
+    `state`: "ok"; "note", worth knowing and not a fault; "bad", something that will fail or is
+    wrong; "skipped", not checked because of another fault. `said` in a line, `hint` what to do,
+    `data` the numbers behind it, fit for JSON.
     """
 
     name: str
@@ -30,15 +30,17 @@ class Finding:
 
 
 def guarded(name: str, look: Callable[[], Finding]) -> Finding:
-    """A fault that keeps klein from looking is a finding too."""
+    """What `look` finds; whatever keeps it from looking is a finding too."""
     try:
         return look()
     except Exception as error:
-        return unseen(name, error)
+        return failed(name, error)
 
 
-def unseen(name: str, error: Exception) -> Finding:
+def failed(name: str, error: Exception) -> Finding:
+    """The finding that something could not be checked."""
     if isinstance(error, KleinError):
-        return Finding(name=name, state=BAD, said=error.message, hint=error.hint)
-    said = f"could not be looked at: {type(error).__name__}: {error}"
-    return Finding(name=name, state=BAD, said=said, hint=f"install {DISTRIBUTION} again")
+        return Finding(name, BAD, error.message, error.hint)
+    said = f"could not be checked: {type(error).__name__}: {first_line(error)}"
+    hint = f"install {DISTRIBUTION} again; if that does not help, report it, with --json"
+    return Finding(name, BAD, said, hint)

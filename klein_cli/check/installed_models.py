@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from klein_cli.check.finding import BAD, DISTRIBUTION, NOTE, OK, Finding, guarded, unseen
+from klein_cli.check.finding import BAD, DISTRIBUTION, NOTE, OK, Finding, failed, guarded
 from klein_cli.check.golden import read_golden, weights_digest
 from klein_cli.checkpoints.folder import digest, faults, size_on_disk
 from klein_cli.checkpoints.hub.cache import bytes_of, cached, repositories
 from klein_cli.checkpoints.hub.repository import is_digest, is_git_digest
 from klein_cli.checkpoints.resolve import EMBEDDED_MODEL, hub_repository, preset_for, resolve
 from klein_cli.errors import ModelError
-from klein_cli.presets import DEFAULT_MODEL, presets
-
-_GIGABYTE = 10**9
+from klein_cli.presets import DEFAULT_MODEL, GIGABYTE, presets
 
 
 def look_at_models(
@@ -26,15 +24,11 @@ def look_at_models(
     try:
         names = [model] if model else list(_here())
     except Exception as error:
-        yield unseen("models", error)
+        yield failed("models", error)
         return
     if not names:
-        yield Finding(
-            name="models",
-            state=NOTE,
-            said=f"none is here but {EMBEDDED_MODEL}",
-            hint=f"klein models pull {DEFAULT_MODEL}",
-        )
+        said = f"none is here but {EMBEDDED_MODEL}"
+        yield Finding("models", NOTE, said, f"klein models pull {DEFAULT_MODEL}")
     for name in names:
         on_event(f"looking at {name}")
         yield guarded(name, partial(_model, name, deep, on_event))
@@ -61,8 +55,8 @@ def _model(name: str, deep: bool, on_event: Callable[[str], None]) -> Finding:
     root = cached(repo) if repo else resolve(name).root
     if root is None:
         held = bytes_of(repo or "")
-        said = f"a download broke off at {held / _GIGABYTE:.1f} GB" if held else "not here"
-        return Finding(name=name, state=BAD, said=said, hint=again)
+        said = f"a download broke off at {held / GIGABYTE:.1f} GB" if held else "not here"
+        return Finding(name, BAD, said, again)
     wrong = faults(root)
     checked = 0
     if deep and not wrong:
@@ -71,11 +65,11 @@ def _model(name: str, deep: bool, on_event: Callable[[str], None]) -> Finding:
     data = {"faults": wrong, "bytes": size, "hashed": checked, "revision": repo and root.name}
     if wrong:
         more = f" and {len(wrong) - 1} more faults" if len(wrong) > 1 else ""
-        return Finding(name=name, state=BAD, said=wrong[0] + more, hint=again, data=data)
-    said = f"whole, {size / _GIGABYTE:.1f} GB"
+        return Finding(name, BAD, wrong[0] + more, again, data)
+    said = f"whole, {size / GIGABYTE:.1f} GB"
     if deep:
         said += f", {checked} files hashed" if checked else "; no hashes are known of its files"
-    return Finding(name=name, state=OK, said=said, data=data)
+    return Finding(name, OK, said, data=data)
 
 
 def _flipped(root: Path, on_event: Callable[[str], None]) -> tuple[list[str], int]:
@@ -100,11 +94,6 @@ def look_at_embedded() -> Finding:
     if not wrong and weights_digest(root) != read_golden().weights:
         wrong = ["its weights are not those that it came with"]
     if wrong:
-        return Finding(
-            name=EMBEDDED_MODEL,
-            state=BAD,
-            said="; ".join(wrong),
-            hint=f"install {DISTRIBUTION} again",
-            data={"faults": wrong},
-        )
-    return Finding(name=EMBEDDED_MODEL, state=OK, said="whole, as it came with klein")
+        hint = f"install {DISTRIBUTION} again"
+        return Finding(EMBEDDED_MODEL, BAD, "; ".join(wrong), hint, {"faults": wrong})
+    return Finding(EMBEDDED_MODEL, OK, "whole, as it came with klein")

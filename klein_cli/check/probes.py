@@ -1,104 +1,74 @@
-"""What only torch can tell of this machine: run by `klein doctor` in a process of its own.
-
-    python -m klein_cli.check.probes
+"""What only torch can tell of this machine: `klein doctor` runs it in a process of its own.
 
 A broken torch does not only raise: it crashes, or it hangs. So each probe says its name before it
-begins and a line of JSON when it ends, and whoever listens knows what was going on when the lines
+begins and what it found when it ends, and whoever listens knows what was going on when the messages
 stopped. Imports torch and what needs it only after having said so.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import json
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from klein_cli.check.finding import BAD, SKIPPED, Finding
-from klein_cli.errors import KleinError
+from klein_cli.check.finding import SKIPPED, Finding, guarded
+from klein_cli.errors import first_line
 
-PREFIX = "klein-probe "
+Tell = Callable[[str, Any], None]
+"""Takes a kind of message and what it says: "begin" a name, "facts" a dict, "finding" a Finding."""
 
 
-def main() -> int:
-    """Run every probe, each result a line on standard output."""
+def run(tell: Tell) -> None:
+    """Tell torch's facts, and what each probe finds."""
     # What the imports make stays: looking through it takes a fifth of their time.
     gc.disable()
-    _tell("begin", name="torch")
+    tell("begin", "torch")
     try:
         facts = torch_facts()
     except BaseException as error:
-        _tell("facts", error=f"{type(error).__name__}: {_first_line(error)}")
-        return 0
-    _tell("facts", **facts)
+        tell("facts", {"error": f"{type(error).__name__}: {first_line(error)}"})
+        return
+    tell("facts", facts)
     for name, probe in _probes("cuda" if facts["available"] else "cpu"):
-        _tell("begin", name=name)
-        try:
-            finding = probe()
-        except KleinError as error:
-            finding = Finding(name=name, state=BAD, said=error.message, hint=error.hint)
-        except Exception as error:
-            said = f"{type(error).__name__}: {_first_line(error)}"
-            finding = Finding(name=name, state=BAD, said=said, hint="report it, with --json")
-        _tell("finding", **asdict(finding))
-    return 0
+        tell("begin", name)
+        tell("finding", guarded(name, probe))
 
 
 def torch_facts() -> dict[str, Any]:
     """What torch was built for and what it sees. Raises whatever its import raises."""
     import torch
 
-    available = torch.cuda.is_available()
+    from klein_cli.device.device import cuda_devices, device_for, why_no_gpu
+
+    gpus = cuda_devices()
     facts: dict[str, Any] = {
         "version": torch.__version__,
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "available": available,
+        "available": bool(gpus),
+        "mps": torch.backends.mps.is_available(),
         "built for": torch.cuda.get_arch_list() if torch.version.cuda else [],
         "threads": torch.get_num_threads(),
         "gpus": [],
     }
-    if not available:
-        facts["why"] = _why_no_cuda()
-        return facts
+    if not gpus:
+        return facts | {"why": why_no_gpu()[0]}
     try:
-        facts["gpus"] = [_gpu(index) for index in range(torch.cuda.device_count())]
+        for index in range(gpus):
+            memory = device_for(f"cuda:{index}").memory()
+            facts["gpus"].append(
+                {
+                    "name": torch.cuda.get_device_name(index),
+                    "capability": list(torch.cuda.get_device_capability(index)),
+                    **(memory._asdict() if memory else {}),
+                }
+            )
     except RuntimeError as error:
         # Another program has it for itself, or its memory is full.
-        return facts | {"available": False, "why": _first_line(error)}
+        return facts | {"available": False, "why": first_line(error)}
     cudnn: Any = torch.backends.cudnn
-    facts["cudnn"] = cudnn.version()
-    return facts
-
-
-def _gpu(index: int) -> dict[str, Any]:
-    import torch
-
-    free, total = torch.cuda.mem_get_info(index)
-    return {
-        "name": torch.cuda.get_device_name(index),
-        "capability": list(torch.cuda.get_device_capability(index)),
-        "free": free,
-        "total": total,
-    }
-
-
-def _why_no_cuda() -> str:
-    """What torch says when it is made to start CUDA; "" where it was built without."""
-    import torch
-
-    if torch.version.cuda is None:
-        return ""
-    try:
-        cuda: Any = torch.cuda
-        cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        return _first_line(error)
-    return ""
+    return facts | {"cudnn": cudnn.version()}
 
 
 def _probes(device: str) -> Iterator[tuple[str, Callable[[], Finding]]]:
@@ -114,7 +84,7 @@ def _probes(device: str) -> Iterator[tuple[str, Callable[[], Finding]]]:
         yield "fp8", backends.fp8
     else:
         said = "not tried: there is no GPU to use"
-        yield "GPU kernels", partial(Finding, name="GPU kernels", state=SKIPPED, said=said)
+        yield "GPU kernels", partial(Finding, "GPU kernels", SKIPPED, said)
 
     from klein_cli.check import embedded
 
@@ -122,20 +92,3 @@ def _probes(device: str) -> Iterator[tuple[str, Callable[[], Finding]]]:
     yield "picture", embedded.picture
     if device == "cuda":
         yield "picture on the GPU", embedded.picture_on_gpu
-
-
-def _tell(kind: str, **said: Any) -> None:
-    # Libraries print what they like on the same stream: ours begins a line of its own.
-    sys.stdout.write(f"\n{PREFIX}{json.dumps({'kind': kind, **said})}\n")
-    sys.stdout.flush()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        code = main()
-        gc.freeze()
-        sys.exit(code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -211,3 +212,9 @@ def _shards(index: Path) -> list[Path]:
     if missing:
         raise ModelError(f"{missing[0]} is missing, though {index.name} names it", DAMAGED)
     return paths
+
+
+def free_space(folder: Path) -> int:
+    """Bytes free on the disk that `folder` is on, or will be on when it is made."""
+    places = (folder, *folder.absolute().parents)
+    return shutil.disk_usage(next(place for place in places if place.exists())).free

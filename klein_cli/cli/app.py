@@ -1,37 +1,106 @@
-"""`klein`: the commands, and how whatever goes wrong leaves the process.
+"""`klein`: the commands, each imported when it is run or asked about.
 
-A KleinError becomes two lines on stderr and its exit code; a bug keeps its traceback.
+What goes wrong leaves the process as two lines on stderr and an exit code; a bug keeps its
+traceback.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from klein_cli import __version__
-from klein_cli.cli.commands.bench import bench
-from klein_cli.cli.commands.doctor import doctor
-from klein_cli.cli.commands.gallery import gallery
-from klein_cli.cli.commands.generate import generate
-from klein_cli.cli.commands.info import info
-from klein_cli.cli.commands.models import models
-from klein_cli.cli.commands.reproduce import reproduce
-from klein_cli.cli.commands.verify import verify
 from klein_cli.cli.config import configured
-from klein_cli.cli.terminal.stdio import mend_streams
-from klein_cli.cli.terminal.text import to_stderr
+from klein_cli.cli.terminal.stdio import exit_code
 from klein_cli.cli.usage import COMPLAINTS, explain
-from klein_cli.errors import KleinError
 
 _INTERRUPTED = 130
+_STYLE: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": "rich",
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+SUMMARIES = {
+    "generate": "Draw pictures from words. Paths go to standard output, all else to standard "
+    "error.",
+    "verify": "Prove that klein computes what the official model computes: exit code 0 if so, 1 "
+    "if not.",
+    "info": "Show the recipe that travels inside a picture.",
+    "reproduce": "Draw a picture again from the recipe inside it; any option makes a variation "
+    "of it.",
+    "bench": "Measure klein on this machine: warm, in a batch and from a cold start.",
+    "gallery": "Make one page of a folder's pictures: filter, sort, and the recipe of each on a "
+    "click.",
+    "doctor": "Check GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, "
+    "1 if not.",
+    "models": "List the models: licence, size, whether they are on this machine, memory.",
+}
+"""The commands and the first lines of their help, in the order of `klein --help`.
+
+Command NAME is the function, or the Typer app, NAME of `klein_cli.cli.commands.NAME`.
+"""
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name, imported when they are asked for."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SUMMARIES)
+
+    def __len__(self) -> int:
+        return len(SUMMARIES)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            if name not in SUMMARIES:
+                raise KeyError(name)
+            module = import_module(f"klein_cli.cli.commands.{name}")
+            self._loaded[name] = _command(name, getattr(module, name))
+        return self._loaded[name]
+
+
+def _command(name: str, target: Any) -> Any:
+    """What Click calls, of a function or of an app with commands of its own."""
+    if isinstance(target, typer.Typer):
+        app = target
+    else:
+        app = typer.Typer(add_completion=False, **_STYLE)
+        app.command(name)(target)
+    configured(app)
+    return get_command(app)
 
 
 class Klein(TyperGroup):
-    """The root command, whose help shows the options of shell completion apart."""
+    """The root command, which lists its commands without importing them."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: Any = _Commands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order of `klein --help`."""
+        return list(SUMMARIES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command's line in a list; what is run comes from `resolve_command`."""
+        summary = SUMMARIES.get(cmd_name)
+        return summary and TyperCommand(cmd_name, help=summary)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """The command that the words begin with, whole, and the rest of them."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and self.commands[name], rest
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters; those of shell completion in a panel of their own."""
@@ -42,22 +111,7 @@ class Klein(TyperGroup):
         return params
 
 
-app = typer.Typer(
-    name="klein",
-    cls=Klein,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(generate)
-app.command()(verify)
-app.command()(info)
-app.command()(reproduce)
-app.command()(bench)
-app.command()(gallery)
-app.command()(doctor)
-app.add_typer(models)
-configured(app)
+app = typer.Typer(name="klein", cls=Klein, **_STYLE)
 
 
 def _print_version(wanted: bool) -> None:
@@ -90,19 +144,14 @@ def klein(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (the process's own by default) and return its exit code."""
-    mend_streams()
+    return exit_code(partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app(args=arguments, prog_name="klein", standalone_mode=False)
-        sys.stdout.flush()
     except COMPLAINTS as complaint:
-        return _tell(explain(complaint))
-    except KleinError as error:
-        return _tell(error)
+        raise explain(complaint) from None
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
     return code if isinstance(code, int) else 0
-
-
-def _tell(error: KleinError) -> int:
-    to_stderr(f"error: {error.message}\nhint: {error.hint}")
-    return error.exit_code

@@ -3,21 +3,18 @@
     # ~/.config/klein/config.toml, or the platform's own place for it
     output = "pictures/"        # a long option, for every command that has it
     [generate]
-    model = "klein-base-4b"     # or for one command, where it goes before those above
+    model = "klein-base-4b"     # or for one command, where it takes precedence over those above
 
-A value comes from the command line, else from the file, else from the model's preset. The whole
-file is checked whenever it is read: a key that no command has is an error, not a wish.
+A value comes from the command line, else from the file, else from the model's preset. Every key of
+the file must be an option of some command. The values for the command that runs become Click's own
+defaults, which it converts and checks like what is typed.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import re
-import tomllib
-import types
-import typing
 from collections.abc import Container, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -27,6 +24,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.errors import UsageError
 
 _PANEL = "Settings file"
@@ -45,8 +43,6 @@ _KINDS = {
     bool: ("true or false", "true"),
     int: ("a whole number", "4"),
     float: ("a number", "4.0"),
-    list: ("a list", '["..."]'),
-    str: ("text in quotes", '"..."'),
 }
 
 
@@ -70,17 +66,8 @@ class ConfiguredCommand(TyperCommand):
             options = {param.name for param in order if param.param_type_name == "option"}
             texts = {name for name, value in values.items() if value and isinstance(value, str)}
             if not any(param.is_eager for param in order):
-                self._configure(ctx, {name: values[name] for name in options | texts})
+                _take_defaults(ctx, {name: values[name] for name in options | texts})
         return super().parse_args(ctx, args)
-
-    def _configure(self, ctx: Any, given: Mapping[str, Any]) -> None:
-        file = _file(given.get("config"), ignored=bool(given.get("no_config")))
-        if file is None:
-            return
-        table = _read(file)
-        _check(file, table, ctx.find_root().command)
-        ctx.default_map = _without_alternatives(_values(table, ctx), given)
-        ctx.meta[_FILE] = file
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error about an option that the file set names the file too."""
@@ -88,10 +75,17 @@ class ConfiguredCommand(TyperCommand):
             return super().invoke(ctx)
         except UsageError as error:
             named = set(re.findall(r"--[a-z][a-z-]*", error.message))
-            blamed = [p for p in self.params if named & set(p.opts) and _is_filed(ctx, p.name)]
-            if not blamed:
+            if not any(named & set(p.opts) and _is_filed(ctx, p.name) for p in self.params):
                 raise
             raise UsageError(f"{error.message} (set in {ctx.meta[_FILE]})", error.hint) from None
+
+
+def _take_defaults(ctx: Any, given: Mapping[str, Any]) -> None:
+    found = _read(given.get("config"), ignored=bool(given.get("no_config")))
+    if found is not None:
+        ctx.meta[_FILE], table = found
+        _check(ctx, table, ctx.find_root().command)
+        ctx.default_map = _without_alternatives(_values(table, ctx), given)
 
 
 def configured(app: typer.Typer) -> None:
@@ -120,10 +114,10 @@ def origins(context: typer.Context, *, not_filed: Container[str] = ()) -> Iterat
     ):
         said = [
             key if value is True else f"{key} {_short(str(value))}"
-            for key, name in _keys(context.command).items()
-            if name not in but
-            and is_there(context, name)
-            and (value := context.params.get(name)) is not None
+            for key, param in _options(context.command).items()
+            if param.name not in but
+            and is_there(context, param.name)
+            and (value := context.params.get(param.name)) is not None
         ]
         if said:
             yield f"from {place}: {', '.join(said)}"
@@ -167,20 +161,19 @@ def _own_options() -> tuple[Any, ...]:
     return tuple(typer.main.get_command(app).params)
 
 
-def _file(asked: Any, *, ignored: bool) -> Path | None:
-    """The settings file to read, if there is one. Raises UsageError."""
-    if asked is None:
-        return default_file() if not ignored and default_file().is_file() else None
-    if ignored:
+def _read(asked: Any, *, ignored: bool) -> tuple[Path, dict[str, Any]] | None:
+    """The settings file and what it says, if there is one. Raises UsageError."""
+    import tomllib
+
+    if asked is not None and ignored:
         raise UsageError("--config and --no-config exclude each other", "leave one of them out")
-    if not Path(asked).is_file():
-        raise UsageError(f"there is no settings file {asked}", "check --config")
-    return Path(asked)
-
-
-def _read(file: Path) -> dict[str, Any]:
+    file = default_file() if asked is None else Path(asked)
+    if ignored or not file.is_file():
+        if asked is not None:
+            raise UsageError(f"there is no settings file {asked}", "check --config")
+        return None
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        return file, tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(
             f"cannot read {file}: {error.strerror or error}", "--no-config does without it"
@@ -192,72 +185,86 @@ def _read(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def _check(file: Path, table: Mapping[str, Any], place: Any, *above: str) -> None:
+def _check(ctx: Any, table: Mapping[str, Any], place: Any, *above: str) -> None:
     """Raise UsageError for a key that is neither an option nor a command of `place`, or its value.
 
     `place` is a command, or a group, whose options are those of all commands in it.
     """
     inside = getattr(place, "commands", {})
-    options = _options(place)
+    # The command that runs is looked at first: the others are imported where it lacks an option.
+    own = {} if above else _options(ctx.command)
     for key, value in table.items():
         where = ".".join((*above, key))
         if isinstance(value, dict) and key in inside:
-            _check(file, value, inside[key], *above, key)
-        elif _dashed(key) in options:
-            _check_value(file, where, value, *options[_dashed(key)])
+            _check(ctx, value, inside[key], *above, key)
+        elif param := own.get(_dashed(key)) or _options(place).get(_dashed(key)):
+            if said := _complaint(ctx, key, value, param):
+                shown = _short(json.dumps(value, default=str, ensure_ascii=False))
+                file = ctx.meta[_FILE]
+                raise UsageError(f"{file} sets {where} = {shown}: {said.message}", said.hint)
         else:
-            near = get_close_matches(_dashed(key), [*options, *inside], n=1)
+            near = get_close_matches(_dashed(key), [*_options(place), *inside], n=1)
             lists = " ".join(("klein", *above)) if above else "klein generate"
             hint = f"did you mean {near[0]}?" if near else f"{lists} --help lists what can be set"
             if key in inside:
                 hint = f"{key} is a command: begin its settings with a line [{where}]"
-            raise UsageError(f"{file} sets {where}, which klein does not know", hint)
+            raise UsageError(f"{ctx.meta[_FILE]} sets {where}, which klein does not know", hint)
 
 
-def _check_value(file: Path, where: str, value: Any, kind: Any, numbers_too: bool) -> None:
-    if _fits(value, kind) or (numbers_too and type(value) is int):
-        return
-    words, example = next((said for base, said in _KINDS.items() if _is(kind, base)), _KINDS[str])
-    key = where.rpartition(".")[2]
-    shown = _short(json.dumps(value, default=str, ensure_ascii=False))
-    raise UsageError(f"{file}: {where} must be {words}, not {shown}", f"write {key} = {example}")
+def _complaint(ctx: Any, key: str, value: Any, param: Any) -> UsageError | None:
+    """What is wrong with a value from the file, by Click, which would take "4" and true for 4."""
+    name, several = max(param.opts, key=len), bool(param.multiple)
+    if isinstance(value, dict) or isinstance(value, list) != several:
+        takes = 'a list: ["..."]' if several else "one value"
+        return UsageError(f"{name} takes {takes}", f"{ctx.command_path} --help explains it")
+    try:
+        got = param.process_value(ctx, value)
+    except COMPLAINTS as complaint:
+        return explain(complaint)
+    pairs = zip(value, got, strict=True) if several else [(value, got)]
+    if all(_is_kind(*pair, param) for pair in pairs):
+        return None
+    words, example = _KINDS.get(type(got), ("text in quotes", '"..."'))
+    return UsageError(f"{name} takes {words}", f"write {key} = {example}")
 
 
-def _options(place: Any) -> dict[str, tuple[Any, bool]]:
-    """What may be set for a command or a group: the type, and whether whole numbers do too."""
-    inside = getattr(place, "commands", None)
-    if inside is not None:
-        found = [_options(command) for command in inside.values()]
-        return {key: kind for options in reversed(found) for key, kind in options.items()}
-    hints = typing.get_type_hints(inspect.unwrap(place.callback))
-    numbers = {p.name: "N" in (p.metavar or "").split("|") for p in place.params}
-    return {key: (hints[name], numbers[name]) for key, name in _keys(place).items()}
+def _is_kind(filed: Any, got: Any, param: Any) -> bool:
+    if isinstance(filed, str):  # a path or another class may come of it, but no number
+        return type(got) not in _KINDS
+    if type(filed) is int and not isinstance(got, bool):
+        return isinstance(got, (int, float)) or "N" in (param.metavar or "").split("|")
+    return type(filed) is type(got) and math.isfinite(got)
 
 
-def _values(table: Mapping[str, Any], ctx: Any) -> dict[str, Any]:
-    """The defaults for the command of `ctx`, by parameter: deeper tables go before higher ones."""
-    path = []
-    while ctx.parent is not None:
-        path.append((ctx.info_name, ctx.command))
-        ctx = ctx.parent
-    keys = _keys(path[0][1])
-    values: dict[str, Any] = {}
-    for name in [None, *(name for name, _ in reversed(path))]:
-        table = table if name is None else table.get(name, {})
-        own = {keys[_dashed(key)]: value for key, value in table.items() if _dashed(key) in keys}
-        values = _without_alternatives(values, own) | own
-    return values
-
-
-def _keys(command: Any) -> dict[str, str]:
-    """Long options without their dashes -> parameters."""
+def _options(place: Any) -> dict[str, Any]:
+    """What may be set for a command, or for any of a group: long options less dashes -> params."""
+    if inside := getattr(place, "commands", None):
+        found = [_options(inside[name]) for name in inside]
+        return {key: param for options in reversed(found) for key, param in options.items()}
     return {
-        opt[2:]: param.name
-        for param in command.params
+        opt[2:]: param
+        for param in place.params
         if param.param_type_name == "option" and param.name not in _OWN
         for opt in param.opts
         if opt.startswith("--")
     }
+
+
+def _values(table: Mapping[str, Any], ctx: Any) -> dict[str, Any]:
+    """The defaults for the command of `ctx`, by parameter: deeper tables go before higher ones."""
+    options = _options(ctx.command)
+    path: list[str] = []
+    while ctx.parent is not None:
+        path.insert(0, ctx.info_name)
+        ctx = ctx.parent
+    tables = [table]
+    for name in path:
+        tables.append(tables[-1].get(name, {}))
+    values: dict[str, Any] = {}
+    for each in tables:
+        own = {options[_dashed(k)].name: v for k, v in each.items() if _dashed(k) in options}
+        values = _without_alternatives(values, own) | own
+    return values
 
 
 def _without_alternatives(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,31 +275,6 @@ def _without_alternatives(lower: Mapping[str, Any], higher: Mapping[str, Any]) -
         if said:
             replaced |= set().union(*(way for way in ways if way not in said))
     return {name: value for name, value in lower.items() if name not in replaced}
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value from TOML is of an option's type; a whole number will do for a float."""
-    if _is(kind, list):
-        (inner,) = typing.get_args(_plain(kind))
-        return isinstance(value, list) and all(_fits(each, inner) for each in value)
-    if _is(kind, bool):
-        return type(value) is bool
-    if _is(kind, int):
-        return type(value) is int
-    if _is(kind, float):
-        return type(value) is int or (type(value) is float and math.isfinite(value))
-    return isinstance(value, str)
-
-
-def _is(kind: Any, base: type) -> bool:
-    return (typing.get_origin(_plain(kind)) or _plain(kind)) is base
-
-
-def _plain(kind: Any) -> Any:
-    """The type in `X | None`."""
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        (kind,) = (arg for arg in typing.get_args(kind) if arg is not type(None))
-    return kind
 
 
 def _dashed(key: str) -> str:

@@ -1,24 +1,39 @@
-"""The options of `klein generate`, in the words that --help prints, grouped by intent.
+"""The options of the commands, in the words that --help prints, grouped by intent.
 
-One long list, a name an option, since it is read as one: to compare words, and to find a name.
+One long list, since it is read as one: to compare words, and to find a name. The groups become
+options in `klein_cli.cli.groups`; what they give is parsed here, once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Annotated
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
-from klein_cli.presets import presets
-from klein_cli.settings import ATTENTIONS, DEVICES, DTYPES, ENGINES, KERNELS, QUANTIZATIONS, RNGS
+from klein_cli.errors import UsageError
+from klein_cli.presets import Preset, presets
+from klein_cli.prompts.rows import Defaults
+from klein_cli.prompts.seeds import parse_seeds
+from klein_cli.prompts.sizes import picture_size
+from klein_cli.run.executors.placement import Placement
+from klein_cli.settings import CHOICES, Settings
 
-_PROMPT = "Prompts"
-_PICTURE = "The picture"
-_OUTPUT = "Where it goes"
-_MACHINE = "Model and machine"
-_REPORT = "What is said"
+_prompt = partial(typer.Option, rich_help_panel="Prompts")
+of_picture = partial(typer.Option, rich_help_panel="The picture")
+_output = partial(typer.Option, rich_help_panel="Where it goes")
+_machine = partial(typer.Option, rich_help_panel="Model and machine")
+_report = partial(typer.Option, rich_help_panel="What is said")
 _FLAG = " "
+_DEFAULT = Settings()
+
+
+def name_of(parameter: str) -> str:
+    """An option as it is typed."""
+    return f"--{parameter.replace('_', '-')}"
 
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
@@ -37,375 +52,384 @@ def _one_of(words: tuple[str, ...]) -> Callable[[str], list[str]]:
     return complete
 
 
-Prompt = Annotated[
-    str | None,
-    typer.Argument(
-        help='What to draw, in quotes. "-" reads one prompt from standard input.',
-        metavar="PROMPT",
-        show_default=False,
-        rich_help_panel="What to draw",
-    ),
-]
-PromptOption = Annotated[
-    str | None,
-    typer.Option(
-        "--prompt",
-        "-p",
-        metavar="PROMPT",
-        help="What to draw, as an option.",
-        rich_help_panel=_PROMPT,
-    ),
-]
-PromptsFile = Annotated[
-    str | None,
-    typer.Option(
-        "--prompts-file",
-        metavar="FILE",
-        help=(
-            "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl or .csv "
-            "rows with prompt, seed, width, height, steps, guidance, negative_prompt, output, n. "
-            '"-" reads prompts, or .jsonl rows, from standard input.'
-        ),
-        rich_help_panel=_PROMPT,
-    ),
-]
-NegativePrompt = Annotated[
-    str | None,
-    typer.Option(
-        "--negative-prompt",
-        metavar="TEXT",
-        help="What to stay away from. Only for models that use guidance: the base models.",
-        rich_help_panel=_PROMPT,
-    ),
-]
-Wildcards = Annotated[
-    bool,
-    typer.Option(
-        "--wildcards",
-        metavar=_FLAG,
-        help="Of {red|green|blue} in a prompt, take one, chosen by the picture's seed.",
-        rich_help_panel=_PROMPT,
-    ),
-]
+def _setting(name: str) -> Any:
+    """The option of a field of Settings."""
+    choice = CHOICES[name]
+    return _machine(
+        f"--{name}",
+        metavar="|".join(choice.forms),
+        help=choice.help,
+        autocompletion=_one_of(choice.words),
+    )
+
+
 Strict = Annotated[
     bool,
-    typer.Option(
+    _prompt(
         "--strict",
         metavar=_FLAG,
         help="Refuse a prompt that is too long for the model, where otherwise its end is cut off "
         "with a warning.",
-        rich_help_panel=_PROMPT,
-    ),
-]
-
-NumImages = Annotated[
-    int,
-    typer.Option(
-        "--num-images",
-        "-n",
-        metavar="N",
-        help="Pictures of each prompt, with seeds that follow each other.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        "-s",
-        metavar="N",
-        help="The first picture's seed; the next gets N+1, and so on. The same seed draws the same "
-        "picture again. Random, and printed, if left out.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-Seeds = Annotated[
-    str | None,
-    typer.Option(
-        "--seeds",
-        metavar="LIST",
-        help="A sweep: every prompt once with each of these seeds, as in 1-20 or 3,7,100-110. Rows "
-        "that say a seed keep it.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-Width = Annotated[
-    int | None,
-    typer.Option(
-        "--width",
-        "-W",
-        metavar="PIXELS",
-        help="A multiple of 16. The model's own size if left out.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-Height = Annotated[
-    int | None,
-    typer.Option(
-        "--height",
-        "-H",
-        metavar="PIXELS",
-        help="A multiple of 16.",
-        rich_help_panel=_PICTURE,
     ),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(
-        "--size", metavar="WxH", help="Both at once, as in 1024x768.", rich_help_panel=_PICTURE
-    ),
-]
-Aspect = Annotated[
-    str | None,
-    typer.Option(
-        "--aspect",
-        metavar="W:H",
-        help="A shape, as in 16:9, with about as many pixels as the model's own size.",
-        rich_help_panel=_PICTURE,
+    of_picture(
+        "--size",
+        metavar="WxH",
+        help="Both at once, as in 1024x768.",
     ),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(
+    of_picture(
         "--steps",
         metavar="N",
         help="Denoising steps. The model knows best: 4, or 50 for the base models.",
-        rich_help_panel=_PICTURE,
     ),
 ]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance",
-        "-g",
-        metavar="X",
-        help="How closely the base models follow the prompt; the others ignore it. Also "
-        "--guidance-scale, --cfg-scale.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-# An option of its own, so that the long names do not widen every line of the help.
-GuidanceScale = Annotated[
-    float | None, typer.Option("--guidance-scale", "--cfg-scale", metavar="X", hidden=True)
-]
-
-OutputPath = Annotated[
-    str | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="PATH",
-        help=(
-            "A file (.png, .jpg or .webp); a folder, which exists or ends in /; a template with "
-            "{index} {seed} {slug} {width} {height} {model} {date}, as in "
-            '"out/{index:04d}-{slug}.png"; or "-" for one PNG on standard output. '
-            "{slug}-{seed}.png here if left out."
-        ),
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        "-y",
-        metavar=_FLAG,
-        help="Replace files that exist. Otherwise a named file is refused, and in a folder the "
-        "next free name is taken.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Gallery = Annotated[
-    bool,
-    typer.Option(
-        "--gallery",
-        metavar=_FLAG,
-        help="Also write index.html: a page that shows all pictures of the output folder.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-NoMetadata = Annotated[
-    bool,
-    typer.Option(
-        "--no-metadata",
-        metavar=_FLAG,
-        help="Leave the recipe out of the file: the same pixels, and nothing about them.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        metavar=_FLAG,
-        help="Go on with the run that was begun in the output folder: make only what is missing "
-        "there or is no longer whole. The prompts file may have grown or been put in another "
-        "order.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        metavar=_FLAG,
-        help="Print what would be made (names, seeds, sizes, prompt lengths, and how long it takes "
-        "where that is known) and stop.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-
 Model = Annotated[
     str,
-    typer.Option(
+    _machine(
         "--model",
         "-m",
         metavar="NAME|DIR|REPO",
         help="klein-4b, klein-base-4b, klein-9b, klein-base-9b; tiny, which comes with klein and "
         "needs no GPU; a folder in the diffusers layout; or a hub id.",
         autocompletion=complete_model,
-        rich_help_panel=_MACHINE,
     ),
 ]
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="auto|cuda|cuda:N|cpu|mps",
-        help="Where to run; mps is the GPU of a Mac, which nobody has tried yet.",
-        autocompletion=_one_of(DEVICES),
-        rich_help_panel=_MACHINE,
-    ),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        "--dtype",
-        metavar="|".join(DTYPES),
-        help="Precision. auto is bfloat16 on a GPU and float32 on a CPU.",
-        autocompletion=_one_of(DTYPES),
-        rich_help_panel=_MACHINE,
-    ),
-]
-BatchSize = Annotated[
-    str,
-    typer.Option(
-        "--batch-size",
-        metavar="auto|N",
-        help="Pictures made at the same time. It changes the speed, and on a GPU perhaps a bit.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-Workers = Annotated[
-    str | None,
-    typer.Option(
-        "--workers",
-        metavar="N|auto",
-        help="Processes that draw, each on a GPU of its own, or sharing the CPU; auto is one for "
-        "each GPU.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="ADDRESS",
-        help="Draw on a Ray cluster that is running already, as in auto or head:6379. Needs the "
-        "extra: pip install 'klein-cli\\[ray]'.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-Engine = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        metavar="|".join(ENGINES),
-        help="Whose modules compute the picture.",
-        autocompletion=_one_of(ENGINES),
-        rich_help_panel=_MACHINE,
-    ),
-]
-Attention = Annotated[
-    str,
-    typer.Option(
-        "--attention",
-        metavar="|".join(ATTENTIONS),
-        help="How the text encoder computes attention.",
-        autocompletion=_one_of(ATTENTIONS),
-        rich_help_panel=_MACHINE,
-    ),
-]
-Rng = Annotated[
-    str,
-    typer.Option(
-        "--rng",
-        metavar="|".join(RNGS),
-        help="Where noise is drawn: cpu means the same noise on every machine; cuda, the noise of "
-        "the official code on a GPU.",
-        autocompletion=_one_of(RNGS),
-        rich_help_panel=_MACHINE,
-    ),
-]
-Quantize = Annotated[
-    str,
-    typer.Option(
-        "--quantize",
-        metavar="|".join(QUANTIZATIONS),
-        help="fp8 computes the transformer's large matrix products in 8 bits: half its memory, a "
-        "little less exact, and quicker on the GPUs that can, Ada and Hopper and later.",
-        autocompletion=_one_of(QUANTIZATIONS),
-        rich_help_panel=_MACHINE,
-    ),
-]
-Kernels = Annotated[
-    str,
-    typer.Option(
-        "--kernels",
-        metavar="|".join(KERNELS),
-        help="Who computes between the matrix products: Triton's kernels are quicker. auto takes "
-        "them where they can run.",
-        autocompletion=_one_of(KERNELS),
-        rich_help_panel=_MACHINE,
-    ),
-]
-
 Json = Annotated[
     bool,
-    typer.Option(
+    _report(
         "--json",
         metavar=_FLAG,
         help="One JSON event a line on standard output, instead of paths.",
-        rich_help_panel=_REPORT,
     ),
 ]
 Show = Annotated[
     bool,
-    typer.Option(
+    _report(
         "--show",
         metavar=_FLAG,
         help="Show each picture in the terminal: kitty, iTerm2 and other sixel terminals; "
         "half-blocks elsewhere.",
-        rich_help_panel=_REPORT,
     ),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option(
+    _report(
         "--quiet",
         "-q",
         metavar=_FLAG,
         help="Only paths, warnings and errors.",
-        rich_help_panel=_REPORT,
     ),
 ]
 Verbose = Annotated[
     bool,
-    typer.Option(
+    _report(
         "--verbose",
         "-v",
         metavar=_FLAG,
         help="Also what was chosen, and where the time went.",
-        rich_help_panel=_REPORT,
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions:
+    """What to draw."""
+
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help='What to draw, in quotes. "-" reads one prompt from standard input.',
+            metavar="PROMPT",
+            show_default=False,
+            rich_help_panel="What to draw",
+        ),
+    ] = None
+    prompt_option: Annotated[
+        str | None,
+        _prompt(
+            "--prompt",
+            "-p",
+            metavar="PROMPT",
+            help="What to draw, as an option.",
+        ),
+    ] = None
+    prompts_file: Annotated[
+        str | None,
+        _prompt(
+            "--prompts-file",
+            metavar="FILE",
+            help=(
+                "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl or .csv "
+                "rows with prompt, seed, width, height, steps, guidance, negative_prompt, output, "
+                "n. "
+                '"-" reads prompts, or .jsonl rows, from standard input.'
+            ),
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str | None,
+        _prompt(
+            "--negative-prompt",
+            metavar="TEXT",
+            help="What to stay away from. Only for models that use guidance: the base models.",
+        ),
+    ] = None
+    wildcards: Annotated[
+        bool,
+        _prompt(
+            "--wildcards",
+            metavar=_FLAG,
+            help="Of {red|green|blue} in a prompt, take one, chosen by the picture's seed.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureOptions:
+    """What a picture is like; None leaves it to the row, or else to the model."""
+
+    seed: Annotated[
+        int | None,
+        of_picture(
+            "--seed",
+            "-s",
+            metavar="N",
+            help="The first picture's seed; the next gets N+1, and so on. The same seed draws the "
+            "same picture again. Random, and printed, if left out.",
+        ),
+    ] = None
+    seeds: Annotated[
+        str | None,
+        of_picture(
+            "--seeds",
+            metavar="LIST",
+            help="A sweep: every prompt once with each of these seeds, as in 1-20 or 3,7,100-110. "
+            "Rows that say a seed keep it.",
+        ),
+    ] = None
+    num_images: Annotated[
+        int,
+        of_picture(
+            "--num-images",
+            "-n",
+            metavar="N",
+            help="Pictures of each prompt, with seeds that follow each other.",
+        ),
+    ] = 1
+    width: Annotated[
+        int | None,
+        of_picture(
+            "--width",
+            "-W",
+            metavar="PIXELS",
+            help="A multiple of 16. The model's own size if left out.",
+        ),
+    ] = None
+    height: Annotated[
+        int | None,
+        of_picture(
+            "--height",
+            "-H",
+            metavar="PIXELS",
+            help="A multiple of 16.",
+        ),
+    ] = None
+    size: Size = None
+    aspect: Annotated[
+        str | None,
+        of_picture(
+            "--aspect",
+            metavar="W:H",
+            help="A shape, as in 16:9, with about as many pixels as the model's own size.",
+        ),
+    ] = None
+    steps: Steps = None
+    guidance: Annotated[
+        float | None,
+        of_picture(
+            "--guidance",
+            "-g",
+            metavar="X",
+            help="How closely the base models follow the prompt; the others ignore it. Also "
+            "--guidance-scale, --cfg-scale.",
+        ),
+    ] = None
+    # An option of its own, so that the long names do not widen every line of the help.
+    guidance_scale: Annotated[
+        float | None, typer.Option("--guidance-scale", "--cfg-scale", metavar="X", hidden=True)
+    ] = None
+
+    @property
+    def cfg(self) -> float | None:
+        """The guidance that was asked for, by whichever of its names."""
+        return self.guidance_scale if self.guidance is None else self.guidance
+
+    def defaults(
+        self,
+        preset: Preset,
+        *,
+        negative_prompt: str | None = None,
+        wildcards: bool = False,
+        like: tuple[int, int] | None = None,
+    ) -> Defaults:
+        """What rows get where they are silent; for `like` see `picture_size`. Raises UsageError."""
+        width, height = picture_size(
+            preset,
+            width=self.width,
+            height=self.height,
+            size=self.size,
+            aspect=self.aspect,
+            like=like,
+        )
+        sweep = parse_seeds(self.seeds) if self.seeds is not None else ()
+        if sweep and (self.seed is not None or self.num_images != 1):
+            raise UsageError("--seeds goes with neither --seed nor --num-images", "use one of them")
+        return Defaults(
+            preset=preset,
+            width=width,
+            height=height,
+            steps=self.steps,
+            guidance=self.cfg,
+            negative_prompt=negative_prompt,
+            n=self.num_images,
+            seeds=sweep,
+            wildcards=wildcards,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """Where the pictures go."""
+
+    output: Annotated[
+        str | None,
+        _output(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help=(
+                "A file (.png, .jpg or .webp); a folder, which exists or ends in /; a template "
+                "with {index} {seed} {slug} {width} {height} {model} {date}, as in "
+                '"out/{index:04d}-{slug}.png"; or "-" for one PNG on standard output. '
+                "{slug}-{seed}.png here if left out."
+            ),
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        _output(
+            "--overwrite",
+            "-y",
+            metavar=_FLAG,
+            help="Replace files that exist. Otherwise a named file is refused, and in a folder the "
+            "next free name is taken.",
+        ),
+    ] = False
+    resume: Annotated[
+        bool,
+        _output(
+            "--resume",
+            metavar=_FLAG,
+            help="Go on with the run that was begun in the output folder: make only what is "
+            "missing there or is no longer whole. The prompts file may have grown or been put in "
+            "another order.",
+        ),
+    ] = False
+    gallery: Annotated[
+        bool,
+        _output(
+            "--gallery",
+            metavar=_FLAG,
+            help="Also write index.html: a page that shows all pictures of the output folder.",
+        ),
+    ] = False
+    no_metadata: Annotated[
+        bool,
+        _output(
+            "--no-metadata",
+            metavar=_FLAG,
+            help="Leave the recipe out of the file: the same pixels, and nothing about them.",
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        _output(
+            "--dry-run",
+            metavar=_FLAG,
+            help="Print what would be made (names, seeds, sizes, prompt lengths, and how long it "
+            "takes where that is known) and stop.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineOptions:
+    """How it is computed, and by how many."""
+
+    device: Annotated[str, _setting("device")] = _DEFAULT.device
+    dtype: Annotated[str, _setting("dtype")] = _DEFAULT.dtype
+    batch_size: Annotated[
+        str,
+        _machine(
+            "--batch-size",
+            metavar="auto|N",
+            help="Pictures made at the same time. It changes the speed, and on a GPU perhaps a "
+            "bit.",
+        ),
+    ] = "auto"
+    workers: Annotated[
+        str | None,
+        _machine(
+            "--workers",
+            metavar="N|auto",
+            help="Processes that draw, each on a GPU of its own, or sharing the CPU; auto is one "
+            "for each GPU.",
+        ),
+    ] = None
+    ray: Annotated[
+        str | None,
+        _machine(
+            "--ray",
+            metavar="ADDRESS",
+            help="Draw on a Ray cluster that is running already, as in auto or head:6379. Needs "
+            "the extra: pip install 'klein-cli\\[ray]'.",
+        ),
+    ] = None
+    engine: Annotated[str, _setting("engine")] = _DEFAULT.engine
+    attention: Annotated[str, _setting("attention")] = _DEFAULT.attention
+    rng: Annotated[str, _setting("rng")] = _DEFAULT.rng
+    quantize: Annotated[str, _setting("quantize")] = _DEFAULT.quantize
+    kernels: Annotated[str, _setting("kernels")] = _DEFAULT.kernels
+
+    def settings(self) -> Settings:
+        """How to compute, still with its "auto"s. Raises UsageError for an invalid choice."""
+        return Settings(**{name: getattr(self, name) for name in CHOICES})
+
+    def placement(self) -> Placement:
+        """Who draws. Raises UsageError."""
+        return Placement.parse(self.workers, self.ray)
+
+    def pictures_a_batch(self) -> int | None:
+        """--batch-size, None for the executor's own choice. Raises UsageError."""
+        if self.batch_size == "auto":
+            return None
+        if not re.fullmatch(r"0*[1-9]\d{0,5}", self.batch_size, re.ASCII):
+            raise UsageError(
+                f"--batch-size {self.batch_size} is not valid",
+                "use a number from 1 to 999999, or auto",
+            )
+        return int(self.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """What is said of a run, and how."""
+
+    json: Json = False
+    quiet: Quiet = False
+    verbose: Verbose = False

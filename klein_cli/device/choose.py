@@ -27,19 +27,11 @@ from klein_cli.device.device import (
     device_for,
     why_no_gpu,
 )
+from klein_cli.device.packages import check_official
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.models.attention import attention_backend
 from klein_cli.presets import Preset
-from klein_cli.settings import (
-    ATTENTIONS,
-    DTYPES,
-    ENGINES,
-    KERNELS,
-    QUANTIZATIONS,
-    RNGS,
-    Settings,
-    is_device,
-)
+from klein_cli.settings import Settings
 
 _OLDEST_FOR_TRITON = (8, 0)
 _OLDEST_FOR_FP8 = (8, 9)
@@ -51,13 +43,9 @@ def choose(settings: Settings, preset: Preset | None = None) -> Settings:
     Raises UsageError for a combination that cannot run here, ModelError when `preset` is a
     full-size model, no device was asked for and there is no GPU.
     """
-    _check_known("--dtype", settings.dtype, DTYPES)
-    _check_known("--engine", settings.engine, ENGINES)
-    _check_known("--attention", settings.attention, ATTENTIONS)
-    _check_known("--rng", settings.rng, RNGS)
-    _check_known("--kernels", settings.kernels, KERNELS)
-    _check_known("--quantize", settings.quantize, QUANTIZATIONS)
     device = _device(settings.device, preset)
+    if settings.engine == "diffusers":
+        check_official("--engine diffusers")
     dtype = device.default_dtype if settings.dtype == "auto" else settings.dtype
     attention = "sdpa" if settings.attention == "auto" else settings.attention
     attention_backend(attention, device.torch_device, torch_dtype(dtype))
@@ -184,10 +172,6 @@ def _check_fp8(device: Device, dtype: str, engine: str) -> None:
 
 
 def _device(name: str, preset: Preset | None) -> Device:
-    if not is_device(name):
-        raise UsageError(
-            f"there is no device called {name!r}", "use auto, cuda, cuda:N, cpu or mps"
-        )
     if name == "auto":
         name = _any_device(preset)
     device = device_for(name)
@@ -232,8 +216,3 @@ def _check_cuda(device: Device) -> None:
             f"(compute capability {major}.{minor})",
             f"install one that is: {INSTALL_TORCH}, or use --device cpu",
         )
-
-
-def _check_known(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"{option} {value} is not known", f"use {', '.join(known)}")

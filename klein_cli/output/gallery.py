@@ -58,8 +58,8 @@ class View:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exhibit:
-    """A picture of the page. `path` is relative to the page.
+class GalleryItem:
+    """A picture on the page. `path` is relative to the page.
 
     `record` is None where the picture says nothing of itself.
     """
@@ -89,7 +89,7 @@ def check_page(folder: Path, *, overwrite: bool) -> None:
     except OSError:
         ours = False
     if not ours:
-        raise UsageError(f"{page} exists and is no gallery of klein's", "-y replaces it")
+        raise UsageError(f"{page} exists, and klein did not make it", "-y replaces it")
 
 
 def write_gallery(
@@ -104,7 +104,7 @@ def write_gallery(
         raise UsageError(f"there is no folder {folder}", "give a folder of pictures")
     check_page(folder, overwrite=overwrite)
     paths = pictures_in(folder)
-    exhibits, unreadable = [], []
+    items, unreadable = [], []
     # Pillow warns of how a stranger's picture was made. Filters are all threads' alike.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
         views = pool.map(_view, paths)
@@ -113,14 +113,14 @@ def write_gallery(
                 unreadable.append(path)
             else:
                 name = path.relative_to(folder)
-                exhibits.append(Exhibit(path=name, view=view, record=_record(path)))
+                items.append(GalleryItem(path=name, view=view, record=_record(path)))
             if on_picture:
                 on_picture(number, len(paths))
-    if not exhibits:
+    if not items:
         raise UsageError(f"{folder} holds no pictures", "give a folder that klein drew into")
     title = folder.resolve().name or str(folder)
-    save(page(title, exhibits).encode(), folder / PAGE, overwrite=True)
-    return Gallery(page=folder / PAGE, pictures=len(exhibits), unreadable=tuple(unreadable))
+    save(page(title, items).encode(), folder / PAGE, overwrite=True)
+    return Gallery(page=folder / PAGE, pictures=len(items), unreadable=tuple(unreadable))
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -137,7 +137,7 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: _counted(str(path.relative_to(folder))))
 
 
-def page(title: str, exhibits: Sequence[Exhibit]) -> str:
+def page(title: str, items: Sequence[GalleryItem]) -> str:
     """The page as text that UTF-8 can hold."""
     style = _asset("gallery.css")
     script = _asset("gallery.js")
@@ -145,7 +145,7 @@ def page(title: str, exhibits: Sequence[Exhibit]) -> str:
         f"default-src 'none'; img-src data: 'self' file:; style-src {_hash(style)}; "
         f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )
-    many = f"{len(exhibits)} picture{'s' * (len(exhibits) != 1)}"
+    many = f"{len(items)} picture{'s' * (len(items) != 1)}"
     orders = "".join(f'<option value="{key}">{word}</option>' for key, word in _ORDERS.items())
     return "\n".join(
         [
@@ -162,7 +162,7 @@ def page(title: str, exhibits: Sequence[Exhibit]) -> str:
             f'<output id="count" for="filter" aria-live="polite">{many}</output></header>',
             '<main><p id="nothing" class="nothing" hidden>No picture has all of these words.</p>',
             '<ul id="pictures">',
-            *(_card(place, exhibit) for place, exhibit in enumerate(exhibits)),
+            *(_card(place, item) for place, item in enumerate(items)),
             "</ul></main>",
             '<dialog id="dialog" aria-label="A picture and its recipe">',
             '<div class="stage"><img id="large" class="large" alt=""><div id="recipe"></div></div>',
@@ -176,8 +176,8 @@ def page(title: str, exhibits: Sequence[Exhibit]) -> str:
     )
 
 
-def _card(place: int, exhibit: Exhibit) -> str:
-    record, name, view = exhibit.record, str(exhibit.path), exhibit.view
+def _card(place: int, item: GalleryItem) -> str:
+    record, name, view = item.record, str(item.path), item.view
     recipe = record.recipe if record else None
     prompt = recipe.prompt if recipe else name
     facts = f"{view.width} x {view.height}"
@@ -192,7 +192,7 @@ def _card(place: int, exhibit: Exhibit) -> str:
         f'aria-haspopup="dialog"><img src="data:image/webp;base64,{image}" '
         f'alt="{_text(prompt[:_LONGEST_ALT])}" loading="lazy" decoding="async"></button>'
         f'<p class="prompt" dir="auto">{_text(prompt)}</p><p class="facts">{_text(facts)}</p>'
-        f'<div class="recipe"><a href="{_link(exhibit.path)}">{_text(name)}</a>'
+        f'<div class="recipe"><a href="{_link(item.path)}">{_text(name)}</a>'
         f"<dl>{''.join(_lines(record))}</dl></div></li>"
     )
 

@@ -17,7 +17,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from string import Formatter
@@ -42,22 +42,36 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where a run's pictures go.
+    """Where a run's pictures go: -o, read once.
 
-    `template` is the whole path with fields in braces; `folder` holds the names that rows give
-    themselves; `exact` says that the user spelt the name out, so that another will not do.
+    `template` is the whole path with fields in braces, "" for standard output, and `single` that of
+    a picture which is the only one; `folder` holds the names that rows give themselves; `exact`
+    says that the user spelt the name out, so that another will not do.
     """
 
     template: str
+    single: str
     folder: Path
     exact: bool
 
+    @property
+    def is_stdout(self) -> bool:
+        """Whether the pictures go to standard output."""
+        return not self.template
 
-def destination(output: str | None, *, several: bool) -> Destination:
-    """Read -o for a run of one or several pictures. Raises UsageError."""
+    def of(self, *, several: bool) -> Destination:
+        """That of a run of several pictures, or of one. Raises UsageError for several to stdout."""
+        if several and self.is_stdout:
+            raise UsageError("-o - writes one picture, and this run makes several", "give a folder")
+        return self if several else replace(self, template=self.single)
+
+
+def destination(output: str | None) -> Destination:
+    """Read -o. Raises UsageError."""
     if output is None:
-        name = _FOLDER_NAME if several else _ONE_NAME
-        return Destination(template=name, folder=Path(), exact=False)
+        return Destination(template=_FOLDER_NAME, single=_ONE_NAME, folder=Path(), exact=False)
+    if output == STDOUT:
+        return Destination(template="", single="", folder=Path(), exact=True)
     if not output.strip() or "\0" in output:
         raise UsageError("-o is empty", "give a file, a folder or a template")
     if output.startswith("~"):
@@ -70,11 +84,9 @@ def destination(output: str | None, *, several: bool) -> Destination:
         return _in_folder(_escape(output), Path(output))
     path = Path(output)
     check_extension(path)
-    template = _escape(output)
-    if several:
-        name = f"{_escape(path.stem)}-{{index:04d}}{path.suffix}"
-        template = os.path.join(_escape(str(path.parent)), name)
-    return Destination(template=template, folder=path.parent, exact=True)
+    name = f"{_escape(path.stem)}-{{index:04d}}{path.suffix}"
+    series = os.path.join(_escape(str(path.parent)), name)
+    return Destination(template=series, single=_escape(output), folder=path.parent, exact=True)
 
 
 def slug(text: str) -> str:
@@ -188,7 +200,8 @@ class Names:
 
 
 def _in_folder(template: str, folder: Path) -> Destination:
-    return Destination(template=os.path.join(template, _FOLDER_NAME), folder=folder, exact=False)
+    template = os.path.join(template, _FOLDER_NAME)
+    return Destination(template=template, single=template, folder=folder, exact=False)
 
 
 def _templated(template: str) -> Destination:
@@ -216,7 +229,8 @@ def _templated(template: str) -> Destination:
         fixed += literal
         if field is not None:
             break
-    return Destination(template=template, folder=Path(os.path.dirname(fixed)), exact=False)
+    folder = Path(os.path.dirname(fixed))
+    return Destination(template=template, single=template, folder=folder, exact=False)
 
 
 def _values(index: int, recipe: Recipe, today: date) -> dict[str, object]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, repeat
-from typing import TypeVar
+from dataclasses import dataclass, fields
+from itertools import chain, islice, repeat
+from typing import Any, Protocol
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
 from klein_cli.prompts.wildcards import chosen
-from klein_cli.recipe import Recipe
-
-T = TypeVar("T")
+from klein_cli.recipe import Recipe, check_guidance
 
 MAX_PICTURES = 1_000_000
+
+_OF_GUIDANCE = ("guidance", "negative_prompt")
+LEFT_OPEN = tuple(
+    field.name for field in fields(Recipe) if field.name not in ("prompt", "seed", "model")
+)
+"""What a row may leave to the options, and these to the preset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,21 +42,45 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What a recipe gets where its row is silent: from the options, else from the preset.
+    """What a recipe gets where its row is silent: from the options, and where these are None too,
+    from the model's `preset`. Raises UsageError for a value that no picture can have.
 
     `seeds` sweeps: every prompt that says neither seed nor n is drawn once with each of them.
     With `wildcards`, groups such as {a|b} in a prompt are chosen by each picture's seed.
     """
 
-    model: str
-    width: int
-    height: int
-    steps: int
-    guidance: float
+    preset: Preset
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
     negative_prompt: str | None = None
     n: int = 1
     seeds: tuple[range, ...] = ()
     wildcards: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= MAX_PICTURES:
+            raise UsageError(f"--num-images {self.n} is out of range", f"use 1 to {MAX_PICTURES}")
+        if self.guidance is not None:
+            check_guidance(self.guidance)
+
+
+class Guided(Protocol):
+    """What may ask for guidance: a row, options, a recipe."""
+
+    @property
+    def guidance(self) -> float | None: ...
+
+    @property
+    def negative_prompt(self) -> str | None: ...
+
+
+def ignored(asked: Guided, preset: Preset) -> tuple[str, ...]:
+    """The names of what is asked for and the model ignores: a distilled one has no guidance."""
+    if not preset.distilled:
+        return ()
+    return tuple(name for name in _OF_GUIDANCE if getattr(asked, name) is not None)
 
 
 def own_seeds(row: Row, defaults: Defaults) -> Iterator[int | None]:
@@ -65,58 +93,48 @@ def own_seeds(row: Row, defaults: Defaults) -> Iterator[int | None]:
         if row.n is not None:
             raise UsageError("n and --seeds both say how many pictures", "leave one of them out")
         return chain.from_iterable(defaults.seeds)
-    count = _first(row.n, 1 if defaults.seeds else defaults.n)
+    silent = 1 if defaults.seeds else defaults.n
+    count = silent if row.n is None else row.n
     return repeat(None, count) if row.seed is None else iter(range(row.seed, row.seed + count))
 
 
+def makes_several(row: Row, defaults: Defaults) -> bool:
+    """Whether a row is more than one picture. Raises UsageError as `own_seeds` does."""
+    return len(list(islice(own_seeds(row, defaults), 2))) > 1
+
+
+def asked_for(row: Row, defaults: Defaults) -> dict[str, Any]:
+    """A recipe's fields for a row, but for the seed, and with the prompt as it is written."""
+    preset = defaults.preset
+    asked: dict[str, Any] = {"prompt": row.prompt, "model": preset.name}
+    for name in LEFT_OPEN:
+        said = (getattr(by, name) for by in (row, defaults) if name not in ignored(by, preset))
+        given = (value for value in said if value is not None)
+        asked[name] = next(given, getattr(preset, name, None))
+    return asked
+
+
 def recipe_of(row: Row, defaults: Defaults, seed: int) -> Recipe:
-    """One picture of the row. Raises UsageError when a value cannot make a picture."""
-    prompt = row.prompt
+    """One picture of the row.
+
+    Raises UsageError when a value cannot make a picture, or not one of this model.
+    """
+    asked = asked_for(row, defaults)
     if defaults.wildcards:
-        prompt = chosen(prompt, seed)
-        fault = prompt_fault(prompt)
+        asked["prompt"] = chosen(row.prompt, seed)
+        fault = prompt_fault(asked["prompt"])
         if fault:
             raise UsageError(*fault)
-    return Recipe(
-        prompt=prompt,
-        seed=seed,
-        width=_first(row.width, defaults.width),
-        height=_first(row.height, defaults.height),
-        steps=_first(row.steps, defaults.steps),
-        guidance=_first(row.guidance, defaults.guidance),
-        model=defaults.model,
-        negative_prompt=_first(row.negative_prompt, defaults.negative_prompt),
-    )
+    recipe = Recipe(**asked, seed=seed)
+    _check_sides(recipe, defaults.preset)
+    return recipe
 
 
-def recipe_for(
-    preset: Preset,
-    prompt: str,
-    seed: int,
-    *,
-    width: int | None = None,
-    height: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    negative_prompt: str | None = None,
-) -> Recipe:
-    """One image of a prompt; what is not given is the model's own choice.
-
-    Raises UsageError when a value cannot make an image.
-    """
-    fault = prompt_fault(prompt)
-    if fault:
-        raise UsageError(*fault)
-    return Recipe(
-        prompt=prompt,
-        seed=seed,
-        width=_first(width, preset.width),
-        height=_first(height, preset.height),
-        steps=_first(steps, preset.steps),
-        guidance=preset.guidance if preset.distilled else _first(guidance, preset.guidance),
-        model=preset.name,
-        negative_prompt=None if preset.distilled else negative_prompt,
-    )
+def row_of(recipe: Recipe, preset: Preset) -> dict[str, Any]:
+    """What a row says of a recipe, so that the same model makes the same picture of it."""
+    said = {name: getattr(recipe, name) for name in ("prompt", "seed", *LEFT_OPEN)}
+    unsaid = ignored(recipe, preset)
+    return {name: value for name, value in said.items() if value is not None and name not in unsaid}
 
 
 def prompt_fault(prompt: str) -> tuple[str, str] | None:
@@ -131,5 +149,10 @@ def prompt_fault(prompt: str) -> tuple[str, str] | None:
     return None
 
 
-def _first(own: T | None, default: T) -> T:
-    return default if own is None else own
+def _check_sides(recipe: Recipe, preset: Preset) -> None:
+    for name, pixels in (("width", recipe.width), ("height", recipe.height)):
+        if not preset.min_side <= pixels <= preset.max_side:
+            raise UsageError(
+                f"{name} {pixels} is out of range for {preset.name}",
+                f"use {preset.min_side} to {preset.max_side}",
+            )

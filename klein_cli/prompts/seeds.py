@@ -18,7 +18,9 @@ def parse_seeds(text: str) -> tuple[range, ...]:
     for part in text.split(","):
         found = _PART.fullmatch(part)
         if not found:
-            raise UsageError(f"--seeds {text} is no sweep", "write it as 1-20 or 3,7,100-110")
+            raise UsageError(
+                f"--seeds {text} is not a valid sweep", "write it as 1-20 or 3,7,100-110"
+            )
         first, last = int(found[1]), int(found[2] or found[1])
         if last < first:
             raise UsageError(f"--seeds {part.strip()} runs backwards", f"write {last}-{first}")

@@ -17,8 +17,13 @@ def picture_size(
     height: int | None,
     size: str | None,
     aspect: str | None,
-) -> tuple[int, int]:
-    """(width, height) in pixels; what is not asked for comes from the preset. Raises UsageError."""
+    like: tuple[int, int] | None = None,
+) -> tuple[int | None, int | None]:
+    """(width, height) in pixels, None for what is not asked for. Raises UsageError.
+
+    An aspect gets as many pixels as a picture has whose sides are `like` these, the preset's own
+    if left out.
+    """
     by_side = width is not None or height is not None
     if by_side + (size is not None) + (aspect is not None) > 1:
         raise UsageError(
@@ -27,18 +32,16 @@ def picture_size(
     if size is not None:
         return parse_size(size)
     if aspect is not None:
-        return fit_aspect(parse_aspect(aspect), preset)
-    return (
-        preset.width if width is None else width,
-        preset.height if height is None else height,
-    )
+        sides = (preset.width, preset.height) if like is None else like
+        return fit_aspect(parse_aspect(aspect), preset, math.prod(sides))
+    return width, height
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """ "1024x768" -> (1024, 768). Raises UsageError."""
     found = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text, re.ASCII)
     if not found:
-        raise UsageError(f"--size {text} is no size", "write it as WIDTHxHEIGHT: 1024x768")
+        raise UsageError(f"--size {text} is not a valid size", "write it as WIDTHxHEIGHT: 1024x768")
     return int(found[1]), int(found[2])
 
 
@@ -48,13 +51,12 @@ def parse_aspect(text: str) -> float:
     found = re.fullmatch(rf"\s*{number}(?:\s*[:/xX]\s*{number})?\s*", text, re.ASCII)
     below = float(found[2] or 1) if found else 0.0
     if not found or not float(found[1]) or not below:
-        raise UsageError(f"--aspect {text} is no aspect", "write it as WIDTH:HEIGHT: 16:9")
+        raise UsageError(f"--aspect {text} is not a valid aspect", "write it as WIDTH:HEIGHT: 16:9")
     return float(found[1]) / below
 
 
-def fit_aspect(ratio: float, preset: Preset) -> tuple[int, int]:
-    """The size of this ratio with about the preset's pixel count. Raises UsageError."""
-    pixels = preset.width * preset.height
+def fit_aspect(ratio: float, preset: Preset, pixels: int) -> tuple[int, int]:
+    """The size of this ratio with about so many pixels. Raises UsageError."""
     width, height = (
         max(PIXELS_PER_TOKEN, round(side / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN)
         for side in (math.sqrt(pixels * ratio), math.sqrt(pixels / ratio))

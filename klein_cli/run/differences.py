@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ from klein_cli.errors import ModelError, UsageError
 from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset, presets
-from klein_cli.settings import Settings
+from klein_cli.prompts.rows import LEFT_OPEN, Defaults, Row
+from klein_cli.recipe import Recipe
+from klein_cli.settings import CHOICES, Settings
 
 if TYPE_CHECKING:
     import numpy
@@ -56,18 +58,16 @@ def model_of(path: Path, record: Record) -> Snapshot:
     return snapshot
 
 
-def as_then(preset: Preset, record: Record) -> Preset:
-    """The preset with the picture's own size, steps and guidance for its defaults.
+def row_again(then: Recipe, defaults: Defaults, *, prompt: str | None = None) -> Row:
+    """A row for the picture of a recipe, but for what `defaults` and `prompt` say instead of it.
 
     A model of the other kind (distilled, or base) keeps its own steps and guidance.
     """
-    then = record.recipe
-    preset = replace(preset, width=then.width, height=then.height)
     known = presets().get(then.model)
-    if known is not None and known.distilled != preset.distilled:
-        return preset
-    guidance = preset.guidance if preset.distilled else then.guidance
-    return replace(preset, steps=then.steps, guidance=guidance)
+    is_other = known is not None and known.distilled != defaults.preset.distilled
+    kept = [name for name in LEFT_OPEN if not (is_other and name in ("steps", "guidance"))]
+    said = {name: getattr(then, name) for name in kept if getattr(defaults, name) is None}
+    return Row(prompt=then.prompt if prompt is None else prompt, **said)
 
 
 def settings_here(
@@ -99,10 +99,10 @@ def settings_here(
     # Where a machine is asked to choose, another choice makes nearly the same picture, and so does
     # the model that is not quantised.
     free = {
-        field.name: str(field.default)
-        for field in fields(Settings)
-        if (field.default == "auto" or field.name == "quantize")
-        and field.name not in ("device", "dtype", *given)
+        name: choice.words[0]
+        for name, choice in CHOICES.items()
+        if (choice.words[0] == "auto" or name == "quantize")
+        and name not in ("device", "dtype", *given)
     }
     chosen = choose(_possible(wanted, free, preset), preset)
     for name in free:

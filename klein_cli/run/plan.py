@@ -13,23 +13,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import chain, islice
 from pathlib import Path
 
 from klein_cli.errors import UsageError
-from klein_cli.output.naming import STDOUT, Destination, Names, destination
+from klein_cli.output.naming import Destination, Names
 from klein_cli.output.png import check_room, check_writable
-from klein_cli.presets import Preset
 from klein_cli.prompts.files import BadRow, complain, name_of
-from klein_cli.prompts.rows import Defaults, Row, own_seeds, recipe_of
+from klein_cli.prompts.rows import (
+    Defaults,
+    Row,
+    asked_for,
+    ignored,
+    makes_several,
+    own_seeds,
+    recipe_of,
+)
 from klein_cli.recipe import CPU_SEEDS, Recipe, check_guidance
 from klein_cli.run.jobs import Job, Jobs
-from klein_cli.run.resume.existing import Found, look
+from klein_cli.run.resume.existing import Existing, look
 from klein_cli.run.resume.history import History, Item, file_hash, recipe_hash, row_hash
 
-__all__ = ["Adopted", "Job", "Output", "Plan", "check_folders", "check_sides", "plan"]
+__all__ = ["Adopted", "Job", "Output", "Plan", "check_folders", "plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +73,7 @@ class Output:
     `bare` files hold no recipe, so that it need not fit.
     """
 
-    path: str | None
+    where: Destination
     overwrite: bool
     today: date
     bare: bool = False
@@ -76,7 +83,6 @@ def plan(
     rows: Iterable[Row | BadRow],
     *,
     source: str,
-    preset: Preset,
     defaults: Defaults,
     seed: int,
     output: Output,
@@ -93,10 +99,12 @@ def plan(
     if not head:
         raise UsageError(f"{name_of(source)} holds no prompts", "write one prompt a line")
     # What is wrong with all rows is no row's fault.
-    check_sides(recipe_of(Row(prompt="a"), replace(defaults, wildcards=False), seed), preset)
-    where = _destination(head, output, defaults)
+    recipe_of(Row(prompt="a"), defaults, seed)
+    where = output.where.of(several=_several(head, defaults))
+    if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
+        raise UsageError("-o - leaves no place for a row's output", "give a folder")
     names = Names(where, overwrite=output.overwrite, today=output.today)
-    planner = _Planner(preset, defaults, seed, history, where, names, output)
+    planner = _Planner(defaults, seed, history, where, names, output)
     for row in chain(head, rows):
         planner.add(row)
     if planner.faults:
@@ -113,21 +121,10 @@ def check_folders(folders: Iterable[Path], *, swept: bool = False) -> None:
         check_writable(folder, swept=swept)
 
 
-def check_sides(recipe: Recipe, preset: Preset) -> None:
-    """Raise UsageError for a picture that the model does not make."""
-    for name, pixels in (("width", recipe.width), ("height", recipe.height)):
-        if not preset.min_side <= pixels <= preset.max_side:
-            raise UsageError(
-                f"{name} {pixels} is out of range for {preset.name}",
-                f"use {preset.min_side} to {preset.max_side}",
-            )
-
-
 @dataclass(slots=True)
 class _Planner:
     """Takes rows one by one; what is wrong with them gathers in `faults`."""
 
-    preset: Preset
     defaults: Defaults
     seed: int
     history: History | None
@@ -143,10 +140,8 @@ class _Planner:
     _ignored: set[str] = field(default_factory=set)
     _long_seed: int | None = None
     _next_index: int = 1
-    _as_written: Defaults = field(init=False)
 
     def __post_init__(self) -> None:
-        self._as_written = replace(self.defaults, wildcards=False)
         if self.history:
             self._next_index = self.history.next_index
             for file in self.history.files():
@@ -157,11 +152,13 @@ class _Planner:
         if isinstance(row, BadRow):
             self.faults.append(row)
             return
-        several = _makes_several(row, self.defaults)
         try:
             with _row_faults():
-                seeds, row = own_seeds(row, self.defaults), self._guided(row)
-            for number, seed in enumerate(seeds, start=1):
+                several = makes_several(row, self.defaults)
+                if row.guidance is not None:  # even one that is ignored
+                    check_guidance(row.guidance)
+            self._ignored.update(ignored(row, self.defaults.preset))
+            for number, seed in enumerate(own_seeds(row, self.defaults), start=1):
                 self._uses_seed |= seed is None
                 self._add_picture(row, seed, number if several else None)
         except _RowFault as fault:
@@ -180,73 +177,26 @@ class _Planner:
             long_seed=self._long_seed,
         )
 
-    def _guided(self, row: Row) -> Row:
-        """The row less what its model ignores. Raises UsageError for what is no guidance."""
-        if row.guidance is not None:
-            check_guidance(row.guidance)
-        if not self.preset.distilled:
-            return row
-        self._ignored.update(
-            name for name in ("guidance", "negative_prompt") if getattr(row, name) is not None
-        )
-        return replace(row, guidance=None, negative_prompt=None)
-
     def _add_picture(self, row: Row, own: int | None, number: int | None) -> None:
-        with _row_faults():
-            asked = recipe_of(row, self._as_written, own or 0)
-            check_sides(asked, self.preset)
-        key = _row_key(row, own, asked, self.defaults)
-        occurrence, item = self._known(key, own)
-        by_name = item is None
-        item = item or self._waiting(row, own)
-        if item is None:
-            index = self._next_index
-            seed = self.seed + index - 1 if own is None else own
-        else:
-            index, seed = item.index, item.seed
-        if seed >= CPU_SEEDS and self._long_seed is None:
-            self._long_seed = seed
-        with _row_faults():
-            recipe = recipe_of(row, self.defaults, seed)
-        if item is None:
-            self._next_index += 1
-            path, wreck = self._new_path(row, index, number, recipe), False
-        else:
-            settings = self.history.settings if self.history else None
-            found = look(self.where.folder / item.file, recipe, item, settings)
-            if found in (Found.MADE, Found.UNRECORDED):
-                self._keep(item, recipe, found)
-                return
-            path, wreck = self._known_path(row, item, found), found is Found.WRECK
-        if path is not None:
+        key = _row_key(row, own, self.defaults)
+        occurrence: int | None = None
+        item: Item | None = None
+        if self.history is not None:
+            occurrence, item = self.history.take(key, own_seed=own is not None)
+        unmade = None if item else self._unmade(row, own)
+        known = item or unmade
+        job = self._again(row, known) if known else self._new(row, own, number)
+        if job is None:
+            return
+        if job.path is not None:
             if not self.output.bare:
                 with _row_faults():
-                    check_room(recipe, path.suffix)
-            self._folders.add(path.parent)
-        exact = self.where.exact and row.output is None
-        recorded = item.run if item else 0
-        altered = item is not None and (by_name or path != self.where.folder / item.file)
-        self._jobs.add(
-            Job(
-                index=index,
-                recipe=recipe,
-                path=path,
-                exact=exact,
-                replace=wreck,
-                row=key,
-                occurrence=occurrence,
-                recorded=recorded,
-                altered=altered,
-            )
-        )
+                    check_room(job.recipe, job.path.suffix)
+            self._folders.add(job.path.parent)
+        altered = job.altered or unmade is not None
+        self._jobs.add(replace(job, row=key, occurrence=occurrence, altered=altered))
 
-    def _known(self, key: str, own: int | None) -> tuple[int | None, Item | None]:
-        """Which of equal rows it is, and its picture in the history."""
-        if self.history is None:
-            return None, None
-        return self.history.take(key, own_seed=own is not None)
-
-    def _waiting(self, row: Row, own: int | None) -> Item | None:
+    def _unmade(self, row: Row, own: int | None) -> Item | None:
         """What was planned for a row's own name and seed and is not made: that of a row in
         failed.jsonl, or of one that has been corrected.
         """
@@ -254,25 +204,56 @@ class _Planner:
             return None
         return self.history.waiting(row.output, own)
 
-    def _new_path(self, row: Row, index: int, number: int | None, recipe: Recipe) -> Path | None:
-        if not self.where.template:
+    def _new(self, row: Row, own: int | None, number: int | None) -> Job:
+        """A picture that no earlier run planned."""
+        index = self._next_index
+        recipe = self._recipe(row, self.seed + index - 1 if own is None else own)
+        self._next_index += 1
+        if self.where.is_stdout:
+            path = None
+        elif row.output is None:
+            path = self.names.of(index, recipe)
+        else:
+            with _row_faults():
+                path = self.names.of_row(row.output, number)
+        return Job(index=index, recipe=recipe, path=path, exact=self._is_exact(row))
+
+    def _again(self, row: Row, item: Item) -> Job | None:
+        """A picture that an earlier run planned, or None when it is there."""
+        recipe, planned = self._recipe(row, item.seed), self.where.folder / item.file
+        found = look(planned, recipe, item, self.history.settings if self.history else None)
+        if found in (Existing.MADE, Existing.UNRECORDED):
+            self._keep(item, recipe, found)
             return None
-        if row.output is None:
-            return self.names.of(index, recipe)
+        path = planned
+        if found is Existing.FOREIGN and not self.output.overwrite:
+            if self._is_exact(row):
+                raise UsageError(
+                    f"{path} is another picture now", "-y replaces it; or move it away"
+                )
+            path = self.names.another(path)
+        return Job(
+            index=item.index,
+            recipe=recipe,
+            path=path,
+            exact=self._is_exact(row),
+            replace=found is Existing.TORN,
+            recorded=item.run,
+            altered=path != planned,
+        )
+
+    def _recipe(self, row: Row, seed: int) -> Recipe:
+        if seed >= CPU_SEEDS and self._long_seed is None:
+            self._long_seed = seed
         with _row_faults():
-            return self.names.of_row(row.output, number)
+            return recipe_of(row, self.defaults, seed)
 
-    def _known_path(self, row: Row, item: Item, found: Found) -> Path:
-        path = self.where.folder / item.file
-        if found is not Found.FOREIGN or self.output.overwrite:
-            return path
-        if self.where.exact and row.output is None:
-            raise UsageError(f"{path} is another picture now", "-y replaces it; or move it away")
-        return self.names.another(path)
+    def _is_exact(self, row: Row) -> bool:
+        return self.where.exact and row.output is None
 
-    def _keep(self, item: Item, recipe: Recipe, found: Found) -> None:
+    def _keep(self, item: Item, recipe: Recipe, found: Existing) -> None:
         self._done += 1
-        if found is Found.UNRECORDED:
+        if found is Existing.UNRECORDED:
             sha256 = file_hash(self.where.folder / item.file)
             known = replace(item, recipe=recipe_hash(recipe), sha256=sha256)
             self._adopted.append(Adopted(item=known, recipe=recipe))
@@ -291,31 +272,20 @@ def _row_faults() -> Iterator[None]:
         raise _RowFault(error.message, error.hint) from None
 
 
-def _destination(rows: list[Row | BadRow], output: Output, defaults: Defaults) -> Destination:
-    """Where the pictures go, given the first two rows of a run."""
-    several = len(rows) > 1 or any(
-        isinstance(row, Row) and _makes_several(row, defaults) for row in rows
-    )
-    if output.path != STDOUT:
-        return destination(output.path, several=several)
-    if several:
-        raise UsageError("-o - writes one picture, and this run makes several", "give a folder")
-    if any(isinstance(row, Row) and row.output is not None for row in rows):
-        raise UsageError("-o - leaves no place for a row's output", "give a folder")
-    return Destination(template="", folder=Path(), exact=True)
-
-
-def _makes_several(row: Row, defaults: Defaults) -> bool:
+def _several(rows: list[Row | BadRow], defaults: Defaults) -> bool:
+    """Whether a run with these first rows makes several pictures."""
     try:
-        return len(list(islice(own_seeds(row, defaults), 2))) > 1
+        if len(rows) > 1:
+            return True
+        return any(makes_several(row, defaults) for row in rows if isinstance(row, Row))
     except UsageError:
         return False  # it is reported when the row is planned
 
 
-def _row_key(row: Row, own: int | None, asked: Recipe, defaults: Defaults) -> str:
+def _row_key(row: Row, own: int | None, defaults: Defaults) -> str:
     """A hash of all that a row says of one of its pictures: what it is known by in a manifest.
 
     The run's seed is no part of it, so that the row finds its picture, and with it its seed, again.
     """
-    wildcards = defaults.wildcards or None
-    return row_hash(asdict(asked) | {"seed": own, "output": row.output, "wildcards": wildcards})
+    said = {"seed": own, "output": row.output, "wildcards": defaults.wildcards or None}
+    return row_hash(asked_for(row, defaults) | said)

@@ -30,7 +30,7 @@ from klein_cli.run.events import Event, Failed, Notice, Saved, SteppedDown, Stop
 from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
 from klein_cli.run.jobs import Job
-from klein_cli.run.resume.journal import Books
+from klein_cli.run.resume.journal import RunJournal
 from klein_cli.run.writers import Writers
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _DISK_STOPS = {
 class Run:
     """One run. `threads` write the pictures, none means that drawing waits for the writing.
 
-    `books` keep the record of a run that can be taken up again; `bare` pictures have no record in
+    The `journal` keeps the record of a run that can be resumed; `bare` pictures have no record in
     them. `writing` counts the seconds that files held up the drawing, or its end.
     """
 
@@ -60,7 +60,7 @@ class Run:
         batch_size: int,
         overwrite: bool,
         stdout: BinaryIO,
-        books: Books | None = None,
+        journal: RunJournal | None = None,
         bare: bool = False,
         threads: int = 0,
     ) -> None:
@@ -68,7 +68,7 @@ class Run:
         self._batch_size = batch_size
         self._overwrite = overwrite
         self._stdout = stdout
-        self._books = books
+        self._journal = journal
         self._bare = bare
         self._writers: Writers[tuple[Event, ...]] = Writers(threads)
         self._fallback = MemoryFallback()
@@ -168,11 +168,11 @@ class Run:
             if isinstance(event, Stopped):
                 self._stop = self._stop or event.error
                 continue
-            if isinstance(event, Failed) and self._books is not None:
+            if isinstance(event, Failed) and self._journal is not None:
                 try:
-                    self._books.failed(event.job, words(event.error))
+                    self._journal.failed(event.job, words(event.error))
                 except OSError as error:
-                    self._stop = self._stop or self._disk_error(self._books.failures, error)
+                    self._stop = self._stop or self._disk_error(self._journal.failures, error)
             yield event
 
     def _write(
@@ -184,8 +184,8 @@ class Run:
         try:
             data = encode(pixels, extension, record, parameters(job.recipe))
             digest = sha256(data).hexdigest()
-            if self._books is not None and self._bare:
-                self._books.begun(job, digest)
+            if self._journal is not None and self._bare:
+                self._journal.begun(job, digest)
             path = self._store(job, data)
         except OSError as error:
             failure = self._disk_error(job.path, error)
@@ -195,12 +195,12 @@ class Run:
         except Exception as error:
             return (Failed(job=job, error=error),)
         saved = Saved(job=job, path=path, seconds=share + time.perf_counter() - started)
-        if self._books is None or path is None:
+        if self._journal is None or path is None:
             return (saved,)
         try:
-            self._books.saved(job, path, digest, saved.seconds)
+            self._journal.saved(job, path, digest, saved.seconds)
         except OSError as error:
-            return saved, Stopped(error=self._disk_error(self._books.manifest, error))
+            return saved, Stopped(error=self._disk_error(self._journal.manifest, error))
         return (saved,)
 
     def _store(self, job: Job, data: bytes) -> Path | None:
@@ -208,7 +208,7 @@ class Run:
             self._stdout.write(data)
             self._stdout.flush()
             return None
-        overwrite, swept = self._overwrite or job.replace, self._books is not None
+        overwrite, swept = self._overwrite or job.replace, self._journal is not None
         for path in [job.path] if job.exact else candidates(job.path):
             with contextlib.suppress(FileExistsError):
                 save(data, path, overwrite=overwrite, swept=swept)
@@ -219,7 +219,7 @@ class Run:
         what = f"cannot write {path or 'to standard output'}: {error.strerror or error}"
         if isinstance(error, FileExistsError):
             return KleinError(what, "-y replaces it; or give another name")
-        if self._books is not None:
+        if self._journal is not None:
             return KleinError(what, "mend that, then give the same command with --resume")
         where = "send it elsewhere" if path is None else "make room there, or give another -o"
         return KleinError(what, where)

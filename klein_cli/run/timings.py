@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from klein_cli.presets import GIGABYTE
+
 if TYPE_CHECKING:
     from klein_cli.optimize.part import Part
     from klein_cli.run.executors.executor import ReadyExecutor
-
-_GIGABYTE = 1e9
 
 
 class Timings:
@@ -47,5 +47,5 @@ class Timings:
 
 
 def _read(name: str, part: Part[Any]) -> str:
-    size, seconds = part.read_bytes / _GIGABYTE, part.read_seconds
+    size, seconds = part.read_bytes / GIGABYTE, part.read_seconds
     return f"{name} {size:.2f} GB in {seconds:.2f} s (waited {part.waited:.2f} s)"

@@ -120,6 +120,8 @@ def test_too_little_memory_is_worth_a_note(free: int, total: int, hint: str) -> 
 def test_no_gpu_is_no_fault() -> None:
     assert judge_gpu(NONE, facts(available=False, gpus=[]), 14.1).state == NOTE
     assert judge_torch(NONE, facts(available=False, gpus=[])).state == OK
+    mac = judge_gpu(NONE, facts(available=False, gpus=[], mps=True), 14.1)
+    assert (mac.state, "--device mps" in mac.said, "tried" in mac.said) == (NOTE, True, True)
     assert judge_torch(NONE, facts(available=False, gpus=[], cuda=None)).state == OK
 
 

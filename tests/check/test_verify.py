@@ -24,7 +24,7 @@ from klein_cli.checkpoints.resolve import resolve
 from klein_cli.errors import ModelError
 from klein_cli.pipeline import Trace, choose
 from klein_cli.recipe import Recipe
-from klein_cli.settings import DTYPES, QUANTIZATIONS, Settings
+from klein_cli.settings import CHOICES, Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
 CPU = Settings(device="cpu", dtype="float32", attention="sdpa")
@@ -121,7 +121,8 @@ def test_pictures_alone_would_let_a_wrong_mask_pass(
 
 
 def test_no_limit_is_looser_than_sglangs() -> None:
-    assert LIMITS.keys() == {*DTYPES, *QUANTIZATIONS} - {"auto", "none"}
+    words = {*CHOICES["dtype"].words, *CHOICES["quantize"].words}
+    assert LIMITS.keys() == words - {"auto", "none"}
     for limits in LIMITS.values():
         assert limits.ssim >= 0.91
         assert limits.psnr >= 25

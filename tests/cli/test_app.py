@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from klein_cli import __version__
+from klein_cli.cli import generation
 from klein_cli.cli.app import main
-from klein_cli.cli.commands import generate as generate_module
 from klein_cli.errors import ModelError
 
 HEAVY = ("torch", "transformers", "diffusers", "numpy")
@@ -105,7 +105,11 @@ def test_help_names_every_option(
         (["models", "pull"], "klein models pull needs NAME", "klein models pull --help"),
         (["generate", "a", "-g", "nan", "-m", "tiny"], "guidance nan is out of range", "0 to 100"),
         (["generate", "a", "-g", "inf", "-m", "tiny"], "guidance inf is out of range", "0 to 100"),
-        (["generate", "a", "--batch-size", "1000000"], "--batch-size 1000000 cannot", "1 to 99"),
+        (
+            ["generate", "a", "--batch-size", "1000000"],
+            "--batch-size 1000000 is not valid",
+            "1 to 99",
+        ),
         (["generate", "a", "-o", "{index!r}.png"], "-o has a !r in {index!r}", "the fields are"),
         (["models", "--jsno"], "there is no option --jsno", "did you mean --json?"),
         (["generate", "a", "-o", "-", "--json"], "both want standard output", "leave one"),
@@ -129,7 +133,7 @@ def test_an_error_leaves_with_its_own_exit_code(
     def broken(*_: object) -> int:
         raise ModelError("the model is broken", "mend it")
 
-    monkeypatch.setattr(generate_module, "_generate", broken)
+    monkeypatch.setattr(generation, "_generate", broken)
     assert main(["generate", "a"]) == 3
     said = capsys.readouterr()
     assert said.err == "error: the model is broken\nhint: mend it\n"
@@ -144,7 +148,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def buggy(*_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(generate_module, "_generate", buggy)
+    monkeypatch.setattr(generation, "_generate", buggy)
     with pytest.raises(ZeroDivisionError):
         main(["generate", "a"])
 
@@ -155,14 +159,14 @@ def test_an_interrupt_anywhere_leaves_with_130(
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate_module, "_generate", interrupted)
+    monkeypatch.setattr(generation, "_generate", interrupted)
     assert main(["generate", "a"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("code", [0, 1, 4, 130])
 def test_the_runs_exit_code_is_the_processes(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_module, "_generate", lambda *_: code)
+    monkeypatch.setattr(generation, "_generate", lambda *_: code)
     assert main(["generate", "a"]) == code
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from klein_cli.cli.request import (
     Request,
     batch_size_of,
@@ -16,6 +15,7 @@ from klein_cli.cli.request import (
     settings_of,
     without_effect,
 )
+
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
 from klein_cli.prompts.files import BadRow

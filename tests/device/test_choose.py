@@ -70,26 +70,26 @@ def test_a_full_size_model_without_a_gpu_is_refused_unless_asked_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (Settings(device="cuda"), "--device cuda is not available: "),
-        (Settings(device="cuda:0"), "--device cuda:0 is not available: "),
-        (Settings(device="mps"), "--device mps is not available: "),
-        (Settings(device="mps:0"), "no device called"),
-        (Settings(device="cuda:x"), "no device called"),
-        (Settings(attention="flash-attn"), "CUDA only"),
-        (Settings(rng="cuda"), "--rng cuda needs"),
-        (Settings(dtype="float64"), "--dtype float64"),
-        (Settings(engine="comfy"), "--engine comfy"),
-        (Settings(attention="flex"), "--attention flex"),
-        (Settings(rng="mps"), "--rng mps"),
-        (Settings(kernels="cuda"), "--kernels cuda"),
-        (Settings(kernels="triton"), "need an NVIDIA GPU"),
-        (Settings(quantize="int8"), "--quantize int8"),
-        (Settings(quantize="fp8"), "fp8 needs an NVIDIA GPU"),
+        ({"device": "cuda"}, "--device cuda is not available: "),
+        ({"device": "cuda:0"}, "--device cuda:0 is not available: "),
+        ({"device": "mps"}, "--device mps is not available: "),
+        ({"device": "mps:0"}, "is not valid"),
+        ({"device": "cuda:x"}, "is not valid"),
+        ({"attention": "flash-attn"}, "CUDA only"),
+        ({"rng": "cuda"}, "--rng cuda needs"),
+        ({"dtype": "float64"}, "--dtype float64"),
+        ({"engine": "comfy"}, "--engine comfy"),
+        ({"attention": "flex"}, "--attention flex"),
+        ({"rng": "mps"}, "--rng mps"),
+        ({"kernels": "cuda"}, "--kernels cuda"),
+        ({"kernels": "triton"}, "need an NVIDIA GPU"),
+        ({"quantize": "int8"}, "--quantize int8"),
+        ({"quantize": "fp8"}, "fp8 needs an NVIDIA GPU"),
     ],
 )
-def test_what_cannot_run_is_refused(settings: Settings, words: str) -> None:
+def test_what_cannot_run_is_refused(settings: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
-        choose(settings)
+        choose(Settings(**settings))
     assert caught.value.hint
 
 
@@ -100,7 +100,7 @@ def test_what_cannot_run_is_refused(settings: Settings, words: str) -> None:
 )
 def test_a_number_that_torch_reads_otherwise_is_no_gpu(device: str) -> None:
     """torch takes cuda:256 for cuda:0, and answers cuda:01 with a traceback."""
-    with pytest.raises(UsageError, match="no device called"):
+    with pytest.raises(UsageError, match="is not valid"):
         choose(Settings(device=device))
 
 
@@ -162,17 +162,17 @@ def test_this_gpu_is_one_that_torch_is_built_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (Settings(device="cuda:2"), "no cuda:2"),
-        (Settings(device="cuda", dtype="float32", attention="flash-attn"), "float32"),
-        (Settings(device="cpu", rng="cuda"), "--rng cuda needs"),
-        (Settings(quantize="fp8", dtype="float16"), "bfloat16, not float16"),
-        (Settings(quantize="fp8", engine="diffusers"), "native engine"),
-        (Settings(quantize="fp8", device="cpu"), "fp8 needs an NVIDIA GPU"),
+        ({"device": "cuda:2"}, "no cuda:2"),
+        ({"device": "cuda", "dtype": "float32", "attention": "flash-attn"}, "float32"),
+        ({"device": "cpu", "rng": "cuda"}, "--rng cuda needs"),
+        ({"quantize": "fp8", "dtype": "float16"}, "bfloat16, not float16"),
+        ({"quantize": "fp8", "engine": "diffusers"}, "native engine"),
+        ({"quantize": "fp8", "device": "cpu"}, "fp8 needs an NVIDIA GPU"),
     ],
 )
-def test_what_cannot_run_on_a_gpu_is_refused(settings: Settings, words: str) -> None:
+def test_what_cannot_run_on_a_gpu_is_refused(settings: dict[str, str], words: str) -> None:
     with pytest.raises(KleinError, match=words):
-        choose(settings)
+        choose(Settings(**settings))
 
 
 @pytest.mark.usefixtures("with_two_gpus")

@@ -13,11 +13,11 @@ from klein_cli.device.choose import choose, missing_speedups, provenance
 from klein_cli.device.device import KINDS, Memory, device_for
 from klein_cli.errors import ModelError
 from klein_cli.presets import presets
-from klein_cli.settings import DEVICES, Settings
+from klein_cli.settings import CHOICES, Settings
 
 
 def test_every_device_that_may_be_asked_for_is_a_row() -> None:
-    assert set(DEVICES) == {"auto", *KINDS}
+    assert set(CHOICES["device"].words) == {"auto", *KINDS}
     assert {name: device_for(name).kind for name in ("cpu", "mps", "cuda", "cuda:3")} == {
         "cpu": "cpu",
         "mps": "mps",

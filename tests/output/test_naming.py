@@ -23,7 +23,7 @@ def recipe(prompt: str = "A red circle!", seed: int = 5, model: str = "tiny") ->
 
 
 def names(output: str | None, *, several: bool = False, overwrite: bool = False) -> Names:
-    return Names(destination(output, several=several), overwrite=overwrite, today=DAY)
+    return Names(destination(output).of(several=several), overwrite=overwrite, today=DAY)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 )
 def test_outputs_that_cannot_be_used_are_refused_at_once(output: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        destination(output, several=True)
+        destination(output)
 
 
 def test_an_existing_file_is_refused() -> None:
@@ -181,7 +181,7 @@ def test_the_folder_of_a_template_is_what_comes_before_its_fields(
     template: str, folder: str
 ) -> None:
     """There the manifest lies, and there --resume looks for it."""
-    assert destination(template, several=True).folder == Path(folder)
+    assert destination(template).folder == Path(folder)
 
 
 def test_names_that_unicode_composes_otherwise_do_not_share_a_file() -> None:
@@ -203,7 +203,7 @@ def test_many_equal_names_take_no_quadratic_time() -> None:
         next(asked)
         return False
 
-    where = destination("{slug}.png", several=True)
+    where = destination("{slug}.png")
     many = Names(where, overwrite=False, today=DAY, exists=exists)
     for index in range(1, 2001):
         many.of(index, recipe())

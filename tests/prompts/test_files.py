@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from klein_cli.errors import UsageError
+from klein_cli.presets import presets
 from klein_cli.prompts.files import (
     BadRow,
     complain,
@@ -24,7 +25,7 @@ from klein_cli.prompts.rows import Defaults, Row, own_seeds, prompt_fault, recip
 from klein_cli.prompts.utf8 import decode, lines_of
 from klein_cli.recipe import Recipe
 
-DEFAULTS = Defaults(model="tiny", width=256, height=256, steps=4, guidance=1.0)
+DEFAULTS = Defaults(preset=presets()["klein-base-4b"], width=256, height=256, steps=4, guidance=1.0)
 NO_STDIN = io.BytesIO()
 
 
@@ -352,7 +353,7 @@ def test_prompt_fault_catches_bytes_that_were_no_text() -> None:
 
 def test_a_silent_row_takes_the_defaults() -> None:
     (recipe,) = recipes(Row(prompt="a cat"), DEFAULTS, 5)
-    assert (recipe.prompt, recipe.seed, recipe.model) == ("a cat", 5, "tiny")
+    assert (recipe.prompt, recipe.seed, recipe.model) == ("a cat", 5, "klein-base-4b")
     assert recipe.shape == (256, 256, 4, 1.0)
     assert recipe.negative_prompt is None
 

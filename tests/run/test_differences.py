@@ -12,9 +12,10 @@ import torch
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record
-from klein_cli.presets import presets
+from klein_cli.presets import Preset, presets
+from klein_cli.prompts.rows import Defaults, recipe_of
 from klein_cli.recipe import Model, Recipe
-from klein_cli.run.differences import as_many_threads, as_then, differences, settings_here
+from klein_cli.run.differences import as_many_threads, differences, row_again, settings_here
 from klein_cli.settings import Settings
 
 TINY, BASE = presets()["tiny"], presets()["klein-base-4b"]
@@ -52,19 +53,32 @@ def here(revision: str | None = None, **changes: Any) -> Origin:
     )
 
 
-def test_the_preset_takes_on_what_the_picture_says() -> None:
-    then = as_then(BASE, record())
-    assert (then.width, then.height, then.steps, then.guidance) == (320, 256, 7, 2.5)
+def again(preset: Preset, then: Recipe = RECIPE, **asked: Any) -> Recipe:
+    defaults = Defaults(preset=preset, **asked)
+    return recipe_of(row_again(then, defaults), defaults, then.seed)
+
+
+def test_a_picture_is_drawn_again_from_its_recipe_but_for_what_is_asked_for() -> None:
+    assert again(BASE) == RECIPE
+    assert again(BASE, steps=9, negative_prompt="rain") == replace(
+        RECIPE, steps=9, negative_prompt="rain"
+    )
 
 
 def test_a_model_of_the_other_kind_keeps_steps_and_guidance() -> None:
-    then = as_then(TINY, record())
-    assert (then.width, then.height) == (320, 256)
-    assert (then.steps, then.guidance) == (TINY.steps, TINY.guidance)
+    """Four steps of a base model are fog, and a distilled one has no guidance."""
+    then = replace(RECIPE, negative_prompt="rain")
+    wanted = replace(RECIPE, steps=TINY.steps, guidance=TINY.guidance, model="tiny")
+    assert again(TINY, then) == wanted
+    assert again(TINY, then, steps=9) == replace(wanted, steps=9)
+    drawn = replace(wanted, width=1024, height=1024)
+    assert again(BASE, drawn) == replace(
+        drawn, steps=BASE.steps, guidance=BASE.guidance, model=BASE.name
+    )
 
 
 def test_a_folder_that_nobody_knows_gets_the_pictures_steps() -> None:
-    assert as_then(BASE, record(recipe=replace(RECIPE, model="my-model"))).steps == 7
+    assert again(BASE, replace(RECIPE, model="my-model")).steps == 7
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from klein_cli.errors import UsageError
+from klein_cli.output.naming import destination
 from klein_cli.presets import presets
 from klein_cli.prompts.files import BadRow
 from klein_cli.prompts.rows import Defaults, Row
@@ -38,23 +39,13 @@ def planned(
     wildcards: bool = False,
 ) -> Plan:
     preset = BASE if base else TINY
-    defaults = Defaults(
-        model=preset.name,
-        width=preset.width,
-        height=preset.height,
-        steps=preset.steps,
-        guidance=preset.guidance,
-        n=n,
-        seeds=seeds,
-        wildcards=wildcards,
-    )
+    defaults = Defaults(preset=preset, n=n, seeds=seeds, wildcards=wildcards)
     return plan(
         rows,
         source=source,
-        preset=preset,
         defaults=defaults,
         seed=seed,
-        output=Output(path=output, overwrite=overwrite, today=date(2026, 3, 9)),
+        output=Output(where=destination(output), overwrite=overwrite, today=date(2026, 3, 9)),
         history=history,
     )
 
@@ -246,10 +237,9 @@ def test_rows_are_taken_one_by_one() -> None:
     plan(
         rows(),
         source="p.txt",
-        preset=TINY,
-        defaults=Defaults(model="tiny", width=256, height=256, steps=4, guidance=1.0),
+        defaults=Defaults(preset=TINY),
         seed=1,
-        output=Output(path="d/", overwrite=False, today=date(2026, 3, 9)),
+        output=Output(where=destination("d/"), overwrite=False, today=date(2026, 3, 9)),
         history=Seeing(),
     )
     assert seen == [2, 2, 3, 4, 5]
@@ -258,13 +248,11 @@ def test_rows_are_taken_one_by_one() -> None:
 @pytest.mark.parametrize("wrong", [{"width": 64}, {"steps": 0}])
 def test_a_fault_of_the_options_is_no_lines(wrong: dict[str, int]) -> None:
     """Else it would be told of a hundred thousand lines."""
-    sizes = {"width": 256, "height": 256, "steps": 4} | wrong
     with pytest.raises(UsageError, match=f"^{next(iter(wrong))} .* is out of range"):
         plan(
             [Row(prompt="a", line=1), Row(prompt="b", line=2)],
             source="p.txt",
-            preset=TINY,
-            defaults=Defaults(model="tiny", guidance=1.0, **sizes),
+            defaults=Defaults(preset=TINY, **wrong),
             seed=1,
-            output=Output(path="d/", overwrite=False, today=date(2026, 3, 9)),
+            output=Output(where=destination("d/"), overwrite=False, today=date(2026, 3, 9)),
         )

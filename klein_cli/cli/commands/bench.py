@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,17 @@ from klein_cli.bench.tables import heading, left_out, markdown, tables
 from klein_cli.checkpoints.resolve import preset_for, resolve
 from klein_cli.cli import options
 from klein_cli.cli.commands import bench_options as own
-from klein_cli.cli.request import Request, batch_size_of, settings_of
+from klein_cli.cli.groups import grouped
 from klein_cli.cli.terminal.progress import watched
 from klein_cli.cli.terminal.report import Report
+from klein_cli.device.packages import check_official
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import UsageError
 from klein_cli.output.png import check_writable
 from klein_cli.presets import DEFAULT_MODEL, Preset
+from klein_cli.prompts.rows import Defaults, Row, recipe_of
 from klein_cli.prompts.sizes import parse_size
-from klein_cli.recipe import Recipe
 from klein_cli.run.interrupts import defer_sigint
-from klein_cli.run.plan import check_sides
 from klein_cli.settings import Settings
 
 _SIZES = ((1024, 1024), (512, 512))
@@ -42,62 +42,56 @@ _FAR_APART = 5.0
 this model. Rounding in bfloat16 makes about 1."""
 
 
+@grouped(leave_out=("workers", "ray"))
 def bench(
+    *,
     model: own.Model = None,
     keep: own.Keep = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    batch_size: options.BatchSize = "auto",
-    engine: options.Engine = "native",
-    attention: options.Attention = "auto",
-    rng: options.Rng = "cpu",
-    quantize: options.Quantize = "none",
-    kernels: options.Kernels = "auto",
-    size: own.Sizes = None,
+    machine: options.MachineOptions,
+    what: own.BenchOptions,
     steps: options.Steps = None,
-    only: own.Only = None,
-    peer: own.Peer = False,
-    compile_vae: own.CompileVae = False,
-    quick: own.Quick = False,
-    rounds: own.Rounds = None,
-    pictures: own.Pictures = None,
-    from_file: own.From = None,
-    as_markdown: own.Markdown = False,
-    as_json: own.Json = False,
-    quiet: own.Quiet = False,
+    shown: own.ResultOptions,
 ) -> None:
     """Measure klein on this machine: warm, in a batch and from a cold start.
 
     Beside it stands what the machine can do at best and, with --peer, diffusers. Tables come
     first, one line of JSON last.
     """
-    machine = {field.name for field in fields(Settings)} & locals().keys()
-    chosen = {name: value for name, value in locals().items() if name in machine}
-    report = Report(as_json=as_json, quiet=quiet, verbose=False, silent_stdout=as_json)
+    report = Report(
+        as_json=shown.as_json, quiet=shown.quiet, verbose=False, silent_stdout=shown.as_json
+    )
     with report.errors():
-        if from_file is not None:
-            result = _read(from_file)
+        if shown.from_file is not None:
+            result = _read(shown.from_file)
         else:
-            request = Request(
-                model=model or DEFAULT_MODEL, batch_size=batch_size, steps=steps, **chosen
-            )
-            settings = settings_of(request)
-            wanted = Wanted(
-                parts=_parts(only),
-                amount=_amount(quick, rounds, pictures),
-                peer=peer,
-                compile_vae=compile_vae,
-                batch_size=batch_size_of(request),
-                **pictures_of(request, size, quick),
-            )
-            if compile_vae and not peer:
-                raise UsageError("--compile-vae is for diffusers, which is not there", "add --peer")
+            settings = machine.settings()
+            preset = preset_for(model or DEFAULT_MODEL)
+            wanted = _wanted(what, steps, machine.pictures_a_batch(), preset)
             if model is None:
+                check_official("klein bench without -m")
                 _check_keep(keep)
             elif keep is not None:
                 raise UsageError("--keep is for random weights, and -m names a model", "drop one")
-            result = _measure(request.model, model is None, keep, settings, wanted, report)
-    _show(result, as_markdown=as_markdown, as_json=as_json)
+            result = _measure(model, keep, preset, settings, wanted, report)
+    _show(result, as_markdown=shown.as_markdown, as_json=shown.as_json)
+
+
+def _wanted(
+    what: own.BenchOptions, steps: int | None, batch_size: int | None, preset: Preset
+) -> Wanted:
+    wanted = Wanted(
+        parts=_parts(what.only),
+        amount=_amount(what.quick, what.rounds, what.pictures),
+        peer=what.peer,
+        compile_vae=what.compile_vae,
+        batch_size=batch_size,
+        **pictures_of(preset, steps, what.size, what.quick),
+    )
+    if what.peer:
+        check_official("--peer")
+    if what.compile_vae and not what.peer:
+        raise UsageError("--compile-vae is for diffusers, which is not there", "add --peer")
+    return wanted
 
 
 def _parts(only: str | None) -> tuple[str, ...]:
@@ -116,26 +110,21 @@ def _amount(quick: bool, rounds: int | None, pictures: int | None) -> Amount:
     return replace(amount, rounds=rounds or amount.rounds, pictures=pictures or amount.pictures)
 
 
-def pictures_of(request: Request, sizes: Sequence[str] | None, quick: bool) -> dict[str, Any]:
+def pictures_of(
+    preset: Preset, steps: int | None, sizes: Sequence[str] | None, quick: bool
+) -> dict[str, Any]:
     """Sizes, steps and guidance of the pictures. Raises UsageError for one that cannot be."""
-    preset = preset_for(request.model)
     wanted = [parse_size(size) for size in sizes or ()] or _usual_sizes(preset)[: 1 if quick else 2]
-    steps = preset.steps if request.steps is None else request.steps
-    for width, height in wanted:
-        recipe = Recipe(
-            prompt="",
-            seed=0,
-            width=width,
-            height=height,
-            steps=steps,
-            guidance=preset.guidance,
-            model=preset.name,
+    recipes = [
+        recipe_of(
+            Row(prompt="a", width=width, height=height), Defaults(preset=preset, steps=steps), 0
         )
-        check_sides(recipe, preset)
+        for width, height in dict.fromkeys(wanted)
+    ]
     return {
-        "sizes": tuple(dict.fromkeys(wanted)),
-        "steps": steps,
-        "guidance": preset.guidance,
+        "sizes": tuple((recipe.width, recipe.height) for recipe in recipes),
+        "steps": recipes[0].steps,
+        "guidance": recipes[0].guidance,
     }
 
 
@@ -153,9 +142,9 @@ def _check_keep(keep: Path | None) -> None:
 
 
 def _measure(
-    model: str,
-    random: bool,
+    model: str | None,
     keep: Path | None,
+    preset: Preset,
     settings: Settings,
     wanted: Wanted,
     report: Report,
@@ -180,8 +169,9 @@ def _measure(
             from klein_cli.check.metrics import mean_abs_diff
             from klein_cli.pipeline import choose
 
-        chosen = choose(settings, preset_for(model))
-        with random_model(keep, announce) if random else nullcontext(resolve(model)) as snapshot:
+        chosen = choose(settings, preset)
+        source = nullcontext(resolve(model)) if model else random_model(keep, announce)
+        with source as snapshot:
             result = measure(snapshot, chosen, wanted, difference=mean_abs_diff, on_event=say)
     warn_of_other_pictures(result, report)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -35,98 +36,112 @@ Keep = Annotated[
         rich_help_panel="Model and machine",
     ),
 ]
-Sizes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--size",
-        metavar="WxH",
-        help="May be given several times. 1024x1024 and 512x512 if left out, or the model's own.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Only = Annotated[
-    str | None,
-    typer.Option(
-        "--only",
-        metavar="PART,...",
-        help=f"Some parts of the run: {', '.join(PARTS)}.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Peer = Annotated[
-    bool,
-    typer.Option(
-        "--peer",
-        metavar=_FLAG,
-        help="diffusers beside klein, as it comes and tuned (cuDNN attention, fused projections, "
-        "regional compilation, channels_last VAE), on the same weights in the same run.",
-        rich_help_panel=_WHAT,
-    ),
-]
-CompileVae = Annotated[
-    bool,
-    typer.Option(
-        "--compile-vae",
-        metavar=_FLAG,
-        help="With --peer: compile the tuned pipeline's VAE too, which takes minutes.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Quick = Annotated[
-    bool,
-    typer.Option(
-        "--quick",
-        metavar=_FLAG,
-        help="Less of everything: one size unless you name more, fewer rounds, pictures and "
-        "processes, and the page cache left as it is.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Rounds = Annotated[
-    int | None,
-    typer.Option(
-        "--rounds",
-        metavar="N",
-        min=1,
-        help=f"Of warm pictures. {FULL.rounds}, or {QUICK.rounds} with --quick.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Pictures = Annotated[
-    int | None,
-    typer.Option(
-        "--pictures",
-        metavar="N",
-        min=1,
-        help=f"Of the throughput. {FULL.pictures}, or {QUICK.pictures} with --quick.",
-        rich_help_panel=_WHAT,
-    ),
-]
-From = Annotated[
-    Path | None,
-    typer.Option(
-        "--from",
-        metavar="FILE",
-        help="Measure nothing: show the result in this file, the output of an earlier run.",
-        rich_help_panel=_REPORT,
-    ),
-]
-Markdown = Annotated[
-    bool,
-    typer.Option(
-        "--markdown", metavar=_FLAG, help="Tables in Markdown, alone.", rich_help_panel=_REPORT
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        metavar=_FLAG,
-        help="The line of JSON that ends the output, without the tables before it.",
-        rich_help_panel=_REPORT,
-    ),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", metavar=_FLAG, help="No progress.", rich_help_panel=_REPORT),
-]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What is measured, and how much of it."""
+
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--size",
+            metavar="WxH",
+            help="May be given several times. 1024x1024 and 512x512 if left out, or the model's "
+            "own.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only",
+            metavar="PART,...",
+            help=f"Some parts of the run: {', '.join(PARTS)}.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    peer: Annotated[
+        bool,
+        typer.Option(
+            "--peer",
+            metavar=_FLAG,
+            help="diffusers beside klein, as it comes and tuned (cuDNN attention, fused "
+            "projections, regional compilation, channels_last VAE), on the same weights in the "
+            "same run.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False
+    compile_vae: Annotated[
+        bool,
+        typer.Option(
+            "--compile-vae",
+            metavar=_FLAG,
+            help="With --peer: compile the tuned pipeline's VAE too, which takes minutes.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            metavar=_FLAG,
+            help="Less of everything: one size unless you name more, fewer rounds, pictures and "
+            "processes, and the page cache left as it is.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            min=1,
+            help=f"Of warm pictures. {FULL.rounds}, or {QUICK.rounds} with --quick.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    pictures: Annotated[
+        int | None,
+        typer.Option(
+            "--pictures",
+            metavar="N",
+            min=1,
+            help=f"Of the throughput. {FULL.pictures}, or {QUICK.pictures} with --quick.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultOptions:
+    """Which result is shown, and how."""
+
+    from_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Measure nothing: show the result in this file, the output of an earlier run.",
+            rich_help_panel=_REPORT,
+        ),
+    ] = None
+    as_markdown: Annotated[
+        bool,
+        typer.Option(
+            "--markdown", metavar=_FLAG, help="Tables in Markdown, alone.", rich_help_panel=_REPORT
+        ),
+    ] = False
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            metavar=_FLAG,
+            help="The line of JSON that ends the output, without the tables before it.",
+            rich_help_panel=_REPORT,
+        ),
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", metavar=_FLAG, help="No progress.", rich_help_panel=_REPORT),
+    ] = False

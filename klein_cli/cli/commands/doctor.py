@@ -7,18 +7,24 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from klein_cli import __version__
-from klein_cli.check.doctor import Wanted, examine
-from klein_cli.check.finding import BAD, NOTE, OK, SKIPPED, Finding
-from klein_cli.cli.terminal.report import Report
 from klein_cli.cli.terminal.text import home_as_tilde, printable
 
-_WORDS = {OK: "ok", NOTE: "note", BAD: "BAD", SKIPPED: "-"}
-_COLOURS = {OK: "green", NOTE: "yellow", BAD: "red", SKIPPED: "white"}
+if TYPE_CHECKING:
+    from klein_cli.check.finding import Finding
+
+_STATES = {
+    "ok": ("ok", "green"),
+    "note": ("note", "yellow"),
+    "bad": ("BAD", "red"),
+    "skipped": ("-", "white"),
+}
+"""The states of `klein_cli.check.finding`, as they are printed."""
 _NAMES = 18
 
 
@@ -29,7 +35,7 @@ def doctor(
             "--model",
             "-m",
             metavar="NAME|DIR|REPO",
-            help="Look at this model alone; at all that are on this machine if left out.",
+            help="Check this model alone; if left out, all that are on this machine.",
         ),
     ] = None,
     deep: Annotated[
@@ -47,33 +53,37 @@ def doctor(
         ),
     ] = False,
 ) -> None:
-    """Look at GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, 1 if not.
+    """Check GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, 1 if not.
 
-    Every kernel that klein may use computes something small, and the embedded model draws a picture
-    that is compared with the one it should be.
+    Every kernel that klein may use computes something small, and the embedded model draws an image
+    that is compared with what it should be.
     """
+    from klein_cli.check.doctor import examine
+    from klein_cli.check.finding import BAD
+    from klein_cli.cli.terminal.report import Report
+
     report = Report(as_json=False, quiet=False, verbose=False, silent_stdout=as_json)
     findings = []
     with report.bar:
-        for finding in examine(Wanted(model=model, deep=deep), report.bar.say):
+        for finding in examine(model, deep=deep, on_event=report.doing):
             findings.append(finding)
             if not as_json:
                 with report.bar.aside():
                     typer.echo("\n".join(_lines(finding)))
-    bad = [finding for finding in findings if finding.state == BAD]
+    bad = sum(finding.state == BAD for finding in findings)
     if as_json:
-        typer.echo(json.dumps(_as_json(findings), indent=1))
+        typer.echo(_as_json(findings, passed=not bad))
     else:
-        many = f"{len(bad)} thing{'s' * (len(bad) != 1)} to mend" if bad else "all is well"
-        typer.echo(f"\n{many}")
+        typer.echo(f"\n{bad} thing{'s' * (bad != 1)} to fix" if bad else "\nall is well")
     raise typer.Exit(1 if bad else 0)
 
 
 def _lines(finding: Finding) -> Iterator[str]:
     """A finding as a person reads it, its hint on a line of its own."""
-    word = f"{_WORDS[finding.state]:>4}"
+    word, colour = _STATES[finding.state]
+    word = f"{word:>4}"
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        word = typer.style(word, fg=_COLOURS[finding.state], bold=finding.state == BAD)
+        word = typer.style(word, fg=colour, bold=finding.state == "bad")
     yield f"{word}  {finding.name:<{_NAMES}}  {_shown(finding.said)}"
     if finding.hint:
         yield f"{'':>4}  {'':<{_NAMES}}  -> {_shown(finding.hint)}"
@@ -83,17 +93,8 @@ def _shown(text: str) -> str:
     return printable(home_as_tilde(text))
 
 
-def _as_json(findings: list[Finding]) -> dict[str, Any]:
-    return {
-        "klein": __version__,
-        "passed": all(finding.state != BAD for finding in findings),
-        "findings": [_without_home(asdict(finding)) for finding in findings],
-    }
-
-
-def _without_home(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_home(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_home(entry) for entry in value]
-    return home_as_tilde(value) if isinstance(value, str) else value
+def _as_json(findings: list[Finding], *, passed: bool) -> str:
+    report = {"klein": __version__, "passed": passed, "findings": [asdict(f) for f in findings]}
+    home = json.dumps(str(Path.home()))[1:-1]
+    text = json.dumps(report, indent=1)
+    return text.replace(home, "~") if len(home) > 1 else text

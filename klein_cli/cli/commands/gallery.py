@@ -12,7 +12,7 @@ from klein_cli.cli import options
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.gallery import Gallery, write_gallery
-from klein_cli.output.naming import STDOUT, destination
+from klein_cli.output.naming import Destination
 
 _NAMED = 3
 
@@ -42,12 +42,11 @@ def gallery(
         typer.echo(str(made.page))
 
 
-def gallery_folder(output: str | None) -> Path:
+def gallery_folder(where: Destination, output: str | None) -> Path:
     """The folder of a run's pictures. Raises UsageError when -o leaves it to where klein runs."""
-    if output is not None and output != STDOUT:
-        folder = destination(output, several=True).folder
-        if folder != Path() or os.path.isdir(os.path.expanduser(output)):
-            return folder
+    is_named = output is not None and not where.is_stdout
+    if is_named and (where.folder != Path() or os.path.isdir(os.path.expanduser(output or ""))):
+        return where.folder
     raise UsageError("--gallery needs a folder of its own", "give one: -o pictures/")
 
 

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from klein_cli.checkpoints.folder import faults, size_on_disk
 from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached, remove, repositories
 from klein_cli.checkpoints.resolve import hub_repository, on_disk, preset_for, pull
-from klein_cli.cli.terminal.download_bar import Fetching
+from klein_cli.cli.terminal.download_bar import DownloadBar
 from klein_cli.cli.terminal.report import Report
 from klein_cli.cli.terminal.text import gigabytes, home_as_tilde, table
 from klein_cli.errors import ModelError, UsageError
@@ -50,6 +50,7 @@ class _Models(TyperGroup):
 models = typer.Typer(
     name="models",
     cls=_Models,
+    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -118,7 +119,7 @@ def pull_model(name: Name, quiet: Quiet = False, as_json: Json = False) -> None:
             report.note(f"{name} needs no download")
         else:
             _say_licence(preset_for(name), repo, report)
-        with Fetching(report, shown=report.bar.shown) as watch:
+        with DownloadBar(report, shown=report.bar.shown) as watch:
             snapshot = pull(name, watch)
         report.event("pulled", name=name, revision=snapshot.revision, path=str(snapshot.root))
     if not as_json:

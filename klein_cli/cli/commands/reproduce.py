@@ -8,47 +8,40 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from datetime import date
-from functools import partial
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from klein_cli import __version__
-from klein_cli.checkpoints.resolve import preset_for
+from klein_cli.checkpoints.resolve import Snapshot, preset_for
 from klein_cli.cli import options
-from klein_cli.cli.commands.generate import check_stdout
 from klein_cli.cli.config import origins, was_typed
-from klein_cli.cli.drawing import Drawing, Source, names_of
-from klein_cli.cli.request import (
-    Request,
-    batch_size_of,
-    defaults_of,
-    prompts_of,
-    settings_of,
-    without_effect,
-)
-from klein_cli.cli.terminal.follow import Followed, carried_out
+from klein_cli.cli.generation import check_stdout, output_of
+from klein_cli.cli.groups import grouped, only_typed
+from klein_cli.cli.terminal.dry_run import dry_run
+from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.output.naming import STDOUT, Names, destination
+from klein_cli.output.naming import Names, destination
 from klein_cli.output.png import check_room
 from klein_cli.output.reading import read_record
-from klein_cli.prompts.rows import Row, recipe_of
-from klein_cli.run.differences import as_then, model_of
+from klein_cli.presets import Preset
+from klein_cli.prompts.rows import ignored, recipe_of
+from klein_cli.prompts.source import typed_prompt
+from klein_cli.run.differences import model_of, row_again
 from klein_cli.run.jobs import Job
-from klein_cli.run.plan import check_folders, check_sides
-from klein_cli.settings import Settings
+from klein_cli.run.plan import Output, check_folders
+from klein_cli.run.reproduce import Reproduction, Source, Wishes, names_of
+from klein_cli.settings import CHOICES
 
 THE_PICTURES = "the picture's"
-_SETTINGS = tuple(field.name for field in fields(Settings))
-_SAID_BY_THE_PICTURE = (
-    *("prompt_option", "negative_prompt", "seed", "width", "height", "size", "aspect"),
-    *("steps", "guidance", "guidance_scale", "model", "num_images"),
-    *_SETTINGS,
-)
+_OF_THE_PICTURE = {
+    *("prompt_option", "negative_prompt", "model", *CHOICES),
+    *(field.name for field in fields(options.PictureOptions)),
+}
+"""The parameters whose values are the picture's own unless they are typed."""
 
 Pictures = Annotated[
     list[Path],
@@ -59,74 +52,73 @@ Pictures = Annotated[
         rich_help_panel="What to draw",
     ),
 ]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        "-s",
-        metavar="N",
-        help="Another seed; the next picture of the same original gets N+1, and so on.",
-        rich_help_panel="The picture",
-    ),
-]
-Width = Annotated[
-    int | None,
-    typer.Option(
-        "--width", "-W", metavar="PIXELS", help="Another width.", rich_help_panel="The picture"
-    ),
-]
-Height = Annotated[
-    int | None,
-    typer.Option(
-        "--height", "-H", metavar="PIXELS", help="Another height.", rich_help_panel="The picture"
-    ),
-]
-Aspect = Annotated[
-    str | None,
-    typer.Option(
-        "--aspect",
-        metavar="W:H",
-        help="Another shape, as in 16:9, with about as many pixels as the picture.",
-        rich_help_panel="The picture",
-    ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option("--steps", metavar="N", help="Other steps.", rich_help_panel="The picture"),
-]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariationOptions(options.PictureOptions):
+    """What else a picture is to be like; None leaves it as it is."""
+
+    seed: Annotated[
+        int | None,
+        options.of_picture(
+            "--seed",
+            "-s",
+            metavar="N",
+            help="Another seed; the next picture of the same original gets N+1, and so on.",
+        ),
+    ] = None
+    width: Annotated[
+        int | None,
+        options.of_picture("--width", "-W", metavar="PIXELS", help="Another width."),
+    ] = None
+    height: Annotated[
+        int | None,
+        options.of_picture("--height", "-H", metavar="PIXELS", help="Another height."),
+    ] = None
+    aspect: Annotated[
+        str | None,
+        options.of_picture(
+            "--aspect",
+            metavar="W:H",
+            help="Another shape, as in 16:9, with about as many pixels as the picture.",
+        ),
+    ] = None
+    steps: Annotated[
+        int | None, options.of_picture("--steps", metavar="N", help="Other steps.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Variation:
+    """What was typed, to be drawn instead of what the pictures say; None leaves that."""
+
+    prompt: str | None
+    negative_prompt: str | None
+    model: str | None
+    picture: options.PictureOptions
+
+    @property
+    def guidance(self) -> float | None:
+        """The guidance that was typed."""
+        return self.picture.cfg
+
+
+@grouped(
+    leave_out={"prompt", "prompts_file", "wildcards", "seeds", "resume", "gallery"}
+    | {"workers", "ray"},
+    defaults=dict.fromkeys(("model", *CHOICES), THE_PICTURES),
+)
 def reproduce(
     context: typer.Context,
+    *,
     pictures: Pictures,
-    prompt_option: options.PromptOption = None,
-    negative_prompt: options.NegativePrompt = None,
+    prompts: options.PromptOptions,
     strict: options.Strict = False,
-    seed: Seed = None,
-    num_images: options.NumImages = 1,
-    width: Width = None,
-    height: Height = None,
-    size: options.Size = None,
-    aspect: Aspect = None,
-    steps: Steps = None,
-    guidance: options.Guidance = None,
-    guidance_scale: options.GuidanceScale = None,
-    output: options.OutputPath = None,
-    overwrite: options.Overwrite = False,
-    no_metadata: options.NoMetadata = False,
-    dry_run: options.DryRun = False,
-    model: options.Model = THE_PICTURES,
-    device: options.Device = THE_PICTURES,
-    dtype: options.Dtype = THE_PICTURES,
-    batch_size: options.BatchSize = "auto",
-    engine: options.Engine = THE_PICTURES,
-    attention: options.Attention = THE_PICTURES,
-    rng: options.Rng = THE_PICTURES,
-    quantize: options.Quantize = THE_PICTURES,
-    kernels: options.Kernels = THE_PICTURES,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    picture: VariationOptions,
+    files: options.OutputOptions,
+    model: options.Model,
+    machine: options.MachineOptions,
+    told: options.ReportOptions,
 ) -> None:
     """Draw a picture again from the recipe inside it; any option makes a variation of it.
 
@@ -136,57 +128,67 @@ def reproduce(
     is on this machine is used, unless -m names one: nothing is downloaded
     because a picture says so.
     """
-    told = {"json": json, "quiet": quiet, "verbose": verbose, "dry_run": dry_run}
-    run = partial(_reproduce, context, pictures)
-    raise typer.Exit(carried_out(run, output=output, **told))
+
+    def run(report: Report) -> int:
+        wishes = _wishes(context, machine, strict, files)
+        check_stdout(wishes.output.where, files, told)
+        typed = only_typed(context, prompts)
+        prompt = typed.prompt_option
+        asked = _Variation(
+            prompt=None if prompt is None else typed_prompt(prompt, sys.stdin.buffer),
+            negative_prompt=typed.negative_prompt,
+            model=model if was_typed(context, "model") else None,
+            picture=only_typed(context, picture),
+        )
+        sources = _sources(pictures, asked)
+        for line in origins(context, not_filed=_OF_THE_PICTURE - {"device"}):
+            report.detail(line)
+        report.detail(f"from {names_of(pictures)}: all else that the recipe says")
+        _warn_of_no_effect(sources, asked, report)
+        return _reproduce(sources, wishes, report, only_plan=files.dry_run)
+
+    raise typer.Exit(run_command(run, output=files.output, dry_run=files.dry_run, **asdict(told)))
 
 
-def _reproduce(context: typer.Context, pictures: Sequence[Path], report: Report) -> int:
-    request, given = _asked(context)
-    settings_of(request)
-    batch_size_of(request)
-    check_stdout(request)
-    prompt = None
-    if request.prompt_option is not None:
-        _, [row] = prompts_of(request, sys.stdin.buffer)
-        prompt = row.prompt if isinstance(row, Row) else None
-    sources = _sources(pictures, request, prompt)
-    jobs = _named(sources, request)
-    for line in origins(context, not_filed={*_SAID_BY_THE_PICTURE} - {"device"}):
-        report.detail(line)
-    report.detail(f"from {names_of(pictures)}: all else that the recipe says")
-    liked = context.params["device"]
-    device = None if liked == THE_PICTURES else liked
-    drawing = Drawing(sources, jobs, given, device, report)
-    _warn_of_no_effect(sources, report)
-    if request.dry_run:
-        return drawing.dry_run()
+def _wishes(
+    context: typer.Context,
+    machine: options.MachineOptions,
+    strict: bool,
+    files: options.OutputOptions,
+) -> Wishes:
+    typed = only_typed(context, machine)
+    typed.settings()  # which refuses what is not valid
+    return Wishes(
+        settings={name: getattr(typed, name) for name in CHOICES if was_typed(context, name)},
+        device=None if machine.device == THE_PICTURES else machine.device,
+        batch_size=machine.pictures_a_batch(),
+        strict=strict,
+        output=output_of(destination(files.output), files),
+    )
+
+
+def _reproduce(
+    sources: Sequence[Source], wishes: Wishes, report: Report, *, only_plan: bool
+) -> int:
+    jobs = _named(sources, wishes.output)
+    again = Reproduction(sources, jobs, wishes, report)
+    if only_plan:
+        tokens = again.tokens()
+        dry_run(jobs, lambda job: tokens.get(job.index), None, report=report)
+        return 0
     report.event("started", klein=__version__, pictures=len(jobs))
     with report.bar:
-        return Followed(report, len(jobs)).follow(drawing, jobs)
+        return RunReporter(report, len(jobs)).follow(again, jobs)
 
 
-def _asked(context: typer.Context) -> tuple[Request, dict[str, str]]:
-    """What the user asked for; what the picture says stays unsaid unless it was typed.
-
-    And the typed settings, by their names in Settings.
-    """
-    known = {field.name for field in fields(Request)}
-    typed = {
-        name: value
-        for name, value in context.params.items()
-        if name in known and (name not in _SAID_BY_THE_PICTURE or was_typed(context, name))
-    }
-    given = {name: typed[name] for name in _SETTINGS if name in typed}
-    return Request(**{"model": "", **typed}), given
-
-
-def _sources(pictures: Sequence[Path], request: Request, prompt: str | None) -> list[Source]:
+def _sources(pictures: Sequence[Path], asked: _Variation) -> list[Source]:
     """Every picture read and its recipes made. Raises one error that names all that cannot be."""
     sources, faults = [], []
+    named = preset_for(asked.model) if asked.model is not None else None
+    snapshots: dict[tuple[str, str | None], Snapshot] = {}
     for path in pictures:
         try:
-            sources.append(_read(path, request, prompt))
+            sources.append(_read(path, asked, named, snapshots))
         except KleinError as error:
             faults.append(error)
     if len(faults) == 1:
@@ -202,54 +204,59 @@ def _sources(pictures: Sequence[Path], request: Request, prompt: str | None) -> 
     return sources
 
 
-def _read(path: Path, request: Request, prompt: str | None) -> Source:
+def _read(
+    path: Path,
+    asked: _Variation,
+    named: Preset | None,
+    snapshots: dict[tuple[str, str | None], Snapshot],
+) -> Source:
+    """A picture and its recipes. A model that many were made with is looked for once."""
     record = read_record(path)
-    snapshot = None if request.model else model_of(path, record)
-    preset = as_then(snapshot.preset if snapshot else preset_for(request.model), record)
     then = record.recipe
-    negative = then.negative_prompt if request.negative_prompt is None else request.negative_prompt
-    row = Row(
-        prompt=then.prompt if prompt is None else prompt,
-        negative_prompt=None if preset.distilled else negative,
+    snapshot = None
+    if named is None:
+        key = then.model, record.revision
+        snapshot = snapshots[key] = snapshots.get(key) or model_of(path, record)
+        named = snapshot.preset
+    defaults = asked.picture.defaults(
+        named,
+        negative_prompt=asked.negative_prompt,
+        like=(then.width, then.height),
     )
-    seed = then.seed if request.seed is None else request.seed
-    defaults = defaults_of(request, preset)
-    drawn = [recipe_of(row, defaults, seed + k) for k in range(defaults.n)]
-    check_sides(drawn[0], preset)
+    row = row_again(then, defaults, prompt=asked.prompt)
+    seed = then.seed if asked.picture.seed is None else asked.picture.seed
     return Source(
         path=path,
         record=record,
-        request=replace(request, model=request.model or then.model),
+        model=asked.model or then.model,
         snapshot=snapshot,
-        preset=preset,
-        recipes=tuple(drawn),
+        preset=defaults.preset,
+        recipes=tuple(recipe_of(row, defaults, seed + k) for k in range(defaults.n)),
     )
 
 
-def _named(sources: Sequence[Source], request: Request) -> list[Job]:
+def _named(sources: Sequence[Source], output: Output) -> list[Job]:
     """Every picture of the run with its path, in the order of the originals."""
     drawn = [recipe for source in sources for recipe in source.recipes]
-    if request.output == STDOUT:
-        if len(drawn) > 1:
-            raise UsageError("-o - writes one picture, and this run makes several", "give a folder")
+    where = output.where.of(several=len(drawn) > 1)
+    if where.is_stdout:
         return [Job(index=1, recipe=drawn[0], path=None, exact=True)]
-    where = destination(request.output, several=len(drawn) > 1)
-    names = Names(where, overwrite=request.overwrite, today=date.today())
+    names = Names(where, overwrite=output.overwrite, today=output.today)
     jobs = []
     for index, recipe in enumerate(drawn, start=1):
         path = names.of(index, recipe)
-        if not request.no_metadata:
+        if not output.bare:
             check_room(recipe, path.suffix)
         jobs.append(Job(index=index, recipe=recipe, path=path, exact=where.exact))
     check_folders({job.path.parent for job in jobs if job.path is not None})
     return jobs
 
 
-def _warn_of_no_effect(sources: Sequence[Source], report: Report) -> None:
-    ignored = {
-        (name, source.preset.name)
+def _warn_of_no_effect(sources: Sequence[Source], asked: _Variation, report: Report) -> None:
+    unused = {
+        (options.name_of(name), source.preset.name)
         for source in sources
-        for name in without_effect(source.request, source.preset)
+        for name in ignored(asked, source.preset)
     }
-    for name, model in sorted(ignored):
-        report.warn(f"{name} has no effect: {model} is distilled")
+    for option, model in sorted(unused):
+        report.warn(f"{option} has no effect: {model} is distilled")

@@ -15,16 +15,16 @@ import typer
 from klein_cli.check.prompts import PROMPTS
 from klein_cli.checkpoints.resolve import preset_for
 from klein_cli.cli import options
-from klein_cli.cli.request import Request, batch_size_of, settings_of
+from klein_cli.cli.groups import grouped
 from klein_cli.cli.terminal.download_bar import fetch
 from klein_cli.cli.terminal.report import Report
+from klein_cli.device.packages import check_official
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.png import check_writable, save
 from klein_cli.presets import DEFAULT_MODEL, Preset
-from klein_cli.prompts.sizes import picture_size
+from klein_cli.prompts.rows import Defaults, Row, recipe_of
 from klein_cli.recipe import Recipe
 from klein_cli.run.interrupts import defer_sigint
-from klein_cli.run.plan import check_sides
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -86,16 +86,11 @@ Overwrite = Annotated[
 ]
 
 
+@grouped(leave_out=("workers", "ray"))
 def verify(
+    *,
     model: options.Model = DEFAULT_MODEL,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    batch_size: options.BatchSize = "auto",
-    engine: options.Engine = "native",
-    attention: options.Attention = "auto",
-    rng: options.Rng = "cpu",
-    quantize: options.Quantize = "none",
-    kernels: options.Kernels = "auto",
+    machine: options.MachineOptions,
     size: options.Size = None,
     steps: options.Steps = None,
     seed: Seed = 0,
@@ -111,23 +106,23 @@ def verify(
     weights and noise, and compares the text embeddings, the latents after every step and the
     pictures. --dtype float32 sees the smallest mistake.
     """
-    request = Request(
-        model=model,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        engine=engine,
-        attention=attention,
-        rng=rng,
-        quantize=quantize,
-        kernels=kernels,
-        size=size,
-        steps=steps,
-        seed=seed,
-    )
     report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
     with report.errors():
-        facts, comparisons = _verify(request, clip, html, overwrite, report)
+        check_official("klein verify")
+        settings, batch_size = machine.settings(), machine.pictures_a_batch()
+        preset = preset_for(model)
+        recipes = _recipes(options.PictureOptions(size=size, steps=steps).defaults(preset), seed)
+        if clip is not None and not clip.is_dir():
+            raise UsageError(f"there is no folder {clip}", "give --clip the folder of a CLIP model")
+        if html is not None:
+            _check_page(html, overwrite)
+        with report.bar:
+            report.bar.say("starting torch")
+            facts, comparisons = _compare(
+                model, preset, settings, recipes, batch_size, clip, report
+            )
+        if html is not None:
+            _write_page(html, facts, comparisons, overwrite)
     passed = all(comparison.passed for comparison in comparisons)
     if json:
         for comparison in comparisons:
@@ -138,44 +133,16 @@ def verify(
     raise typer.Exit(0 if passed else 1)
 
 
-def _verify(
-    request: Request, clip: Path | None, html: Path | None, overwrite: bool, report: Report
-) -> tuple[dict[str, str], list[Comparison]]:
-    settings, batch_size = settings_of(request), batch_size_of(request)
-    preset = preset_for(request.model)
-    recipes = _recipes(request, preset)
-    if clip is not None and not clip.is_dir():
-        raise UsageError(f"there is no folder {clip}", "give --clip the folder of a CLIP model")
-    if html is not None:
-        _check_page(html, overwrite)
-    with report.bar:
-        report.bar.say("starting torch")
-        facts, comparisons = _compare(request, settings, recipes, batch_size, clip, report)
-    if html is not None:
-        _write_page(html, facts, comparisons, overwrite)
-    return facts, comparisons
-
-
-def _recipes(request: Request, preset: Preset) -> list[Recipe]:
-    width, height = picture_size(preset, width=None, height=None, size=request.size, aspect=None)
-    recipes = [
-        Recipe(
-            prompt=prompt,
-            seed=seed,
-            width=width,
-            height=height,
-            steps=preset.steps if request.steps is None else request.steps,
-            guidance=preset.guidance,
-            model=preset.name,
-        )
-        for seed, prompt in enumerate(PROMPTS, start=request.seed or 0)
+def _recipes(defaults: Defaults, first_seed: int) -> list[Recipe]:
+    return [
+        recipe_of(Row(prompt=prompt), defaults, seed)
+        for seed, prompt in enumerate(PROMPTS, start=first_seed)
     ]
-    check_sides(recipes[0], preset)
-    return recipes
 
 
 def _compare(
-    request: Request,
+    model: str,
+    preset: Preset,
     settings: Settings,
     recipes: Sequence[Recipe],
     batch_size: int | None,
@@ -189,8 +156,8 @@ def _compare(
         from klein_cli.check.verify import versions
         from klein_cli.pipeline import choose
 
-    chosen = choose(settings, preset_for(request.model))
-    snapshot = fetch(request.model, report)
+    chosen = choose(settings, preset)
+    snapshot = fetch(model, report)
     likeness = None if clip is None else clip_likeness(clip)
     comparisons = compare(
         snapshot,
@@ -202,9 +169,8 @@ def _compare(
     )
     first = recipes[0]
     facts = {
-        "model": request.model + (f" at {snapshot.revision}" if snapshot.revision else ""),
-        "ours": f"engine {chosen.engine}, attention {chosen.attention}, noise from {chosen.rng}, "
-        f"kernels {chosen.kernels}, quantize {chosen.quantize}",
+        "model": model + (f" at {snapshot.revision}" if snapshot.revision else ""),
+        "ours": chosen.listed(leave_out=("device", "dtype")),
         "both": f"{chosen.device}, {chosen.dtype}, {first.width}x{first.height}, "
         f"{first.steps} steps",
         "clip": str(clip) if clip else "not compared: no --clip FOLDER",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from klein_cli.checkpoints.hub.download import Watch
 from klein_cli.checkpoints.resolve import Snapshot, resolve
+from klein_cli.cli.terminal.progress import Shown, on_stderr
 from klein_cli.cli.terminal.report import Report
 from klein_cli.cli.terminal.text import gigabytes
 
@@ -19,8 +19,8 @@ _WORTH_SAYING = 10**6
 """Bytes: what takes less is over before it is read."""
 
 
-class Fetching(Watch):
-    """Reports a download's progress to `report`.
+class DownloadBar(Shown, Watch):
+    """Watches a download (`klein_cli.checkpoints.hub.download.Watch`) and tells `report` of it.
 
     Where a bar is `shown`, it is on stderr and gone when the context ends; elsewhere each tenth of
     a phase is a note. Under --json each hundredth is an event.
@@ -28,27 +28,13 @@ class Fetching(Watch):
 
     def __init__(self, report: Report, *, shown: bool) -> None:
         self._report = report
-        self._progress = _progress() if shown else None
+        self._progress = _bytes() if shown else None
         self._task: TaskID | None = None
         self._lock = threading.RLock()
         self._what = ""
         self._total = 0
         self._done = 0
         self._hundredths = 0
-
-    def __enter__(self) -> Fetching:
-        if self._progress:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._progress:
-            self._progress.stop()
 
     def begin(self, what: str, total: int) -> None:
         """A phase of `total` bytes begins."""
@@ -96,25 +82,19 @@ def fetch(model: str, report: Report) -> Snapshot:
         return resolve(model, watch)
 
 
-def _progress() -> Progress:
-    from rich.console import Console
+def _bytes() -> Progress:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    return Progress(
+    return on_stderr(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
     )

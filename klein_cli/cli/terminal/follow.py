@@ -16,7 +16,7 @@ from klein_cli.run.jobs import Job
 INTERRUPTED = 130
 
 
-class Making(Protocol):
+class Runnable(Protocol):
     """What makes pictures of jobs; see `klein_cli.run.runner.Run`."""
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]: ...
@@ -24,7 +24,7 @@ class Making(Protocol):
     def rest(self) -> Iterator[Event]: ...
 
 
-class Followed:
+class RunReporter:
     """Counts what becomes of a run's `wanted` pictures, while it tells of each.
 
     `failures` is the file that failed rows are kept in, and None when the run cannot be taken up
@@ -39,7 +39,7 @@ class Followed:
         self._codes: list[int] = []
         self._stopped: int | None = None
 
-    def follow(self, run: Making, jobs: Iterable[Job]) -> int:
+    def follow(self, run: Runnable, jobs: Iterable[Job]) -> int:
         """Make the pictures; the exit code of the whole run."""
         try:
             for event in run.events(jobs):
@@ -74,13 +74,13 @@ class Followed:
             self._stopped = event.error.exit_code
             self._report.stopped(event)
 
-    def _finish(self, run: Making) -> None:
+    def _finish(self, run: Runnable) -> None:
         """Tell of the pictures that were drawn by now, should there be nobody to hear it."""
         for event in run.rest():
             with suppress(BrokenPipeError):
                 self.tell(event)
 
-    def _interrupted(self, run: Making) -> int:
+    def _interrupted(self, run: Runnable) -> int:
         self._finish(run)
         with suppress(BrokenPipeError):  # the same Ctrl-C ends who reads of it
             self._report.event("interrupted", made=self._made, wanted=self._wanted)
@@ -97,7 +97,7 @@ class Followed:
         return f": see {self._failures}" if self._codes and self._failures is not None else ""
 
 
-def carried_out(
+def run_command(
     run: Callable[[Report], int],
     *,
     json: bool,

@@ -9,25 +9,39 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 _REMEMBERED = 64
 """The pictures that the rate is taken over: it follows a change of sizes, and not every hiccup."""
 
 
-class Bar:
+class Shown:
+    """A context with a bar on stderr, if there is one, that is gone when it ends."""
+
+    _progress: Progress | None
+
+    def __enter__(self) -> Self:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+
+class Bar(Shown):
     """Shows what is being done and how far it is; silent unless `shown`.
 
-    A context manager: the bar is gone when it ends. `total` pictures, in fractions.
+    It counts pictures, in fractions.
     """
 
     def __init__(self, *, shown: bool) -> None:
         self.shown = shown
-        self._progress = _progress() if shown else None
+        self._progress = _pictures() if shown else None
         self._task = self._progress.add_task("", total=None) if self._progress else None
         self._doing = ""
         self._made = 0
@@ -36,20 +50,6 @@ class Bar:
         self._times: deque[float] = deque(maxlen=_REMEMBERED)
         self._reached = 0.0
         self._began = 0.0
-
-    def __enter__(self) -> Bar:
-        if self._progress:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._progress:
-            self._progress.stop()
 
     def say(self, what: str) -> None:
         """Name what is being done now."""
@@ -124,22 +124,33 @@ def watched() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _progress() -> Progress:
+def on_stderr(*columns: ProgressColumn) -> Progress:
+    """A bar that leaves nothing behind.
+
+    Rich would send stdout to the bar's stream: paths printed to a file or a pipe would be lost.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress
+
+    return Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+def _pictures() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.table import Column
 
-    console = Console(stderr=True)
-    unicode = console.encoding.lower().startswith("utf")
-    # Rich would send stdout to the bar's stream: paths printed to a file or a pipe would be lost.
-    return Progress(
+    unicode = Console(stderr=True).encoding.lower().startswith("utf")
+    return on_stderr(
         SpinnerColumn("dots" if unicode else "line"),
         BarColumn(),
         TimeElapsedColumn(Column(min_width=len("0:00:00"))),
         # Last, since its length changes. Folded, for not every encoding has an ellipsis.
         TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
     )

@@ -83,9 +83,9 @@ class Report:
     @contextlib.contextmanager
     def downloading(self) -> Iterator[Watch]:
         """The bar makes place for a download, and for who watches it."""
-        from klein_cli.cli.terminal.download_bar import Fetching
+        from klein_cli.cli.terminal.download_bar import DownloadBar
 
-        with self.bar.aside(), Fetching(self, shown=self.bar.shown) as watch:
+        with self.bar.aside(), DownloadBar(self, shown=self.bar.shown) as watch:
             yield watch
 
     def planned(self, job: Job, tokens: TokenizedPrompt | None) -> None:

@@ -8,67 +8,70 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from klein_cli.errors import KleinError
 
 _HANDLER = "klein"
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class _Stdout(io.TextIOWrapper):
-    """Standard output whose end is a user's error, and no traceback."""
+def exit_code(work: Callable[[], int]) -> int:
+    """Do `work`, whose exit code this is; a KleinError is two lines on stderr, and its own code."""
+    fix_streams()
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code
+    except KleinError as error:
+        from klein_cli.cli.terminal.text import to_stderr
 
-    def write(self, text: str) -> int:
-        if text == "":  # Click's way of asking what kind of a stream this is
-            return 0
-        with self._told():
-            return super().write(text)
-
-    def flush(self) -> None:
-        with self._told():
-            super().flush()
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever read it has gone, which is no error of theirs
-                raise
-            # What is held back goes nowhere, or the interpreter would stumble over it at its end.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
-            raise KleinError(
-                f"cannot write to standard output: {error.strerror}", "send it elsewhere"
-            ) from None
+        to_stderr(f"error: {error.message}\nhint: {error.hint}")
+        return error.exit_code
 
 
-def mend_streams() -> None:
-    """Let every stream be there, take every word, and say it in klein's way if it cannot.
+def fix_streams() -> None:
+    """Make every stream usable, and an error on standard output a KleinError.
 
-    One that was closed (`>&-`) becomes a place where nothing is. On standard output, a path that
-    is no UTF-8 is printed as the bytes it is, and what the encoding lacks as an escape.
+    One that was closed (`>&-`) becomes the null device. On standard output, a path that is not
+    UTF-8 is printed as the bytes it is, and what the encoding lacks as an escape.
     """
-    # In this order: each takes the lowest descriptor that is free, which is its own.
+    # In this order: each takes the lowest free descriptor, which is its own.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for the process's life)
     codecs.register_error(_HANDLER, _escaped)
     out = sys.stdout
-    if isinstance(out, _Stdout) or not isinstance(out, io.TextIOWrapper):
-        return
-    if out is not sys.__stdout__:
+    if isinstance(out, io.TextIOWrapper):
         out.reconfigure(errors=_HANDLER)
-        return
-    encoding, lines, through = out.encoding, out.line_buffering, out.write_through
-    sys.stdout = sys.__stdout__ = _Stdout(  # type: ignore[misc]
-        out.detach(),
-        encoding=encoding,
-        errors=_HANDLER,
-        line_buffering=lines,
-        write_through=through,
-    )
+        if out is sys.__stdout__ and not hasattr(out.write, "__wrapped__"):
+            for method in ("write", "flush"):
+                setattr(out, method, _reported(getattr(out, method)))
+
+
+def _reported(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of standard output that raises KleinError when the output cannot be written."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except OSError as error:
+            # Click asks with empty text what kind of stream this is, and ignores the answer.
+            if error.errno == errno.EPIPE or args == ("",):
+                raise
+            # Buffered text goes nowhere, or the interpreter would fail on it again as it ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.close(nowhere)
+            raise KleinError(
+                f"cannot write to standard output: {error.strerror}", "send it elsewhere"
+            ) from None
+
+    return call
 
 
 def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:

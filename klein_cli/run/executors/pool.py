@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, first_line
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import presets
 from klein_cli.run.batching import Batch
@@ -267,7 +267,3 @@ def _load_request(work: Workload) -> LoadRequest:
 def _room(seat: _Seat[L]) -> int:
     """How many more batches a worker may have."""
     return _IN_LINE - len(seat.line) if seat.origin is not None else 0
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,10 +12,10 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from klein_cli.errors import KleinError, UsageError
+from klein_cli.errors import KleinError, UsageError, first_line
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
 from klein_cli.run.executors.placement import Placement
-from klein_cli.run.executors.pool import WorkerLost, first_line, started
+from klein_cli.run.executors.pool import WorkerLost, started
 from klein_cli.run.executors.worker import (
     Drawn,
     DrawRequest,

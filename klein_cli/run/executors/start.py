@@ -166,10 +166,6 @@ def _tell_settings(model: str, settings: Settings, listener: Listener, *, here: 
     """Under --verbose, how it is computed and, if that is on this machine, what is off."""
     from klein_cli.device.choose import missing_speedups
 
-    listener.detail(
-        f"{model} on {settings.device}, {settings.dtype}, attention {settings.attention}, "
-        f"engine {settings.engine}, kernels {settings.kernels}, quantize {settings.quantize}, "
-        f"noise from {settings.rng}"
-    )
+    listener.detail(f"{model} on {settings.listed()}")
     for off in missing_speedups(settings) if here else ():
         listener.detail(f"off: {off}")

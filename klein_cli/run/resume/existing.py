@@ -14,42 +14,42 @@ from klein_cli.recipe import Recipe
 from klein_cli.run.resume.history import Item, file_hash, recipe_hash
 
 
-class Found(Enum):
+class Existing(Enum):
     """NOTHING: the name is free. MADE: the picture, as the manifest says. UNRECORDED: the picture,
-    though the manifest does not know this file. WRECK: what is left of one. FOREIGN: somebody
+    though the manifest does not know this file. TORN: what is left of one. FOREIGN: somebody
     else's.
     """
 
     NOTHING = auto()
     MADE = auto()
     UNRECORDED = auto()
-    WRECK = auto()
+    TORN = auto()
     FOREIGN = auto()
 
 
 def look(
     path: Path, recipe: Recipe, item: Item, settings: Mapping[str, str] | None = None
-) -> Found:
+) -> Existing:
     """What lies at `path`, which the manifest gives to the picture of `recipe`.
 
     A killed run leaves an unrecorded picture when it dies between the file and its line. One that
     was not computed by the manifest's last `settings` is of an earlier run.
     """
     if not os.path.lexists(path):
-        return Found.NOTHING
+        return Existing.NOTHING
     try:
         found = recipe_hash(recipe), file_hash(path)
         if found == (item.recipe, item.sha256):
-            return Found.MADE
+            return Existing.MADE
         if found == item.begun:
-            return Found.UNRECORDED
+            return Existing.UNRECORDED
         if is_wreck(path):
-            return Found.WRECK
+            return Existing.TORN
         record = read_record(path)
         is_it = record.recipe == recipe and _computed_by(settings or {}, record)
-        return Found.UNRECORDED if is_it else Found.FOREIGN
+        return Existing.UNRECORDED if is_it else Existing.FOREIGN
     except (KleinError, OSError):
-        return Found.FOREIGN
+        return Existing.FOREIGN
 
 
 def _computed_by(settings: Mapping[str, str], record: Record) -> bool:

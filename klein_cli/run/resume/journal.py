@@ -1,4 +1,4 @@
-"""The books of a run that can be taken up again: its manifest, and the rows that failed.
+"""The journal of a run that can be resumed: its manifest, and the rows that failed.
 
 Both lie in the output folder. `failed.jsonl` is a prompts file: what failed can be tried again by
 itself. A row leaves it at the end of a run when its picture is there.
@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from klein_cli.errors import KleinError
 from klein_cli.output.metadata import Origin
 from klein_cli.output.png import save, sweep
+from klein_cli.presets import Preset
+from klein_cli.prompts.rows import row_of
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Plan
 from klein_cli.run.resume.history import FILE, History, Item, recipe_hash
@@ -26,20 +30,20 @@ _BEGINNING = b'{"prompt": '
 """Of a row that was written here."""
 
 
-class Books:
+class RunJournal:
     """What is written down while a run goes on.
 
-    `guided` says that guidance counts for this model. `saved` may be called from several threads;
-    methods that write raise OSError when the disk refuses.
+    `saved` may be called from several threads. When the disk refuses, `open` and `computed_with`
+    raise KleinError, the other methods that write OSError, for the run to tell.
     """
 
     def __init__(
-        self, manifest: Manifest, history: History, *, resumed: bool, guided: bool
+        self, manifest: Manifest, history: History, *, resumed: bool, preset: Preset
     ) -> None:
         self.manifest = manifest.folder / FILE
         self.failures = manifest.folder / FAILED
         self._manifest = manifest
-        self._guided = guided
+        self._preset = preset
         self._base = history.base if resumed else 0
         self._last = history.run
         self._resumed = resumed
@@ -49,17 +53,20 @@ class Books:
 
     def open(self, planned: Plan, *, model: str, seed: int) -> None:
         """Write down what is planned, after clearing away what a killed run left half written."""
-        sweep(self._folders(planned))
-        if self._base or (self._resumed and not planned.uses_seed):
+        with self._disk_errors():
+            sweep(self._folders(planned))
+            self._begin(model, seed if planned.uses_seed else None)
+            new = (job for job in planned.jobs if not job.recorded or job.altered)
+            self._manifest.plan((job.row, self._item(job)) for job in new)
+            for known in planned.adopted:
+                self._manifest.made(known.item, known.recipe, None)
+
+    def _begin(self, model: str, seed: int | None) -> None:
+        if self._base or (self._resumed and seed is None):
             self._run = self._base or self._last
         else:
             self._run = self._last + 1
-            self._manifest.begin(self._run, model=model, seed=seed if planned.uses_seed else None)
-        self._manifest.plan(
-            (job.row, self._item(job)) for job in planned.jobs if not job.recorded or job.altered
-        )
-        for known in planned.adopted:
-            self._manifest.made(known.item, known.recipe, None)
+            self._manifest.begin(self._run, model=model, seed=seed)
 
     def computed_with(self, origin: Origin, *, bare: bool) -> str | None:
         """Write down by which weights and how pictures are computed, and whether they tell of it
@@ -73,7 +80,8 @@ class Books:
         before = self._settings or {}
         if now == before:
             return None
-        self._manifest.computed_with(self._run, now)
+        with self._disk_errors():
+            self._manifest.computed_with(self._run, now)
         # An older manifest does not tell of everything.
         changed = [name for name in now if before.get(name, now[name]) != now[name]]
         if not changed:
@@ -155,19 +163,17 @@ class Books:
         )
 
     def _row(self, job: Job) -> dict[str, Any]:
-        recipe = job.recipe
-        row = {
-            "prompt": recipe.prompt,
-            "seed": recipe.seed,
-            "width": recipe.width,
-            "height": recipe.height,
-            "steps": recipe.steps,
-            "guidance": recipe.guidance if self._guided else None,
-            "negative_prompt": recipe.negative_prompt,
-            "n": 1,
-            "output": self._item(job).file,
-        }
-        return {key: value for key, value in row.items() if value is not None}
+        return {**row_of(job.recipe, self._preset), "n": 1, "output": self._item(job).file}
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KleinError(
+                f"cannot write {self.manifest}: {error.strerror or error}",
+                "make room there, or give another -o",
+            ) from None
 
 
 def _json_line(row: dict[str, Any]) -> bytes:

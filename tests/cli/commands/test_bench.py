@@ -13,8 +13,8 @@ import pytest
 
 from klein_cli.cli.app import main
 from klein_cli.cli.commands.bench import pictures_of, warn_of_other_pictures
-from klein_cli.cli.request import Request
 from klein_cli.cli.terminal.report import Report
+from klein_cli.presets import presets
 
 HEAVY = ("torch", "transformers", "diffusers", "numpy")
 PROBE = f"""
@@ -198,7 +198,7 @@ def test_a_process_that_fails_is_an_error(
     ],
 )
 def test_the_usual_sizes(model: str, quick: bool, sizes: list[tuple[int, int]]) -> None:
-    found = pictures_of(Request(model=model), None, quick)
+    found = pictures_of(presets()[model], None, None, quick)
     assert found == {"sizes": tuple(sizes), "steps": 4, "guidance": 1.0}
 
 

@@ -112,7 +112,7 @@ def test_a_gpu_with_the_cpu_build_of_torch(tmp_path: Path) -> None:
     assert code == 1
     assert "is the CPU build, and there is a NVIDIA GeForce RTX 4090" in done.stdout
     assert "-> install the CUDA build" in done.stdout
-    assert done.stdout.splitlines()[-1] == "1 thing to mend"
+    assert done.stdout.splitlines()[-1] == "1 thing to fix"
 
 
 @pytest.mark.parametrize("fault", ["cut short", "a bit flipped", "gone"])

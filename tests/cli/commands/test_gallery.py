@@ -65,7 +65,7 @@ def test_a_page_that_is_not_kleins_is_kept_and_said_before_anything_is_drawn(
 ) -> None:
     (tmp_path / "index.html").write_text("mine")
     _, err = run(["generate", "a", "-m", "tiny", "--gallery", "-o", f"{tmp_path}/"], capfd, 2)
-    assert "no gallery of klein's" in err
+    assert "klein did not make it" in err
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
@@ -97,5 +97,5 @@ def test_a_page_that_fails_does_not_hide_how_the_run_ended(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("klein_cli.cli.terminal.follow.Followed.follow", lambda *_: 4)
+    monkeypatch.setattr("klein_cli.cli.terminal.follow.RunReporter.follow", lambda *_: 4)
     run([*MAKE, "-m", random_snapshot, "-o", f"{tmp_path}/none/", "--gallery"], capfd, expected=4)

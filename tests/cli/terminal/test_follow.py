@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from klein_cli.cli.terminal.follow import Followed, exit_code
+from klein_cli.cli.terminal.follow import RunReporter, exit_code
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.recipe import Recipe
@@ -65,7 +65,7 @@ def test_the_exit_code_of_a_run(
 ) -> None:
     report = Report(as_json=False, quiet=False, verbose=False, silent_stdout=False)
     run = cast(Run, Told(kinds))
-    assert Followed(report, len(kinds)).follow(run, Jobs()) == code
+    assert RunReporter(report, len(kinds)).follow(run, Jobs()) == code
     said = capsys.readouterr()
     assert said.out.count("\n") == kinds.count("saved")
     if len(kinds) > 1 and code != 0:
@@ -84,7 +84,7 @@ def follow(*told: Event, failures: Path | None = None) -> int:
             yield from told
 
     report = Report(as_json=False, quiet=False, verbose=False, silent_stdout=False)
-    return Followed(report, 3, failures).follow(cast(Run, Some()), Jobs())
+    return RunReporter(report, 3, failures).follow(cast(Run, Some()), Jobs())
 
 
 def test_steps_down_and_notices_are_warnings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_an_interrupt_tells_of_what_was_still_written_and_how_to_go_on(
             yield from events("saved")
 
     report = Report(as_json=False, quiet=False, verbose=False, silent_stdout=False)
-    followed = Followed(report, 9, Path("d/failed.jsonl"))
+    followed = RunReporter(report, 9, Path("d/failed.jsonl"))
     assert followed.follow(cast(Run, Interrupted()), Jobs()) == 130
     said = capsys.readouterr()
     assert said.out.count("\n") == 2

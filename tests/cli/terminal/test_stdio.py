@@ -131,5 +131,5 @@ def test_a_path_that_is_no_utf8_is_printed_as_it_is(tmp_path: Path) -> None:
 
 def test_an_interrupt_while_klein_is_imported_leaves_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
-    done = shell("klein --version", PYTHONPATH=f"{tmp_path}{os.pathsep}{Path.cwd()}")
+    done = shell("klein --help", PYTHONPATH=f"{tmp_path}{os.pathsep}{Path.cwd()}")
     assert (done.returncode, done.stderr) == (130, "")

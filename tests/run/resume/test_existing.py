@@ -12,7 +12,7 @@ from PIL import Image
 from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
-from klein_cli.run.resume.existing import Found, look
+from klein_cli.run.resume.existing import Existing, look
 from klein_cli.run.resume.history import Item, file_hash, recipe_hash
 from klein_cli.settings import Settings
 
@@ -35,22 +35,22 @@ def recorded(path: Path) -> Item:
 
 
 def test_nothing(tmp_path: Path) -> None:
-    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.NOTHING
+    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Existing.NOTHING
 
 
 def test_the_picture_as_it_was_recorded(picture: Path) -> None:
-    assert look(picture, RECIPE, recorded(picture)) is Found.MADE
+    assert look(picture, RECIPE, recorded(picture)) is Existing.MADE
 
 
 def test_the_picture_of_a_run_that_died_before_it_was_recorded(picture: Path) -> None:
-    assert look(picture, RECIPE, PLANNED) is Found.UNRECORDED
+    assert look(picture, RECIPE, PLANNED) is Existing.UNRECORDED
 
 
 def test_a_recorded_picture_of_another_recipe_does_not_match(picture: Path) -> None:
     other = replace(RECIPE, steps=2)
-    assert look(picture, other, recorded(picture)) is Found.FOREIGN
+    assert look(picture, other, recorded(picture)) is Existing.FOREIGN
     item = replace(recorded(picture), recipe=recipe_hash(other))
-    assert look(picture, RECIPE, item) is Found.UNRECORDED
+    assert look(picture, RECIPE, item) is Existing.UNRECORDED
 
 
 @pytest.mark.parametrize("kept", [0, 1, 40, 0.5, 0.9, 0.999, -12, -1])
@@ -59,21 +59,21 @@ def test_a_torn_file_is_a_wreck_wherever_it_was_torn(picture: Path, kept: float)
     cut = int(len(whole) * kept) if isinstance(kept, float) else kept
     item = recorded(picture)
     picture.write_bytes(whole[:cut])
-    assert look(picture, RECIPE, item) is Found.WRECK
-    assert look(picture, RECIPE, PLANNED) is Found.WRECK
+    assert look(picture, RECIPE, item) is Existing.TORN
+    assert look(picture, RECIPE, PLANNED) is Existing.TORN
 
 
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ({}, Found.UNRECORDED),
-        ({"dtype": "auto", "metadata": "yes"}, Found.UNRECORDED),
-        ({"dtype": "bfloat16"}, Found.FOREIGN),
-        ({"weights": "abcdef0"}, Found.UNRECORDED),
+        ({}, Existing.UNRECORDED),
+        ({"dtype": "auto", "metadata": "yes"}, Existing.UNRECORDED),
+        ({"dtype": "bfloat16"}, Existing.FOREIGN),
+        ({"weights": "abcdef0"}, Existing.UNRECORDED),
     ],
 )
 def test_a_picture_that_an_earlier_run_computed_otherwise(
-    picture: Path, settings: dict[str, str], found: Found
+    picture: Path, settings: dict[str, str], found: Existing
 ) -> None:
     """`-y --dtype bfloat16` that was killed: what it had not replaced by then is not its own."""
     assert look(picture, RECIPE, PLANNED, settings) is found
@@ -81,21 +81,21 @@ def test_a_picture_that_an_earlier_run_computed_otherwise(
 
 def test_somebody_elses_picture(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "1.png")
-    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.FOREIGN
+    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Existing.FOREIGN
 
 
 @pytest.mark.parametrize("data", [b"my notes", b"GIF89a", b"BM...", b"%!PS-Adobe-3.0 EPSF-3.0"])
 def test_what_is_no_picture_of_ours_is_somebody_elses(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "1.png").write_bytes(data)
-    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.FOREIGN
+    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Existing.FOREIGN
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 5000, b"\x89PN", b"\xff\xd8\xff\xe0", b"RIFF"])
 def test_what_a_crash_leaves_is_a_wreck(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "1.png").write_bytes(data)
-    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.WRECK
+    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Existing.TORN
 
 
 def test_a_folder_in_its_place_is_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / "1.png").mkdir()
-    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Found.FOREIGN
+    assert look(tmp_path / "1.png", RECIPE, PLANNED) is Existing.FOREIGN

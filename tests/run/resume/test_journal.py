@@ -1,4 +1,4 @@
-"""The books of a run: what failed can be tried again by itself, and strays are swept."""
+"""The journal of a run: what failed can be tried again by itself, and strays are swept."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from pathlib import Path
 import pytest
 
 from klein_cli.output.metadata import Origin
+from klein_cli.output.naming import destination
 from klein_cli.presets import presets
 from klein_cli.prompts.files import read_rows
 from klein_cli.prompts.rows import Defaults, Row
 from klein_cli.recipe import Model
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, plan
-from klein_cli.run.resume.journal import Books
+from klein_cli.run.resume.journal import RunJournal
 from klein_cli.run.resume.manifest import opened
 from klein_cli.settings import Settings
+
+TINY, BASE = presets()["tiny"], presets()["klein-base-4b"]
 
 
 @pytest.fixture(autouse=True)
@@ -34,19 +37,18 @@ def planned(*rows: Row, model: str = "tiny", n: int = 1) -> Plan:
     return plan(
         rows,
         source="p.jsonl",
-        preset=presets()[model],
-        defaults=Defaults(model=model, width=256, height=256, steps=4, guidance=4.0, n=n),
+        defaults=Defaults(preset=presets()[model], width=256, height=256, steps=4, n=n),
         seed=10,
-        output=Output(path="d/", overwrite=False, today=date(2026, 3, 9)),
+        output=Output(where=destination("d/"), overwrite=False, today=date(2026, 3, 9)),
     )
 
 
 @pytest.fixture
-def books() -> Iterator[Books]:
+def journal() -> Iterator[RunJournal]:
     with opened(Path("d")) as manifest:
-        books = Books(manifest, manifest.history(), resumed=False, guided=False)
-        books.open(planned(Row(prompt="a")), model="tiny", seed=10)
-        yield books
+        journal = RunJournal(manifest, manifest.history(), resumed=False, preset=TINY)
+        journal.open(planned(Row(prompt="a")), model="tiny", seed=10)
+        yield journal
 
 
 def jobs(*rows: Row) -> list[Job]:
@@ -59,11 +61,11 @@ def read_back() -> list[Row]:
     return rows  # type: ignore[return-value]
 
 
-def test_a_failed_row_reads_back_as_the_picture_that_is_missing(books: Books) -> None:
+def test_a_failed_row_reads_back_as_the_picture_that_is_missing(journal: RunJournal) -> None:
     rows = (Row(prompt=" a café \u2028 猫", seed=5, width=128), Row(prompt="b", output="e/x.jpg"))
     lost = jobs(*rows)
     for job in lost:
-        books.failed(job, "it did not fit")
+        journal.failed(job, "it did not fit")
     again = planned(*read_back()).jobs
     assert [(job.recipe, job.path) for job in again] == [(job.recipe, job.path) for job in lost]
 
@@ -72,28 +74,28 @@ def test_guidance_is_kept_where_it_counts() -> None:
     rows = [Row(prompt="a", width=512, height=512, guidance=1.0, negative_prompt="rain")]
     (job,) = planned(*rows, model="klein-base-4b").jobs
     with opened(Path("d")) as manifest:
-        Books(manifest, manifest.history(), resumed=False, guided=True).failed(job, "oops")
+        RunJournal(manifest, manifest.history(), resumed=False, preset=BASE).failed(job, "oops")
     (row,) = read_back()
     assert (row.guidance, row.negative_prompt) == (1.0, "rain")
 
 
-def test_a_name_that_is_not_utf8_reads_back_too(books: Books) -> None:
+def test_a_name_that_is_not_utf8_reads_back_too(journal: RunJournal) -> None:
     (lost,) = jobs(Row(prompt="a", output="caf\udce9.png"))
-    books.failed(lost, "cannot write caf\udce9.png")
+    journal.failed(lost, "cannot write caf\udce9.png")
     (again,) = planned(*read_back()).jobs
     assert again.path == lost.path
 
 
-def test_at_the_end_only_what_is_still_missing_stays_each_once(books: Books) -> None:
+def test_at_the_end_only_what_is_still_missing_stays_each_once(journal: RunJournal) -> None:
     one, two, three = jobs(Row(prompt="a"), Row(prompt="b"), Row(prompt="c"))
     for job in (one, two, two, three):
-        books.failed(job, "oops")
+        journal.failed(job, "oops")
     Path("d/0001-a-10.png").touch()
     Path("d/failed.jsonl").write_bytes(Path("d/failed.jsonl").read_bytes() + b'{"prompt": "to')
-    books.close()
+    journal.close()
     # What lies at the first one's name is somebody else's: in this run it failed.
     assert [row.prompt for row in read_back()] == ["a", "b", "c"]
-    later = Books(books._manifest, books._manifest.history(), resumed=True, guided=False)
+    later = RunJournal(journal._manifest, journal._manifest.history(), resumed=True, preset=TINY)
     later.close()
     assert [row.prompt for row in read_back()] == ["b", "c"]
     Path("d/0002-b-11.png").touch()
@@ -103,38 +105,38 @@ def test_at_the_end_only_what_is_still_missing_stays_each_once(books: Books) -> 
     later.close()
 
 
-def test_what_is_none_of_ours_in_failed_jsonl_stays(books: Books) -> None:
+def test_what_is_none_of_ours_in_failed_jsonl_stays(journal: RunJournal) -> None:
     """Rows that somebody wrote there, and notes; with or without an end of the last line."""
     theirs = b'{"prompt":"precious","seed":1}\n[1]\nmy notes'
     Path("d/failed.jsonl").write_bytes(theirs)
-    books.close()
+    journal.close()
     assert Path("d/failed.jsonl").read_bytes() == theirs
     (job,) = jobs(Row(prompt="a"))
-    books.failed(job, "oops")
+    journal.failed(job, "oops")
     Path("d/0001-a-10.png").touch()
-    later = Books(books._manifest, books._manifest.history(), resumed=True, guided=False)
+    later = RunJournal(journal._manifest, journal._manifest.history(), resumed=True, preset=TINY)
     later.close()
     assert Path("d/failed.jsonl").read_bytes() == theirs + b"\n"
 
 
-def test_a_failed_row_is_one_picture_whatever_the_options_say(books: Books) -> None:
+def test_a_failed_row_is_one_picture_whatever_the_options_say(journal: RunJournal) -> None:
     (lost,) = list(jobs(Row(prompt="a", n=2)))[:1]
-    books.failed(lost, "oops")
+    journal.failed(lost, "oops")
     (again,) = planned(*read_back(), n=2).jobs
     assert (again.path, again.recipe) == (lost.path, lost.recipe)
 
 
-def test_what_a_killed_run_left_half_written_is_swept(books: Books) -> None:
+def test_what_a_killed_run_left_half_written_is_swept(journal: RunJournal) -> None:
     """And nothing of a klein that is writing a single picture there, without a manifest."""
     Path("d/e/f").mkdir(parents=True)
     for name in ("d/.klein-run-01.tmp", "d/e/.klein-run-23.tmp", "d/e/f/.klein-run-45.tmp"):
         Path(name).touch()
     Path("d/.klein-89ab.tmp").touch()
-    books.open(planned(Row(prompt="b", output="e/f/x.png")), model="tiny", seed=10)
+    journal.open(planned(Row(prompt="b", output="e/f/x.png")), model="tiny", seed=10)
     assert sorted(path.name for path in Path("d").rglob("*.tmp")) == [".klein-89ab.tmp"]
 
 
-def test_the_temporary_file_of_a_run_that_is_killed_is_swept(books: Books) -> None:
+def test_the_temporary_file_of_a_run_that_is_killed_is_swept(journal: RunJournal) -> None:
     script = (
         "import os, signal\n"
         "from pathlib import Path\n"
@@ -145,25 +147,27 @@ def test_the_temporary_file_of_a_run_that_is_killed_is_swept(books: Books) -> No
     killed = subprocess.run([sys.executable, "-c", script])
     assert killed.returncode == -signal.SIGKILL
     assert len(list(Path("d").glob(".klein-*"))) == 1
-    books.open(planned(Row(prompt="b")), model="tiny", seed=10)
+    journal.open(planned(Row(prompt="b")), model="tiny", seed=10)
     assert list(Path("d").glob(".klein-*")) == []
 
 
-def test_other_settings_than_before_are_told_and_written_down(books: Books) -> None:
+def test_other_settings_than_before_are_told_and_written_down(journal: RunJournal) -> None:
     settings = Settings(device="cpu", dtype="float32", attention="sdpa")
     cpu = Origin(model=Model(name="tiny", weights="1234"), settings=settings, provenance={})
     gpu = replace(cpu, settings=settings.with_(device="cuda", dtype="bfloat16"))
-    assert books.computed_with(cpu, bare=False) is None
+    assert journal.computed_with(cpu, bare=False) is None
     again = Path("d/manifest.jsonl").read_text()
     assert '"dtype":"float32"' in again
-    resumed = Books(books._manifest, books._manifest.history(), resumed=True, guided=False)
+    resumed = RunJournal(journal._manifest, journal._manifest.history(), resumed=True, preset=TINY)
     assert resumed.computed_with(cpu, bare=False) is None
     assert Path("d/manifest.jsonl").read_text() == again
     assert resumed.computed_with(gpu, bare=False) == (
         "the pictures so far were made with device cpu, not cuda, dtype float32, not bfloat16"
     )
     assert resumed.computed_with(replace(cpu, provenance={"threads": "2"}), bare=False) is None
-    again_two = Books(books._manifest, books._manifest.history(), resumed=True, guided=False)
+    again_two = RunJournal(
+        journal._manifest, journal._manifest.history(), resumed=True, preset=TINY
+    )
     assert again_two.computed_with(replace(cpu, provenance={"threads": "3"}), bare=False) == (
         "the pictures so far were made with threads 2, not 3"
     )

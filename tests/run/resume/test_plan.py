@@ -1,4 +1,4 @@
-"""Taking a run up again: which rows find their pictures, and what the new ones get."""
+"""Resuming a run: which rows find their pictures, and what the new ones get."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from klein_cli.errors import UsageError
 from klein_cli.output.metadata import record
+from klein_cli.output.naming import destination
 from klein_cli.output.png import encode
 from klein_cli.presets import presets
 from klein_cli.prompts.rows import Defaults, Row
@@ -20,12 +21,12 @@ from klein_cli.recipe import Recipe
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, plan
 from klein_cli.run.resume.history import History, file_hash, read_history, recipe_hash
-from klein_cli.run.resume.journal import Books
+from klein_cli.run.resume.journal import RunJournal
 from klein_cli.run.resume.manifest import opened
 from klein_cli.settings import Settings
 
 TINY = presets()["tiny"]
-DEFAULTS = Defaults(model="tiny", width=128, height=128, steps=4, guidance=1.0)
+DEFAULTS = Defaults(preset=TINY, width=128, height=128)
 CATS = (Row(prompt="a cat"), Row(prompt="a dog"), Row(prompt="a cow"))
 
 
@@ -39,10 +40,9 @@ def planned(*rows: Row, history: History | None = None, **changes: Any) -> Plan:
     return plan(
         rows,
         source="p.jsonl",
-        preset=TINY,
         defaults=replace(DEFAULTS, **changes),
         seed=history.seed if history else 10,
-        output=Output(path=output, overwrite=overwrite, today=date(2026, 3, 9)),
+        output=Output(where=destination(output), overwrite=overwrite, today=date(2026, 3, 9)),
         history=history,
     )
 
@@ -51,8 +51,8 @@ def begin(*rows: Row, **changes: Any) -> list[Job]:
     """Plan a run and write its plan down."""
     made = planned(*rows, **changes)
     with opened(Path("d")) as manifest:
-        books = Books(manifest, manifest.history(), resumed=False, guided=False)
-        books.open(made, model="tiny", seed=10)
+        journal = RunJournal(manifest, manifest.history(), resumed=False, preset=TINY)
+        journal.open(made, model="tiny", seed=10)
     return list(made.jobs)
 
 
@@ -60,9 +60,9 @@ def make(job: Job) -> None:
     """The job's picture, whole and on record."""
     save(job.path, job.recipe)
     with opened(Path("d")) as manifest:
-        books = Books(manifest, manifest.history(), resumed=True, guided=False)
+        journal = RunJournal(manifest, manifest.history(), resumed=True, preset=TINY)
         assert job.path is not None
-        books.saved(job, job.path, file_hash(job.path), 1.5)
+        journal.saved(job, job.path, file_hash(job.path), 1.5)
 
 
 def save(path: Path | None, recipe: Recipe) -> None:
@@ -128,7 +128,13 @@ def test_more_pictures_of_a_row_are_new_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 2}, {"width": 144}, {"guidance": 2.0}, {"model": "other"}]
+    "changes",
+    [
+        {"steps": 2},
+        {"width": 144},
+        {"preset": replace(TINY, guidance=2.0)},
+        {"preset": replace(TINY, name="other")},
+    ],
 )
 def test_a_row_with_other_settings_is_a_new_row(changes: dict[str, Any]) -> None:
     for job in begin(*CATS):
@@ -155,7 +161,7 @@ def test_a_row_that_was_corrected_is_made_once() -> None:
     again = resumed(CATS[0], right)
     assert told(again)[1] == (2, "a circle", 4, "d/two.png")
     with opened(Path("d")) as manifest:
-        Books(manifest, manifest.history(), resumed=True, guided=False).open(
+        RunJournal(manifest, manifest.history(), resumed=True, preset=TINY).open(
             again, model="tiny", seed=10
         )
     make(list(again.jobs)[1])
@@ -195,8 +201,8 @@ def test_a_whole_picture_that_nobody_recorded_is_adopted() -> None:
     assert adopted.item.recipe == recipe_hash(jobs[0].recipe)
     assert adopted.item.sha256 == file_hash(Path("d/0001-a-cat-10.png"))
     with opened(Path("d")) as manifest:
-        books = Books(manifest, manifest.history(), resumed=True, guided=False)
-        books.open(again, model="tiny", seed=10)
+        journal = RunJournal(manifest, manifest.history(), resumed=True, preset=TINY)
+        journal.open(again, model="tiny", seed=10)
     assert resumed(*CATS).adopted == ()
     assert resumed(*CATS).done == 1
 

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from klein_cli.checkpoints.resolve import Snapshot, on_disk
-from klein_cli.cli.request import Request, batch_size_of
-from klein_cli.cli.terminal.dry_run import dry_run
-from klein_cli.cli.terminal.report import Report
-from klein_cli.cli.terminal.text import printable
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError, ModelError
 from klein_cli.output.metadata import Origin
@@ -30,12 +26,13 @@ from klein_cli.run.differences import (
     schedule_differs,
     settings_here,
 )
-from klein_cli.run.events import Event, Failed, Saved, Stopped
+from klein_cli.run.events import Event, Failed, Listener, Saved, Stopped
 from klein_cli.run.executors.executor import ReadyExecutor
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import start
 from klein_cli.run.interrupts import defer_sigint
 from klein_cli.run.jobs import Job
+from klein_cli.run.plan import Output
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.runner import Run
 from klein_cli.run.timings import Timings
@@ -44,11 +41,11 @@ from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A picture and what is to be drawn from it. No snapshot: the user names the model."""
+    """A picture and what `model` is to draw from it. No snapshot: the user names the model."""
 
     path: Path
     record: Record
-    request: Request
+    model: str
     snapshot: Snapshot | None
     preset: Preset
     recipes: tuple[Recipe, ...]
@@ -56,51 +53,54 @@ class Source:
     @property
     def key(self) -> tuple[object, ...]:
         """Sources that share it are drawn by one loaded model."""
-        return group_key(self.record, None if self.snapshot else self.request.model)
+        return group_key(self.record, None if self.snapshot else self.model)
 
     def is_drawn_by(self, job: Job) -> bool:
         """Whether the job draws this picture's own recipe, not a variation of it."""
         return replace(job.recipe, model=self.record.recipe.model) == self.record.recipe
 
 
-class Drawing:
-    """The pictures of one command, drawn by one model after another.
-
-    `given` are the settings that were typed; `device` is where the user likes to run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """How the user wants pictures drawn again: the `settings` that were typed, the `device` where
+    they like to run, None for the picture's, and as for a run of other pictures.
     """
 
+    settings: Mapping[str, str]
+    device: str | None
+    batch_size: int | None
+    strict: bool
+    output: Output
+
+
+class Reproduction:
+    """The pictures of one command, drawn by one model after another."""
+
     def __init__(
-        self,
-        sources: Sequence[Source],
-        jobs: Sequence[Job],
-        given: dict[str, str],
-        device: str | None,
-        report: Report,
+        self, sources: Sequence[Source], jobs: Sequence[Job], wishes: Wishes, listener: Listener
     ) -> None:
         origins = [source for source in sources for _ in source.recipes]
         self._origin = dict(zip((job.index for job in jobs), origins, strict=True))
         self._jobs = jobs
         self._several = len(sources) > 1
         self._compared = self._same = 0
-        self._given = given
-        self._device = device
-        self._report = report
+        self._wishes = wishes
+        self._listener = listener
         self._run: Run | None = None
 
-    def dry_run(self) -> int:
-        """Print what would be drawn; the exit code."""
+    def tokens(self) -> dict[int, TokenizedPrompt]:
+        """The prompts by the jobs' index, measured as for a run, where the model is here."""
         tokens: dict[int, TokenizedPrompt] = {}
         for jobs in self._groups(self._jobs):
             source = self._origin[jobs[0].index]
-            snapshot = source.snapshot or on_disk(source.request.model)
+            snapshot = source.snapshot or on_disk(source.model)
             if snapshot is None:
                 continue
             tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
-            strict, several = source.request.strict, len(self._jobs) > 1
-            check_lengths(tokenize, jobs, several=several, strict=strict, listener=self._report)
+            strict, several = self._wishes.strict, len(self._jobs) > 1
+            check_lengths(tokenize, jobs, several=several, strict=strict, listener=self._listener)
             tokens |= {job.index: tokenize(job.recipe.prompt) for job in jobs}
-        dry_run(self._jobs, lambda job: tokens.get(job.index), None, report=self._report)
-        return 0
+        return tokens
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """Draw the pictures of `jobs`, which are its own; say of each what became of it."""
@@ -112,7 +112,7 @@ class Drawing:
                 if isinstance(event, Stopped):
                     return
         if self._compared > 1:
-            self._report.note(
+            self._listener.note(
                 f"{self._same} of {self._compared} pictures are the same again, pixel for pixel"
             )
 
@@ -129,8 +129,8 @@ class Drawing:
 
     def _draw(self, jobs: Sequence[Job]) -> Iterator[Event]:
         timings = Timings()
-        source, report = self._origin[jobs[0].index], self._report
-        report.bar.say("starting torch")
+        source, wishes = self._origin[jobs[0].index], self._wishes
+        self._listener.doing("starting torch")
         # Here, before torch's threads are counted.
         with quick_start(), timings.imports(), defer_sigint():
             from klein_cli.device.memory import release_memory
@@ -138,13 +138,13 @@ class Drawing:
             self._run = None
             release_memory()
         with as_many_threads(source.record), self._started(jobs, source, timings) as ready:
-            report.expect(len(self._jobs))
+            self._listener.expect(len(self._jobs))
             self._run = Run(
                 executor=ready.executor,
-                batch_size=batch_size_of(source.request) or ready.batch_size,
-                overwrite=source.request.overwrite,
+                batch_size=wishes.batch_size or ready.batch_size,
+                overwrite=wishes.output.overwrite,
                 stdout=sys.stdout.buffer,
-                bare=source.request.no_metadata,
+                bare=wishes.output.bare,
                 threads=ready.writers,
             )
             for event in self._run.events(jobs):
@@ -152,22 +152,23 @@ class Drawing:
                 if isinstance(event, Saved):
                     self._compare(event)
         for line in timings.lines(ready, self._run.writing):
-            report.detail(line)
+            self._listener.detail(line)
 
     @contextlib.contextmanager
     def _started(
         self, jobs: Sequence[Job], source: Source, timings: Timings
     ) -> Iterator[ReadyExecutor]:
+        wishes = self._wishes
         settings, lines = settings_here(
-            source.record.settings, self._given, self._device, source.preset
+            source.record.settings, wishes.settings, wishes.device, source.preset
         )
         started = start(
-            source.request.model,
+            source.model,
             settings,
             Placement(),
             jobs,
-            strict=source.request.strict,
-            listener=self._report,
+            strict=wishes.strict,
+            listener=self._listener,
             timings=timings,
             snapshot=source.snapshot,
         )
@@ -194,7 +195,8 @@ class Drawing:
                 said.setdefault((line, same), []).append(source.path)
         for (line, same), paths in said.items():
             where = f"{names_of(paths)}: " if self._several else ""
-            (self._report.warn if same else self._report.detail)(where + printable(line))
+            line = line.replace("\n", r"\n")  # the words of a record may be a stranger's
+            (self._listener.warn if same else self._listener.detail)(where + line)
 
     def _compare(self, saved: Saved) -> None:
         """Hold the new file against the original, where both keep every pixel."""
@@ -206,29 +208,29 @@ class Drawing:
                 return
         lossy = [one for one in (source.path, path) if one.suffix.lower() != ".png"]
         if lossy:
-            say = self._report.detail if self._several else self._report.note
+            say = self._listener.detail if self._several else self._listener.note
             say(f"not compared: {lossy[0]} does not keep every pixel")
             return
         try:
             found = likeness(path, read_pixels(source.path))
         except KleinError as error:
-            self._report.warn(f"not compared: {error.message}")
+            self._listener.warn(f"not compared: {error.message}")
             return
         facts = {"index": saved.job.index, "path": str(path), "original": str(source.path)}
         self._compared += 1
         if found is None:
-            self._report.event("compared", **facts, same=False)
-            self._report.warn(f"{source.path} has been resized since it was drawn")
+            self._listener.event("compared", **facts, same=False)
+            self._listener.warn(f"{source.path} has been resized since it was drawn")
             return
-        self._report.event(
+        self._listener.event(
             "compared", **facts, same=not found.differ, differ=found.differ, most=found.most
         )
         if not found.differ:
             self._same += 1
-            say = self._report.detail if self._several else self._report.note
+            say = self._listener.detail if self._several else self._listener.note
             say(f"{path} is {source.path} again, pixel for pixel")
             return
-        self._report.warn(
+        self._listener.warn(
             f"{path} is not quite {source.path}: {found.differ} of {found.pixels} pixels differ, "
             f"by at most {found.most} of 255"
         )

@@ -1,0 +1,313 @@
+"""What `klein generate` does: options -> plan -> run.
+
+Everything that can be refused is refused before torch is imported, in
+`klein_cli.run.executors.start`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from klein_cli import __version__
+from klein_cli.checkpoints.resolve import on_disk, preset_for
+from klein_cli.cli import options
+from klein_cli.cli.commands.gallery import add_page, gallery_folder
+from klein_cli.cli.config import origins
+from klein_cli.cli.terminal.follow import INTERRUPTED, RunReporter, run_command
+from klein_cli.cli.terminal.preview import preview
+from klein_cli.cli.terminal.report import Report
+from klein_cli.errors import UsageError
+from klein_cli.output.gallery import check_page
+from klein_cli.output.naming import Destination, destination
+from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
+from klein_cli.prompts.source import PromptSource, prompt_source
+from klein_cli.recipe import CPU_SEEDS
+from klein_cli.run.executors.placement import Placement
+from klein_cli.run.executors.start import check_placement, start
+from klein_cli.run.jobs import Job
+from klein_cli.run.plan import Output, Plan, check_folders, plan
+from klein_cli.run.prompt_lengths import check_lengths
+from klein_cli.run.resume.folder import OutputFolder, output_folder
+from klein_cli.run.resume.journal import RunJournal
+from klein_cli.run.runner import Run
+from klein_cli.run.timings import Timings
+from klein_cli.settings import Settings
+from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What the user asked for, parsed once. `batch_size` None is the executor's own choice;
+    `keeps_manifest` says that the run can be resumed.
+    """
+
+    model: str
+    source: PromptSource
+    defaults: Defaults
+    seed: int | None
+    output: Output
+    settings: Settings
+    placement: Placement
+    batch_size: int | None
+    strict: bool
+    resume: bool
+    dry_run: bool
+    keeps_manifest: bool
+    gallery: Path | None
+
+
+def run_generate(
+    context: typer.Context,
+    *,
+    prompts: options.PromptOptions,
+    strict: bool,
+    picture: options.PictureOptions,
+    files: options.OutputOptions,
+    model: str,
+    machine: options.MachineOptions,
+    show: bool,
+    told: options.ReportOptions,
+) -> int:
+    """Do what the options of `klein generate` ask for; its exit code."""
+
+    def run(report: Report) -> int:
+        asked = _parsed(prompts, strict, picture, files, model, machine)
+        check_stdout(asked.output.where, files, told)
+        wanted = show and not (told.json or told.quiet)
+        report.preview = preview(wanted=wanted and not files.dry_run)
+        return _generate(asked, partial(_tell_origins, context, asked.defaults), report)
+
+    return run_command(run, output=files.output, dry_run=files.dry_run, **asdict(told))
+
+
+def _parsed(
+    prompts: options.PromptOptions,
+    strict: bool,
+    picture: options.PictureOptions,
+    files: options.OutputOptions,
+    model: str,
+    machine: options.MachineOptions,
+) -> _Run:
+    settings, batch_size = machine.settings(), machine.pictures_a_batch()
+    placement = machine.placement()
+    check_placement(placement, settings, dry_run=files.dry_run)
+    where = destination(files.output)
+    source = prompt_source(
+        typed=prompts.prompt,
+        option=prompts.prompt_option,
+        file=prompts.prompts_file,
+        stdin=sys.stdin.buffer,
+    )
+    defaults = picture.defaults(
+        preset_for(model), negative_prompt=prompts.negative_prompt, wildcards=prompts.wildcards
+    )
+    return _Run(
+        model=model,
+        source=source,
+        defaults=defaults,
+        seed=picture.seed,
+        output=output_of(where, files),
+        settings=settings,
+        placement=placement,
+        batch_size=batch_size,
+        strict=strict,
+        resume=files.resume,
+        dry_run=files.dry_run,
+        keeps_manifest=_keeps_manifest(where, files, source, defaults),
+        gallery=gallery_folder(where, files.output) if files.gallery else None,
+    )
+
+
+def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Report) -> int:
+    folder = output_folder(
+        asked.output.where if asked.keeps_manifest else None,
+        resume=asked.resume,
+        dry_run=asked.dry_run,
+        listener=report,
+    )
+    with folder as earlier:
+        seed = earlier.seed(asked.seed, secrets.randbelow(CPU_SEEDS))
+        planned = _plan(asked, seed, earlier, report)
+        if not asked.dry_run:
+            check_folders(planned.folders, swept=earlier.manifest is not None)
+        if asked.gallery is not None:
+            check_page(asked.gallery, overwrite=asked.output.overwrite)
+        tell_origins(report)
+        is_drawn = asked.seed is None and not earlier.has_seed
+        _tell_plan(asked, planned, seed if planned.uses_seed and is_drawn else None, report)
+        if asked.dry_run:
+            return _dry_run(asked, planned, earlier, report)
+        return _draw(asked, seed, planned, earlier, report)
+
+
+def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan:
+    # Every picture that is there is read through: that may take a while.
+    with report.bar if earlier.resumed else nullcontext():
+        report.doing("looking at what is there")
+        return plan(
+            asked.source.rows,
+            source=asked.source.file,
+            defaults=asked.defaults,
+            seed=seed,
+            output=asked.output,
+            history=earlier.history if earlier.resumed else None,
+        )
+
+
+def _draw(asked: _Run, seed: int, planned: Plan, earlier: OutputFolder, report: Report) -> int:
+    preset = asked.defaults.preset
+    journal = earlier.journal(preset)
+    if planned.done:
+        report.note(f"{planned.done} of {planned.done + len(planned.jobs)} pictures are there")
+    facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
+    report.event("started", klein=__version__, model=preset.name, **facts)
+    if planned.jobs:
+        code = _make(asked, seed, planned, journal, report)
+    else:
+        code = 0
+        if journal is not None:
+            journal.open(planned, model=asked.model, seed=seed)
+            journal.close()
+        report.event("finished", made=0, failed=0)
+    if asked.gallery is not None and code != INTERRUPTED:
+        with report.bar:
+            page = add_page(asked.gallery, report, overwrite=asked.output.overwrite)
+        code = code or page
+    return code
+
+
+def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, report: Report) -> int:
+    timings, wanted = Timings(), len(planned.jobs)
+    started = start(
+        asked.model,
+        asked.settings,
+        asked.placement,
+        planned.jobs,
+        strict=asked.strict,
+        listener=report,
+        timings=timings,
+    )
+    with report.bar, started as ready:
+        if journal is not None:
+            journal.open(planned, model=asked.model, seed=seed)
+            change = journal.computed_with(ready.origin, bare=asked.output.bare)
+            if change is not None:
+                report.warn(change)
+        run = Run(
+            executor=ready.executor,
+            batch_size=asked.batch_size or ready.batch_size,
+            overwrite=asked.output.overwrite,
+            stdout=sys.stdout.buffer,
+            journal=journal,
+            bare=asked.output.bare,
+            threads=ready.writers,
+        )
+        report.expect(wanted)
+        followed = RunReporter(report, wanted, None if journal is None else journal.failures)
+        code = followed.follow(run, planned.jobs)
+        if journal is not None:
+            with suppress(OSError):  # a full disk was told of already
+                journal.close()
+    for line in timings.lines(ready, run.writing):
+        report.detail(line)
+    return code
+
+
+def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) -> int:
+    from klein_cli.cli.terminal.dry_run import dry_run
+
+    def unknown(job: Job) -> TokenizedPrompt | None:
+        return None
+
+    tokens, snapshot = unknown, on_disk(asked.model)
+    if snapshot is not None:
+        tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
+        several = len(planned.jobs) > 1
+        check_lengths(tokenize, planned.jobs, several=several, strict=asked.strict, listener=report)
+
+        def tokens(job: Job) -> TokenizedPrompt | None:
+            return tokenize(job.recipe.prompt)
+
+    dry_run(
+        planned.jobs,
+        tokens,
+        earlier.history,
+        there=planned.done,
+        workers=asked.placement.workers or 1,
+        report=report,
+    )
+    return 0
+
+
+def output_of(where: Destination, files: options.OutputOptions) -> Output:
+    """What the user said about files, and today's date."""
+    return Output(
+        where=where, overwrite=files.overwrite, today=date.today(), bare=files.no_metadata
+    )
+
+
+def check_stdout(
+    where: Destination, files: options.OutputOptions, told: options.ReportOptions
+) -> None:
+    """Raise UsageError when standard output is asked for more than it can carry."""
+    if not where.is_stdout:
+        return
+    if told.json:
+        raise UsageError("-o - and --json both want standard output", "leave one of them out")
+    if sys.stdout.isatty() and not files.dry_run:
+        raise UsageError(
+            "-o - would write a picture to the terminal", "send it on: klein ... -o - > cat.png"
+        )
+
+
+def _keeps_manifest(
+    where: Destination, files: options.OutputOptions, source: PromptSource, defaults: Defaults
+) -> bool:
+    """A run does for a prompts file, several pictures in a folder that -o names, and --resume."""
+    if where.is_stdout:
+        if files.resume:
+            raise UsageError("-o - leaves nothing for --resume", "give a folder")
+        return False
+    in_folder = files.output is not None and not where.exact
+    several = makes_several(Row(prompt="a"), defaults)
+    return files.resume or bool(source.file) or (several and in_folder)
+
+
+def _tell_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:
+    """What the user does not know, or may think otherwise."""
+    preset = asked.defaults.preset
+    unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
+    if without := [*unused, *planned.without_effect]:
+        verb = "has" if len(without) == 1 else "have"
+        report.warn(f"{' and '.join(without)} {verb} no effect: {preset.name} is distilled")
+    if drawn_seed is not None:
+        report.note(f"seed: {drawn_seed}")
+    long = planned.long_seed
+    if long is not None and asked.settings.rng == "cpu":
+        report.note(
+            f"seed {long} draws the noise of seed {long % CPU_SEEDS}: "
+            "torch's generator on the CPU reads 32 bits"
+        )
+
+
+def _tell_origins(context: typer.Context, defaults: Defaults, report: Report) -> None:
+    """Under --verbose, where each value came from."""
+    for line in origins(context):
+        report.detail(line)
+    preset, unused = defaults.preset, ignored(defaults, defaults.preset)
+    facts = [
+        f"{name} {getattr(preset, name):g}"
+        for name in ("width", "height", "steps", "guidance")
+        if getattr(defaults, name) is None or name in unused
+    ]
+    if facts:
+        report.detail(f"from the preset {preset.name}: {', '.join(facts)}")
