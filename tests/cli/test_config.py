@@ -16,10 +16,7 @@ import klein_cli.cli.app
 from klein_cli.cli.app import main
 from klein_cli.cli.config import configured, default_file
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture

@@ -23,10 +23,7 @@ from klein_cli.run.resume.journal import Books
 from klein_cli.run.resume.manifest import opened
 from klein_cli.settings import Settings
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def planned(*rows: Row, model: str = "tiny", n: int = 1) -> Plan:
