@@ -92,9 +92,11 @@ class Pipeline:
         snapshot: Snapshot,
         settings: Settings,
         *,
+        tokenizer: PromptTokenizer | None = None,
         on_event: Callable[[str], None] | None = None,
     ) -> Pipeline:
-        """Read a snapshot's weights; `settings` come from `choose`.
+        """Read a snapshot's weights, and its tokenizer unless it is given; `settings` come from
+        `choose`.
 
         `on_event` hears what is being done, now and while pictures are made. On a GPU this returns
         while the weights come: the first prompt is encoded meanwhile.
@@ -104,7 +106,7 @@ class Pipeline:
         """
         try:
             with at_work(torch.device(settings.device)):
-                return cls._load(snapshot, settings, on_event or _ignore)
+                return cls._load(snapshot, settings, tokenizer, on_event or _ignore)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -112,13 +114,17 @@ class Pipeline:
 
     @classmethod
     def _load(
-        cls, snapshot: Snapshot, settings: Settings, on_event: Callable[[str], None]
+        cls,
+        snapshot: Snapshot,
+        settings: Settings,
+        tokenizer: PromptTokenizer | None,
+        on_event: Callable[[str], None],
     ) -> Pipeline:
         started = time.perf_counter()
         device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
         kit = tools(settings)
         on_event(f"loading the text encoder{_weight(snapshot.root, 'text_encoder')}")
-        tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+        tokenizer = tokenizer or PromptTokenizer.from_snapshot(snapshot.root)
         with Reader(device) if device.type == "cuda" else nullcontext() as reader:
             encoder = TextEncoder.from_snapshot(
                 snapshot.root,

@@ -12,14 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from klein_cli.checkpoints.resolve import Snapshot, on_disk
-from klein_cli.cli import crew
-from klein_cli.cli.crew import Hired
-from klein_cli.cli.lengths import check_lengths, tokenizer_of
 from klein_cli.cli.request import Request, batch_size_of
 from klein_cli.cli.terminal.dry_run import dry_run
 from klein_cli.cli.terminal.report import Report
 from klein_cli.cli.terminal.text import printable
-from klein_cli.cli.terminal.timings import Timings
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError, ModelError
 from klein_cli.output.reading import Record, read_pixels
@@ -33,11 +29,16 @@ from klein_cli.run.differences import (
     schedule_differs,
     settings_here,
 )
-from klein_cli.run.executors.executor import Origin
-from klein_cli.run.interrupts import held_back
+from klein_cli.run.events import Event, Failed, Saved, Stopped
+from klein_cli.run.executors.executor import Origin, ReadyExecutor
+from klein_cli.run.executors.placement import Placement
+from klein_cli.run.executors.start import start
+from klein_cli.run.interrupts import defer_sigint
 from klein_cli.run.jobs import Job
-from klein_cli.run.runner import Event, Failed, Run, Saved, Stopped
-from klein_cli.text.tokenizer import TokenizedPrompt
+from klein_cli.run.prompt_lengths import check_lengths
+from klein_cli.run.runner import Run
+from klein_cli.run.timings import Timings
+from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +94,9 @@ class Drawing:
             snapshot = source.snapshot or on_disk(source.request.model)
             if snapshot is None:
                 continue
-            tokenize = tokenizer_of(snapshot)
+            tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
             strict, several = source.request.strict, len(self._jobs) > 1
-            check_lengths(tokenize, jobs, several=several, strict=strict, report=self._report)
+            check_lengths(tokenize, jobs, several=several, strict=strict, listener=self._report)
             tokens |= {job.index: tokenize(job.recipe.prompt) for job in jobs}
         dry_run(self._jobs, lambda job: tokens.get(job.index), None, report=self._report)
         return 0
@@ -130,37 +131,48 @@ class Drawing:
         source, report = self._origin[jobs[0].index], self._report
         report.bar.say("starting torch")
         # Here, before torch's threads are counted.
-        with quick_start(), timings.imports(), held_back():
+        with quick_start(), timings.imports(), defer_sigint():
             from klein_cli.device.memory import release_memory
         if self._run is not None:  # it holds the model of the pictures before
             self._run = None
             release_memory()
-        with as_many_threads(source.record):
-            with quick_start():
-                hands = self._hire(jobs, source, timings)
-            report.bar.expect(len(self._jobs))
+        with as_many_threads(source.record), self._started(jobs, source, timings) as ready:
+            report.expect(len(self._jobs))
             self._run = Run(
-                crew=hands.crew,
-                batch_size=batch_size_of(source.request) or hands.batch_size,
+                executor=ready.executor,
+                batch_size=batch_size_of(source.request) or ready.batch_size,
                 overwrite=source.request.overwrite,
                 stdout=sys.stdout.buffer,
                 bare=source.request.no_metadata,
-                threads=hands.writers,
+                threads=ready.writers,
             )
             for event in self._run.events(jobs):
                 yield event
                 if isinstance(event, Saved):
                     self._compare(event)
-        for line in timings.lines(hands.pipeline, self._run.writing):
+        for line in timings.lines(ready.pipeline, self._run.writing):
             report.detail(line)
 
-    def _hire(self, jobs: Sequence[Job], source: Source, timings: Timings) -> Hired:
+    @contextlib.contextmanager
+    def _started(
+        self, jobs: Sequence[Job], source: Source, timings: Timings
+    ) -> Iterator[ReadyExecutor]:
         settings, lines = settings_here(
             source.record.settings, self._given, self._device, source.preset
         )
-        hands = crew.alone(source.request, settings, jobs, source.snapshot, timings, self._report)
-        self._say_differences(jobs, lines, source.preset.name, hands.origin)
-        return hands
+        started = start(
+            source.request.model,
+            settings,
+            Placement(),
+            jobs,
+            strict=source.request.strict,
+            listener=self._report,
+            timings=timings,
+            snapshot=source.snapshot,
+        )
+        with started as ready:
+            self._say_differences(jobs, lines, source.preset.name, ready.origin)
+            yield ready
 
     def _say_differences(
         self, jobs: Sequence[Job], lines: Sequence[str], model: str, origin: Origin

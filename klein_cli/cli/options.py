@@ -302,7 +302,7 @@ Workers = Annotated[
         "--workers",
         metavar="N|auto",
         help="Processes that draw, each on a GPU of its own, or sharing the CPU; auto is one for "
-        "each GPU. More than one need the extra: pip install 'klein-cli\\[ray]'.",
+        "each GPU.",
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -311,7 +311,8 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Draw on a Ray cluster that is running already, as in auto or head:6379.",
+        help="Draw on a Ray cluster that is running already, as in auto or head:6379. Needs the "
+        "extra: pip install 'klein-cli\\[ray]'.",
         rich_help_panel=_MACHINE,
     ),
 ]

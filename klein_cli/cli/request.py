@@ -102,19 +102,6 @@ def batch_size_of(request: Request) -> int | None:
     return int(request.batch_size)
 
 
-def workers_of(request: Request) -> int | None:
-    """Processes that draw, or None for one a GPU. Raises UsageError.
-
-    Unsaid it is one, or what there is of a Ray that runs already.
-    """
-    if request.workers == "auto" or (request.workers is None and request.ray is not None):
-        return None
-    workers = "1" if request.workers is None else request.workers
-    if not re.fullmatch(r"0*[1-9]\d{0,3}", workers, re.ASCII):
-        raise UsageError(f"--workers {workers} cannot be", "use a number from 1 to 9999, or auto")
-    return int(workers)
-
-
 def prompts_of(request: Request, stdin: BinaryIO) -> tuple[str, Iterator[Row | BadRow]]:
     """The prompts file's name ("" for a typed prompt) and its rows. Raises UsageError."""
     given = [

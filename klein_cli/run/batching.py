@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
+from klein_cli.recipe import Recipe
 from klein_cli.run.jobs import Job
 
 WINDOW = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Jobs to be drawn together, and what is done differently because memory ran out.
+
+    `planned` is how many were to be drawn together at first; `reason` says why they are drawn
+    alone if it was not for memory; `deaths` counts the workers that died over them.
+    """
+
+    jobs: tuple[Job, ...]
+    planned: int
+    tiled: bool = False
+    reason: str | None = None
+    deaths: int = 0
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        return [job.recipe for job in self.jobs]
+
+    @property
+    def step_down(self) -> str | None:
+        """What goes into the pictures' records; None when all is as it should be."""
+        said = [f"made alone: {self.reason}"] if self.reason else []
+        if not self.reason and len(self.jobs) < self.planned:
+            said.append(f"out of memory: made {len(self.jobs)} at a time, not {self.planned}")
+        if self.tiled:
+            said.append("out of memory: decoded in tiles")
+        return "; ".join(said) or None
+
+    def alone(self, reason: str) -> list[Batch]:
+        """Its jobs one by one."""
+        return [replace(self, jobs=(job,), reason=reason) for job in self.jobs]
 
 
 def batches(jobs: Iterable[Job], size: int, *, window: int = WINDOW) -> Iterator[tuple[Job, ...]]:

@@ -7,11 +7,12 @@ is said once and recorded on every picture that it touches, because it may chang
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from klein_cli.errors import OutOfMemoryError
 from klein_cli.recipe import SIZE_MULTIPLE, Recipe
+from klein_cli.run.batching import Batch
 from klein_cli.run.jobs import Job
 
 if TYPE_CHECKING:
@@ -38,51 +39,18 @@ class Renderer(Protocol):
     ) -> list[Pixels]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """Jobs to be drawn together, and what is done differently for want of memory.
-
-    `planned` is how many were to be drawn together at first; `reason` says why they are drawn
-    alone if it was not for memory; `deaths` counts the workers that died over them.
-    """
-
-    jobs: tuple[Job, ...]
-    planned: int
-    tiled: bool = False
-    reason: str | None = None
-    deaths: int = 0
-
-    @property
-    def recipes(self) -> list[Recipe]:
-        return [job.recipe for job in self.jobs]
-
-    @property
-    def step_down(self) -> str | None:
-        """What goes into the pictures' records; None when all is as it should be."""
-        said = [f"made alone: {self.reason}"] if self.reason else []
-        if not self.reason and len(self.jobs) < self.planned:
-            said.append(f"out of memory: made {len(self.jobs)} at a time, not {self.planned}")
-        if self.tiled:
-            said.append("out of memory: decoded in tiles")
-        return "; ".join(said) or None
-
-    def alone(self, reason: str) -> list[Attempt]:
-        """Its jobs one by one."""
-        return [replace(self, jobs=(job,), reason=reason) for job in self.jobs]
-
-
-class Ladder:
+class MemoryFallback:
     """What a run has learned about the memory it runs in."""
 
     def __init__(self) -> None:
         self._most: dict[int, int] = {}
         self._tiled_from: int | None = None
 
-    def attempts(self, jobs: tuple[Job, ...]) -> Iterator[Attempt]:
-        """The jobs of a batch in portions that may fit."""
-        return self._cut(Attempt(jobs=jobs, planned=len(jobs)))
+    def batches(self, jobs: tuple[Job, ...]) -> Iterator[Batch]:
+        """The jobs of a batch in batches that may fit."""
+        return self._cut(Batch(jobs=jobs, planned=len(jobs)))
 
-    def down(self, failed: Attempt, error: OutOfMemoryError) -> tuple[list[Attempt], str | None]:
+    def step_down(self, failed: Batch, error: OutOfMemoryError) -> tuple[list[Batch], str | None]:
         """What to try instead, and what to say of it if it is new; nothing when all was tried."""
         size, pixels = _size(failed.jobs[0].recipe), _pixels(failed.jobs[0].recipe)
         count = len(failed.jobs)
@@ -100,13 +68,13 @@ class Ladder:
             said += "tiles, which may show faintly"
         return list(self._cut(failed)), said
 
-    def _cut(self, attempt: Attempt) -> Iterator[Attempt]:
-        pixels = _pixels(attempt.jobs[0].recipe)
-        most = self._at_once(pixels, len(attempt.jobs))
-        for at in range(0, len(attempt.jobs), most):
-            jobs = attempt.jobs[at : at + most]
-            planned = attempt.planned if most < attempt.planned else len(jobs)
-            yield replace(attempt, jobs=jobs, planned=planned, tiled=self._is_tiled(pixels))
+    def _cut(self, batch: Batch) -> Iterator[Batch]:
+        pixels = _pixels(batch.jobs[0].recipe)
+        most = self._at_once(pixels, len(batch.jobs))
+        for at in range(0, len(batch.jobs), most):
+            jobs = batch.jobs[at : at + most]
+            planned = batch.planned if most < batch.planned else len(jobs)
+            yield replace(batch, jobs=jobs, planned=planned, tiled=self._is_tiled(pixels))
 
     def _at_once(self, pixels: int, wanted: int) -> int:
         known = (most for least, most in self._most.items() if least <= pixels)

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def defer_sigint() -> Iterator[None]:
     """An interrupt within the block comes behind it; a second one comes at once.
 
     Python's imports do not bear one: torch would go on without the numpy that was half imported,

@@ -1,9 +1,9 @@
 """Jobs -> saved pictures, with what became of each as it happens.
 
-Batches are drawn by a crew while the pictures before them are encoded and written. A picture that
-fails does not stop the others: its batch is drawn again one by one. Memory that runs out is a step
-down (`klein_cli.run.fallback`). A disk that refuses, or a model whose weights do, stops the run,
-with what is done intact.
+Batches are drawn by an executor while the pictures before them are encoded and written. A picture
+that fails does not stop the others: its batch is drawn again one by one. Memory that runs out is a
+step down (`klein_cli.run.fallback`). A disk that refuses, or a model whose weights do, stops the
+run, with what is done intact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from itertools import chain
@@ -25,9 +25,10 @@ from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
 from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
-from klein_cli.run.batching import batches
-from klein_cli.run.executors.executor import Crew, Outcome, WorkerDied
-from klein_cli.run.fallback import Attempt, Ladder
+from klein_cli.run.batching import Batch, batches
+from klein_cli.run.events import Event, Failed, Notice, Saved, SteppedDown, Stopped, words
+from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
+from klein_cli.run.fallback import MemoryFallback
 from klein_cli.run.jobs import Job
 from klein_cli.run.resume.journal import Books
 from klein_cli.run.writers import Writers
@@ -45,50 +46,6 @@ _DISK_STOPS = {
 """What is wrong with the disk and not with one file on it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """A picture is whole on disk; no path means that it went to standard output.
-
-    `seconds` is the picture's share of its batch, and its own encoding and writing.
-    """
-
-    job: Job
-    path: Path | None
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """A picture could not be made or saved. An `error` that is no KleinError is a bug."""
-
-    job: Job
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SteppedDown:
-    """Something did not go as it should; `reason` says what, and what is done instead."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """Something about the crew that the user should know."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stopped:
-    """The run ends here, before all was made: nothing more can be saved or drawn."""
-
-    error: KleinError
-
-
-Event = Saved | Failed | SteppedDown | Notice | Stopped
-
-
 class Run:
     """One run. `threads` write the pictures, none means that drawing waits for the writing.
 
@@ -99,7 +56,7 @@ class Run:
     def __init__(
         self,
         *,
-        crew: Crew,
+        executor: Executor,
         batch_size: int,
         overwrite: bool,
         stdout: BinaryIO,
@@ -107,15 +64,15 @@ class Run:
         bare: bool = False,
         threads: int = 0,
     ) -> None:
-        self._crew = crew
+        self._executor = executor
         self._batch_size = batch_size
         self._overwrite = overwrite
         self._stdout = stdout
         self._books = books
         self._bare = bare
         self._writers: Writers[tuple[Event, ...]] = Writers(threads)
-        self._ladder = Ladder()
-        self._again: deque[Attempt] = deque()
+        self._fallback = MemoryFallback()
+        self._retries: deque[Batch] = deque()
         self._stop: KleinError | None = None
         self.writing = 0.0
 
@@ -125,7 +82,7 @@ class Run:
         KeyboardInterrupt passes through: what was drawn by then is still written, `rest` tells of
         it, and there is no half file.
         """
-        ahead = chain.from_iterable(map(self._ladder.attempts, batches(jobs, self._batch_size)))
+        ahead = chain.from_iterable(map(self._fallback.batches, batches(jobs, self._batch_size)))
         try:
             while self._stop is None and self._feed(ahead):
                 yield from self._take()
@@ -154,56 +111,56 @@ class Run:
         finally:
             self.writing += time.perf_counter() - started
 
-    def _feed(self, ahead: Iterator[Attempt]) -> bool:
-        """Give the crew as much as it has room for; whether there is anything to wait for."""
-        while self._crew.has_room():
-            attempt = self._again.popleft() if self._again else next(ahead, None)
-            if attempt is None:
-                return self._crew.busy()
-            self._crew.give(attempt)
+    def _feed(self, ahead: Iterator[Batch]) -> bool:
+        """Submit as much as is begun or lies ready; whether there is anything to wait for."""
+        while self._executor.capacity():
+            batch = self._retries.popleft() if self._retries else next(ahead, None)
+            if batch is None:
+                return self._executor.busy()
+            self._executor.submit(batch)
         return True
 
     def _take(self) -> Iterator[Event]:
         try:
-            outcome = self._crew.take()
+            result = self._executor.next()
         except KleinError as error:
             self._stop = error
         else:
-            if outcome is not None:
-                yield from self._conclude(outcome)
-        for text in self._crew.notices():
+            if result is not None:
+                yield from self._conclude(result)
+        for text in self._executor.notices():
             yield Notice(text=text)
 
-    def _conclude(self, outcome: Outcome) -> Iterator[Event]:
-        attempt, error = outcome.attempt, outcome.error
+    def _conclude(self, result: BatchResult) -> Iterator[Event]:
+        batch, error = result.batch, result.error
         if error is None:
-            share = outcome.seconds / len(attempt.jobs)
-            for job, pixels in zip(attempt.jobs, outcome.pictures, strict=True):
-                record = None if self._bare else outcome.describe(job.recipe, attempt.step_down)
+            share = result.seconds / len(batch.jobs)
+            for job, pixels in zip(batch.jobs, result.pictures, strict=True):
+                record = None if self._bare else result.build_record(job.recipe, batch.step_down)
                 with self._held_up():
                     self._writers.put(partial(self._write, job, pixels, record, share))
             return
         if isinstance(error, ModelError):  # it would fail them all
             self._stop = self._stop or error
             return
-        again, said = self._instead(attempt, error)
+        again, said = self._instead(batch, error)
         if said is not None:
             yield SteppedDown(reason=said)
-        self._again.extendleft(reversed(again))
+        self._retries.extendleft(reversed(again))
         if not again:
-            failures = (Failed(job=job, error=error) for job in attempt.jobs)
+            failures = (Failed(job=job, error=error) for job in batch.jobs)
             yield from self._told((failed,) for failed in failures)
 
-    def _instead(self, attempt: Attempt, error: Exception) -> tuple[list[Attempt], str | None]:
-        """What to try after an attempt failed, nothing if that was all, and what to say of it."""
-        if isinstance(error, WorkerDied) and attempt.deaths + error.drawing < _DEATHS:
-            return [replace(attempt, deaths=attempt.deaths + error.drawing)], None
+    def _instead(self, batch: Batch, error: Exception) -> tuple[list[Batch], str | None]:
+        """What to try after a batch failed, nothing if that was all, and what to say of it."""
+        if isinstance(error, WorkerDied) and batch.deaths + error.drawing < _DEATHS:
+            return [replace(batch, deaths=batch.deaths + error.drawing)], None
         if isinstance(error, OutOfMemoryError):
-            return self._ladder.down(attempt, error)
-        if len(attempt.jobs) == 1:
+            return self._fallback.step_down(batch, error)
+        if len(batch.jobs) == 1:
             return [], None
-        reason = f"a batch of {len(attempt.jobs)} failed: {words(error)}"
-        return attempt.alone(reason), f"{reason}; its pictures are made one by one"
+        reason = f"a batch of {len(batch.jobs)} failed: {words(error)}"
+        return batch.alone(reason), f"{reason}; its pictures are made one by one"
 
     def _told(self, results: Iterable[tuple[Event, ...]]) -> Iterator[Event]:
         """The events, with failures put on record; a stop is kept to be told when all else is."""
@@ -266,10 +223,3 @@ class Run:
             return KleinError(what, "mend that, then give the same command with --resume")
         where = "send it elsewhere" if path is None else "make room there, or give another -o"
         return KleinError(what, where)
-
-
-def words(error: Exception) -> str:
-    """An error in one line: what a user reads, or a bug's type and message."""
-    if isinstance(error, KleinError):
-        return error.message
-    return f"{type(error).__name__}: {error}"

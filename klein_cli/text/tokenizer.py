@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ POSITIONS = 512
 PAD_TOKEN = "<|endoftext|>"
 BEFORE_PROMPT = "<|im_start|>user\n"
 AFTER_PROMPT = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+_REMEMBERED = 64
+"""Prompts: they are measured before the model loads, and read again when they are drawn."""
 
 _SPECIAL_TOKENS = (PAD_TOKEN, "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _PROBE = " a prompt\nthat nobody may strip "
@@ -58,6 +62,7 @@ class PromptTokenizer:
         self._tokenizer = tokenizer
         self._pad_id = int(tokenizer.token_to_id(PAD_TOKEN))
         self._template_tokens = len(self._encode(render("")).ids)
+        self._remembered = lru_cache(_REMEMBERED)(self._tokenize)
 
     @classmethod
     def from_snapshot(cls, root: Path) -> PromptTokenizer:
@@ -94,6 +99,9 @@ class PromptTokenizer:
         tokens typed in a prompt are parsed as such: both as upstream. Raises UsageError for text
         that is not valid Unicode.
         """
+        return self._remembered(prompt)
+
+    def _tokenize(self, prompt: str) -> TokenizedPrompt:
         encoding = self._encode(render(prompt))
         ids, length = encoding.ids[:POSITIONS], sum(encoding.attention_mask[:POSITIONS])
         cut = ""

@@ -15,7 +15,6 @@ from klein_cli.cli.request import (
     prompts_of,
     settings_of,
     without_effect,
-    workers_of,
 )
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
@@ -73,21 +72,6 @@ def test_batch_size() -> None:
 def test_a_wrong_batch_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--batch-size"):
         batch_size_of(request(batch_size=text))
-
-
-def test_workers() -> None:
-    assert workers_of(request()) == 1
-    assert workers_of(request(workers="3")) == 3
-    assert workers_of(request(workers="auto")) is None
-    # A Ray that runs already says itself how many it has room for.
-    assert workers_of(request(ray="auto")) is None
-    assert workers_of(request(ray="auto", workers="2")) == 2
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "", "²"])
-def test_a_wrong_number_of_workers_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--workers"):
-        workers_of(request(workers=text))
 
 
 def read(asked: Request, stdin: bytes) -> tuple[str, list[Row | BadRow]]:

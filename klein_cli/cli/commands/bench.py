@@ -30,7 +30,7 @@ from klein_cli.output.png import check_writable
 from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.prompts.sizes import parse_size
 from klein_cli.recipe import Recipe
-from klein_cli.run.interrupts import held_back
+from klein_cli.run.interrupts import defer_sigint
 from klein_cli.run.plan import check_sides
 from klein_cli.settings import Settings
 
@@ -174,7 +174,7 @@ def _measure(
 
     with report.bar:
         say("starting torch")
-        with quick_start(), held_back():
+        with quick_start(), defer_sigint():
             from klein_cli.bench.bench import bench as measure
             from klein_cli.bench.random_model import random_model
             from klein_cli.check.metrics import mean_abs_diff

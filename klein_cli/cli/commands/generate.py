@@ -1,6 +1,7 @@
 """`klein generate`: options -> plan -> run.
 
-Everything that can be refused is refused before torch is imported, in `klein_cli.cli.crew`.
+Everything that can be refused is refused before torch is imported, in
+`klein_cli.run.executors.start`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
 from klein_cli.cli.config import origins
-from klein_cli.cli.crew import check_workers, hired
-from klein_cli.cli.lengths import check_lengths, tokenizer_of
 from klein_cli.cli.request import (
     Request,
     batch_size_of,
@@ -28,23 +27,26 @@ from klein_cli.cli.request import (
     prompts_of,
     settings_of,
     without_effect,
-    workers_of,
 )
 from klein_cli.cli.taking_up import output_folder, write_origin, write_plan
 from klein_cli.cli.terminal.follow import INTERRUPTED, Followed, carried_out
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
-from klein_cli.cli.terminal.timings import Timings
 from klein_cli.errors import UsageError
 from klein_cli.output.gallery import check_page
 from klein_cli.output.naming import STDOUT
 from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.recipe import CPU_SEEDS
+from klein_cli.run.executors.placement import Placement
+from klein_cli.run.executors.start import check_placement, start
 from klein_cli.run.plan import Output, Plan, check_folders, plan
+from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resume.history import History
 from klein_cli.run.resume.journal import Books
 from klein_cli.run.runner import Run
+from klein_cli.run.timings import Timings
 from klein_cli.settings import Settings
+from klein_cli.text.tokenizer import PromptTokenizer
 
 
 def generate(
@@ -100,7 +102,8 @@ def _generate(request: Request, context: typer.Context, report: Report) -> int:
     settings = settings_of(request)
     batch_size = batch_size_of(request)
     check_stdout(request)
-    check_workers(request)
+    placement = Placement.parse(request.workers, request.ray)
+    check_placement(placement, settings, dry_run=request.dry_run)
     source, rows = prompts_of(request, sys.stdin.buffer)
     preset = preset_for(request.model)
     defaults = defaults_of(request, preset)
@@ -139,14 +142,14 @@ def _generate(request: Request, context: typer.Context, report: Report) -> int:
                 "torch's generator on the CPU reads 32 bits"
             )
         if request.dry_run:
-            return _dry_run(request, planned, folder.history, report)
+            return _dry_run(request, placement, planned, folder.history, report)
         report.preview = preview(wanted=request.show and not (request.json or request.quiet))
         books = folder.books(guided=not preset.distilled)
         if planned.done:
             report.note(f"{planned.done} of {planned.done + len(planned.jobs)} pictures are there")
         facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
         report.event("started", klein=__version__, model=preset.name, **facts)
-        code = _make(request, settings, batch_size, planned, books, seed, report)
+        code = _make(request, settings, placement, batch_size, planned, books, seed, report)
         if page_folder is not None and code != INTERRUPTED:
             with report.bar:
                 page = add_page(page_folder, report, overwrite=request.overwrite)
@@ -157,6 +160,7 @@ def _generate(request: Request, context: typer.Context, report: Report) -> int:
 def _make(
     request: Request,
     settings: Settings,
+    placement: Placement,
     batch_size: int | None,
     planned: Plan,
     books: Books | None,
@@ -170,50 +174,61 @@ def _make(
             books.close()
         report.event("finished", made=0, failed=0)
         return 0
-    with report.bar, hired(request, settings, planned.jobs, timings, report) as hands:
+    started = start(
+        request.model,
+        settings,
+        placement,
+        planned.jobs,
+        strict=request.strict,
+        listener=report,
+        timings=timings,
+    )
+    with report.bar, started as ready:
         if books is not None:
             write_plan(books, planned, model=request.model, seed=seed)
-            write_origin(books, hands.origin, report, bare=request.no_metadata)
+            write_origin(books, ready.origin, report, bare=request.no_metadata)
         run = Run(
-            crew=hands.crew,
-            batch_size=batch_size or hands.batch_size,
+            executor=ready.executor,
+            batch_size=batch_size or ready.batch_size,
             overwrite=request.overwrite,
             stdout=sys.stdout.buffer,
             books=books,
             bare=request.no_metadata,
-            threads=hands.writers,
+            threads=ready.writers,
         )
-        report.bar.expect(wanted)
+        report.expect(wanted)
         followed = Followed(report, wanted, None if books is None else books.failures)
         code = followed.follow(run, planned.jobs)
         if books is not None:
             with suppress(OSError):  # a full disk was told of already
                 books.close()
-    for line in timings.lines(hands.pipeline, run.writing):
+    for line in timings.lines(ready.pipeline, run.writing):
         report.detail(line)
     return code
 
 
-def _dry_run(request: Request, planned: Plan, history: History, report: Report) -> int:
+def _dry_run(
+    request: Request, placement: Placement, planned: Plan, history: History, report: Report
+) -> int:
     from klein_cli.cli.terminal.dry_run import dry_run
 
     tokenize = None
     snapshot = on_disk(request.model)
     if snapshot is not None:
-        tokenize = tokenizer_of(snapshot)
+        tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
         check_lengths(
             tokenize,
             planned.jobs,
             several=len(planned.jobs) > 1,
             strict=request.strict,
-            report=report,
+            listener=report,
         )
     dry_run(
         planned.jobs,
         lambda job: None if tokenize is None else tokenize(job.recipe.prompt),
         history,
         there=planned.done,
-        workers=workers_of(request) or 1,
+        workers=placement.workers or 1,
         report=report,
     )
     return 0

@@ -23,7 +23,7 @@ from klein_cli.output.png import check_writable, save
 from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.prompts.sizes import picture_size
 from klein_cli.recipe import Recipe
-from klein_cli.run.interrupts import held_back
+from klein_cli.run.interrupts import defer_sigint
 from klein_cli.run.plan import check_sides
 from klein_cli.settings import Settings
 
@@ -183,7 +183,7 @@ def _compare(
     report: Report,
 ) -> tuple[dict[str, str], list[Comparison]]:
     """What was compared, and the comparisons: here torch is imported."""
-    with held_back():
+    with defer_sigint():
         from klein_cli.check.clip import clip_likeness
         from klein_cli.check.verify import verify as compare
         from klein_cli.check.verify import versions

@@ -91,7 +91,7 @@ class Fetching:
 
 def fetch(model: str, report: Report) -> Snapshot:
     """The model's files, downloaded first where they are not here. Raises ModelError."""
-    with report.bar.aside(), Fetching(report, shown=report.bar.shown) as watch:
+    with report.downloading() as watch:
         return resolve(model, watch)
 
 

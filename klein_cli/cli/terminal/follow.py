@@ -10,8 +10,8 @@ from typing import Protocol
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError
 from klein_cli.output.naming import STDOUT
+from klein_cli.run.events import Event, Failed, Notice, Saved, SteppedDown, Stopped
 from klein_cli.run.jobs import Job
-from klein_cli.run.runner import Event, Failed, Notice, Saved, SteppedDown, Stopped
 
 INTERRUPTED = 130
 

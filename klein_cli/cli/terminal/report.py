@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import traceback
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.cli.terminal.preview import Preview
 from klein_cli.cli.terminal.progress import Bar, watched
 from klein_cli.cli.terminal.text import printable, to_stderr
 from klein_cli.errors import KleinError
+from klein_cli.run.events import Failed, Saved, Stopped, words
 from klein_cli.run.jobs import Job
-from klein_cli.run.runner import Failed, Saved, Stopped, words
 
 if TYPE_CHECKING:
+    from klein_cli.checkpoints.hub.download import Watch
     from klein_cli.text.tokenizer import TokenizedPrompt
 
 _LONGEST = 400
-_LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 
 
 class Report:
@@ -69,6 +67,26 @@ class Report:
         """One line of JSON, under --json only."""
         if self._as_json:
             self._to_stdout(json.dumps({"event": kind, **fields}))
+
+    def doing(self, text: str) -> None:
+        """What is being done now, for the bar."""
+        self.bar.say(text)
+
+    def expect(self, pictures: int) -> None:
+        """From here on the bar counts pictures."""
+        self.bar.expect(pictures)
+
+    def progress(self, pictures: float) -> None:
+        """So many pictures' worth is done beyond those that were counted."""
+        self.bar.reach(pictures)
+
+    @contextlib.contextmanager
+    def downloading(self) -> Iterator[Watch]:
+        """The bar makes place for a download, and for who watches it."""
+        from klein_cli.cli.terminal.download_bar import Fetching
+
+        with self.bar.aside(), Fetching(self, shown=self.bar.shown) as watch:
+            yield watch
 
     def planned(self, job: Job, tokens: TokenizedPrompt | None) -> None:
         """A picture of a dry run, and its prompt in tokens, or None where that is unknown."""
@@ -123,23 +141,6 @@ class Report:
             to_stderr(text)
 
 
-def grouped(names: Iterable[str]) -> str:
-    """Tensors in few words, layers and kin together: "layers 27 to 35, vae.encoder.*"."""
-    layers: set[int] = set()
-    kin: dict[str, list[str]] = {}
-    for name in sorted(names):
-        layer = _LAYER.fullmatch(name)
-        if layer:
-            layers.add(int(layer[1]))
-        else:
-            kin.setdefault(".".join(name.split(".")[:2]), []).append(name)
-    # Numbers that follow each other are as far apart as their places in the list.
-    runs = groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0])
-    said = [_run([number for _, number in run]) for _, run in runs]
-    said += [alike[0] if len(alike) == 1 else f"{top}.*" for top, alike in kin.items()]
-    return ", ".join(said)
-
-
 def _in_short(text: str) -> str:
     """Quoted, and in a line that a terminal can bear; events have all of it."""
     return _quoted(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
@@ -147,11 +148,6 @@ def _in_short(text: str) -> str:
 
 def _quoted(text: str) -> str:
     return printable(json.dumps(text, ensure_ascii=False))
-
-
-def _run(numbers: list[int]) -> str:
-    first, last = numbers[0], numbers[-1]
-    return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
 def _facts(job: Job) -> dict[str, Any]:

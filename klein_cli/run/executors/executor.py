@@ -1,25 +1,33 @@
-"""Who draws: attempts -> outcomes. `Alone` draws here; `ray` beside it has others draw."""
+"""Who draws: batches -> their images, or the error in their place.
+
+`local` draws in this process; `process` and `ray` have other processes draw. Which of them it is,
+`start` decides.
+"""
 
 from __future__ import annotations
 
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.output.metadata import record
 from klein_cli.recipe import Recipe
-from klein_cli.run.fallback import Attempt, Renderer, what_fits
+from klein_cli.run.batching import Batch
+from klein_cli.run.events import Listener
+from klein_cli.run.executors.placement import Placement
+from klein_cli.run.fallback import Renderer, what_fits
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
+    from klein_cli.checkpoints.resolve import Snapshot
     from klein_cli.pipeline import Pipeline
     from klein_cli.run.fallback import Pixels
+    from klein_cli.text.tokenizer import PromptTokenizer
 
 
-class Describe(Protocol):
+class RecordBuilder(Protocol):
     """The record that goes into a picture's file."""
 
     def __call__(self, recipe: Recipe, step_down: str | None) -> dict[str, Any]: ...
@@ -52,11 +60,11 @@ class Origin:
         )
 
 
-def describe_with(origin: Origin) -> Describe:
+def record_builder(origin: Origin) -> RecordBuilder:
     """Records of pictures of this origin; see `klein_cli.output.metadata.record`."""
     from klein_cli.sampling.schedule import noise_levels
 
-    def describe(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
+    def build(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
         return record(
             recipe,
             origin.settings,
@@ -68,13 +76,13 @@ def describe_with(origin: Origin) -> Describe:
             step_down=step_down,
         )
 
-    return describe
+    return build
 
 
 class WorkerDied(KleinError):
-    """A process of the crew ended; `drawing` says that the attempt was in its hands, not in line.
+    """A worker's process ended; `drawing` says that the batch was in its hands, not in line.
 
-    Given back as an attempt's error, so that the attempt can be given to others.
+    Given back as a batch's error, so that the batch can be given to others.
     """
 
     def __init__(self, *, drawing: bool) -> None:
@@ -86,106 +94,108 @@ class WorkerDied(KleinError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of an attempt: its pictures, or the error in their place.
+class BatchResult:
+    """What became of a batch: its pictures, or the error in their place.
 
-    `seconds` is how long it took; `describe` makes the records of who drew it.
+    `seconds` is how long it took; `build_record` makes the records of who drew it.
     """
 
-    attempt: Attempt
+    batch: Batch
     pictures: list[Pixels]
     error: Exception | None
     seconds: float
-    describe: Describe
+    build_record: RecordBuilder
 
 
-class Crew(Protocol):
-    """Draws attempts, perhaps several at a time and not in their order."""
+class Executor(Protocol):
+    """Draws batches, perhaps several at a time and not in their order."""
 
-    def has_room(self) -> bool:
-        """Whether another attempt would be begun, or lie ready, rather than heap up."""
+    def submit(self, batch: Batch) -> None:
+        """Have it drawn; only while there is `capacity`."""
         ...
 
-    def busy(self) -> bool:
-        """Whether attempts were given that have not been taken back."""
-        ...
-
-    def give(self, attempt: Attempt) -> None:
-        """Have it drawn."""
-        ...
-
-    def take(self) -> Outcome | None:
-        """Wait for one of those given, or None when there is room now where there was none.
+    def next(self) -> BatchResult | None:
+        """Wait for one of those submitted, or None when there is capacity now where there was none.
 
         Raises KleinError when there is nobody left to draw.
         """
         ...
 
+    def capacity(self) -> int:
+        """How many more batches would be begun, or lie ready, rather than heap up."""
+        ...
+
+    def busy(self) -> bool:
+        """Whether batches were submitted whose results have not been taken."""
+        ...
+
     def notices(self) -> Iterator[str]:
-        """What has happened to the crew since the last time, in words for the user."""
+        """What has happened to the executor since the last time, in words for the user."""
+        ...
+
+    def close(self) -> None:
+        """End what it started."""
         ...
 
 
-class Alone:
-    """Draws in this process, one attempt at a time, when it is taken.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What an executor is started for: so many `pictures` of a model, and where they are drawn.
 
-    `on_progress` hears how many pictures' worth of the attempt is done.
+    `settings` are as the user gave them; `chosen` are decided for this machine, None where other
+    machines draw. `gpus` counts those of this machine that may be used.
     """
 
-    def __init__(
-        self, renderer: Renderer, describe: Describe, on_progress: Callable[[float], None]
-    ) -> None:
-        self._renderer = renderer
-        self._describe = describe
-        self._on_progress = on_progress
-        self._attempt: Attempt | None = None
+    model: str
+    snapshot: Snapshot
+    tokenizer: PromptTokenizer
+    settings: Settings
+    chosen: Settings | None
+    placement: Placement
+    gpus: int
+    pictures: int
+    listener: Listener
 
-    def has_room(self) -> bool:
-        return self._attempt is None
 
-    def busy(self) -> bool:
-        return self._attempt is not None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyExecutor:
+    """An executor with the model loaded, and what is known of its pictures before they are made.
 
-    def give(self, attempt: Attempt) -> None:
-        self._attempt = attempt
+    `writers` threads keep up with it; the `pipeline` is None where it is not in this process.
+    """
 
-    def take(self) -> Outcome:
-        attempt, self._attempt = self._attempt, None
-        assert attempt is not None
-        started = time.perf_counter()
-        pictures, error = draw(self._renderer, attempt, self._on_progress)
-        return Outcome(
-            attempt=attempt,
-            pictures=pictures,
-            error=error,
-            seconds=time.perf_counter() - started,
-            describe=self._describe,
-        )
-
-    def notices(self) -> Iterator[str]:
-        return iter(())
+    executor: Executor
+    origin: Origin
+    batch_size: int
+    writers: int
+    pipeline: Pipeline | None = None
 
 
 def draw(
-    renderer: Renderer, attempt: Attempt, on_progress: Callable[[float], None] | None = None
+    renderer: Renderer,
+    recipes: Sequence[Recipe],
+    *,
+    tiled: bool,
+    on_progress: Callable[[float], None] | None = None,
 ) -> tuple[list[Pixels], Exception | None]:
-    """The pictures of an attempt, or what went wrong, of which no memory hangs.
+    """The pictures of a batch, or what went wrong, of which no memory hangs.
 
-    When a picture does not fit in any way, the error says what would.
+    `on_progress` hears how many pictures' worth is done. When a picture does not fit in any way,
+    the error says what would.
     """
 
     def on_step(done: int, total: int) -> None:
         if on_progress is not None:
-            on_progress(len(attempt.jobs) * done / total)
+            on_progress(len(recipes) * done / total)
 
     try:
-        return renderer.render(attempt.recipes, on_step=on_step, tiled=attempt.tiled), None
+        return renderer.render(recipes, on_step=on_step, tiled=tiled), None
     except Exception as error:
         # A traceback's frames hold the tensors that the next try needs the place of.
         traceback.clear_frames(error.__traceback__)
         failure = error
-    if isinstance(failure, OutOfMemoryError) and attempt.tiled and len(attempt.jobs) == 1:
-        fits = what_fits(renderer, attempt.recipes[0])
+    if isinstance(failure, OutOfMemoryError) and tiled and len(recipes) == 1:
+        fits = what_fits(renderer, recipes[0])
         hint = failure.hint
         if fits is not None:
             hint = f"--size {fits} fits here; or close what else uses the memory"

@@ -1,26 +1,33 @@
-"""What runs in a worker's process: a model, and the drawing of one attempt after another."""
+"""What runs in a worker's process: a model, and the drawing of one batch after another."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import time
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from klein_cli import errors
+from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError
+from klein_cli.recipe import Recipe
 from klein_cli.run.executors.executor import Origin, draw
-from klein_cli.run.fallback import Attempt
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
     from klein_cli.pipeline import Pipeline
     from klein_cli.run.fallback import Pixels
 
+_KINDS = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, KleinError)
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class LoadRequest:
     """What workers are to load: a model by name or absolute path, and how they are to compute."""
 
     model: str
@@ -29,7 +36,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
+class WorkerInfo:
     """A worker that is ready, and how it computes."""
 
     origin: Origin
@@ -37,60 +44,90 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrawRequest:
+    """A batch: recipes of one shape, each decoded in tiles if `tiled`."""
+
+    recipes: list[Recipe]
+    tiled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An error on its way to another process: a class, and what it says.
+
+    That of a KleinError is in `klein_cli.errors` under this `name`, and there is a `hint`; a bug
+    has the text of its `traceback` instead.
+    """
+
+    name: str
+    message: str
+    hint: str | None = None
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """The error as it can leave the process."""
+        if isinstance(error, KleinError):
+            known = next(kind for kind in type(error).__mro__ if kind in _KINDS.values())
+            return cls(name=known.__name__, message=error.message, hint=error.hint)
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        return cls(name=type(error).__name__, message=str(error), traceback=trace)
+
+    def exception(self) -> Exception:
+        """The error again; a bug comes as a RuntimeError, its traceback as a note."""
+        if self.hint is not None:
+            return _KINDS[self.name](self.message, self.hint)
+        bug = RuntimeError(f"{self.name}: {self.message}")
+        bug.add_note(f"in a worker:\n{self.traceback}")
+        return bug
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A worker's answer to an attempt: pictures or the error in their place, and the seconds."""
+    """The answer to a DrawRequest: pictures or the failure in their place, and the seconds."""
 
     pictures: list[Pixels]
-    error: Exception | None
+    failure: Failure | None
     seconds: float
 
 
 class Worker:
-    """What lives in a worker's process. Errors are answers: Ray would wrap them in its own."""
+    """A model in a process of its own. Errors are answers."""
 
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
 
-    def load(self, order: Order) -> Hello | Exception:
+    def load(self, request: LoadRequest) -> WorkerInfo | Failure:
         """Get the model ready."""
         try:
-            # Ray gives its processes one thread, and idle ones would spin: see cli/startup.py.
-            os.environ["OMP_NUM_THREADS"] = str(order.threads)
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            import torch
-
-            from klein_cli.checkpoints.resolve import resolve
-            from klein_cli.pipeline import Pipeline, choose
-
-            torch.set_num_threads(order.threads)
-            snapshot = resolve(order.model)
-            pipeline = Pipeline.load(snapshot, choose(order.settings, snapshot.preset))
-            origin = Origin.of(pipeline)
+            # Before torch is imported: Ray gives its processes one thread.
+            os.environ["OMP_NUM_THREADS"] = str(request.threads)
+            with quick_start():
+                return self._load(request)
         except Exception as error:
-            return _portable(error)
-        self._pipeline = pipeline
-        return Hello(origin=origin, batch_size=pipeline.default_batch_size)
+            return Failure.of(error)
 
-    def draw(self, attempt: Attempt) -> Drawn:
-        """The pictures of an attempt."""
+    def _load(self, request: LoadRequest) -> WorkerInfo:
+        import torch
+
+        from klein_cli.checkpoints.resolve import resolve
+        from klein_cli.device.choose import choose
+        from klein_cli.pipeline import Pipeline
+
+        torch.set_num_threads(request.threads)
+        snapshot = resolve(request.model)
+        pipeline = Pipeline.load(snapshot, choose(request.settings, snapshot.preset))
+        info = WorkerInfo(origin=Origin.of(pipeline), batch_size=pipeline.default_batch_size)
+        self._pipeline = pipeline
+        return info
+
+    def draw(self, request: DrawRequest) -> Drawn:
+        """The pictures of a batch."""
         assert self._pipeline is not None
         started = time.perf_counter()
-        pictures, error = draw(self._pipeline, attempt)
-        seconds = time.perf_counter() - started
+        pictures, error = draw(self._pipeline, request.recipes, tiled=request.tiled)
         return Drawn(
-            pictures=pictures, error=None if error is None else _portable(error), seconds=seconds
+            pictures=pictures,
+            failure=None if error is None else Failure.of(error),
+            seconds=time.perf_counter() - started,
         )
-
-
-def _portable(error: Exception) -> Exception:
-    """The error as it can leave the process; a bug takes the words of its traceback along."""
-    if isinstance(error, KleinError):
-        return error
-    error.add_note("in a worker:\n" + "".join(traceback.format_exception(error)).rstrip())
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        plain = RuntimeError(f"{type(error).__name__}: {error}")
-        plain.__notes__ = error.__notes__
-        return plain
-    return error

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 
-from klein_cli.checkpoints.resolve import Snapshot
-from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
+from klein_cli.run.events import Listener
 from klein_cli.run.jobs import Job
-from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
+from klein_cli.text.tokenizer import TokenizedPrompt
 
 _WARNINGS = 5
-_REMEMBERED = 64
-
-
-def tokenizer_of(snapshot: Snapshot) -> Callable[[str], TokenizedPrompt]:
-    """How the model reads a prompt; equal ones that lie near each other are read once."""
-    return lru_cache(_REMEMBERED)(PromptTokenizer.from_snapshot(snapshot.root).tokenize)
 
 
 def check_lengths(
@@ -26,7 +18,7 @@ def check_lengths(
     *,
     several: bool,
     strict: bool,
-    report: Report,
+    listener: Listener,
 ) -> None:
     """Warn of prompts that are cut, each once; if `strict`, raise a UsageError that names them."""
     cut: set[int] = set()
@@ -42,11 +34,11 @@ def check_lengths(
             continue
         said.append(warning)
         if not strict:
-            report.warn(warning)
+            listener.warn(warning)
     if len(cut) > _WARNINGS:
         said.append(f"{len(cut) - _WARNINGS} more prompts are too long")
         if not strict:
-            report.warn(said[-1])
+            listener.warn(said[-1])
     if strict and said:
         raise UsageError("\n  ".join(said), "shorten them, or leave out --strict")
 

@@ -1,0 +1,101 @@
+"""What a run tells while it goes: events of its pictures, and words for whoever listens."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from klein_cli.errors import KleinError
+from klein_cli.run.jobs import Job
+
+if TYPE_CHECKING:
+    from klein_cli.checkpoints.hub.download import Watch
+
+
+class Listener(Protocol):
+    """Who hears of a run. `klein_cli.cli.terminal.report.Report` tells a terminal or a program."""
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        ...
+
+    def detail(self, text: str) -> None:
+        """Something for those who want to know more."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something that may spoil the images."""
+        ...
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something that a program may act on; see docs/runs.md for the kinds."""
+        ...
+
+    def doing(self, text: str) -> None:
+        """What is being done now, "" for nothing worth a word."""
+        ...
+
+    def expect(self, pictures: int) -> None:
+        """So many images are going to be made."""
+        ...
+
+    def progress(self, pictures: float) -> None:
+        """So many images' worth is done beyond those that were finished."""
+        ...
+
+    def downloading(self) -> AbstractContextManager[Watch]:
+        """Who watches a download, for as long as it may take."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A picture is whole on disk; no path means that it went to standard output.
+
+    `seconds` is the picture's share of its batch, and its own encoding and writing.
+    """
+
+    job: Job
+    path: Path | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A picture could not be made or saved. An `error` that is no KleinError is a bug."""
+
+    job: Job
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteppedDown:
+    """Something did not go as it should; `reason` says what, and what is done instead."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something about the executor that the user should know."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """The run ends here, before all was made: nothing more can be saved or drawn."""
+
+    error: KleinError
+
+
+Event = Saved | Failed | SteppedDown | Notice | Stopped
+
+
+def words(error: Exception) -> str:
+    """An error in one line: what a user reads, or a bug's type and message."""
+    if isinstance(error, KleinError):
+        return error.message
+    return f"{type(error).__name__}: {error}"

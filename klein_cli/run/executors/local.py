@@ -1,0 +1,126 @@
+"""The model in this process, which draws one batch at a time."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+
+from klein_cli.run.batching import Batch
+from klein_cli.run.executors.executor import (
+    BatchResult,
+    Origin,
+    ReadyExecutor,
+    RecordBuilder,
+    Workload,
+    draw,
+    record_builder,
+)
+from klein_cli.run.executors.placement import Placement
+from klein_cli.run.fallback import Renderer
+
+_WRITERS = 2
+_LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
+
+
+class LocalExecutor:
+    """See `executor.Executor`. A batch is drawn when its result is asked for.
+
+    `on_progress` hears how many pictures' worth of the batch is done.
+    """
+
+    def __init__(
+        self, renderer: Renderer, build_record: RecordBuilder, on_progress: Callable[[float], None]
+    ) -> None:
+        self._renderer = renderer
+        self._build_record = build_record
+        self._on_progress = on_progress
+        self._batch: Batch | None = None
+
+    def submit(self, batch: Batch) -> None:
+        assert self._batch is None
+        self._batch = batch
+
+    def next(self) -> BatchResult:
+        batch, self._batch = self._batch, None
+        assert batch is not None
+        started = time.perf_counter()
+        pictures, error = draw(
+            self._renderer, batch.recipes, tiled=batch.tiled, on_progress=self._on_progress
+        )
+        return BatchResult(
+            batch=batch,
+            pictures=pictures,
+            error=error,
+            seconds=time.perf_counter() - started,
+            build_record=self._build_record,
+        )
+
+    def capacity(self) -> int:
+        return 0 if self.busy() else 1
+
+    def busy(self) -> bool:
+        return self._batch is not None
+
+    def notices(self) -> Iterator[str]:
+        return iter(())
+
+    def close(self) -> None:
+        pass
+
+
+def fits(placement: Placement) -> bool:
+    """Whether this process is to draw."""
+    return placement.single
+
+
+def check(placement: Placement) -> None:
+    """There is nothing that could be missing."""
+
+
+@contextmanager
+def start(work: Workload) -> Iterator[ReadyExecutor]:
+    """The model loaded here. Raises KleinError when it cannot be."""
+    from klein_cli.pipeline import Pipeline
+
+    assert work.chosen is not None
+    work.listener.doing(f"loading {work.model}")
+    pipeline = Pipeline.load(
+        work.snapshot, work.chosen, tokenizer=work.tokenizer, on_event=work.listener.doing
+    )
+    if pipeline.skipped_tensors:
+        skipped = grouped(pipeline.skipped_tensors)
+        work.listener.detail(f"not read, since nothing needs them: {skipped}")
+    origin = Origin.of(pipeline)
+    yield ReadyExecutor(
+        executor=LocalExecutor(pipeline, record_builder(origin), work.listener.progress),
+        origin=origin,
+        batch_size=pipeline.default_batch_size,
+        # One picture waits for nobody: it is written where it stands.
+        writers=_WRITERS if work.pictures > 1 else 0,
+        pipeline=pipeline,
+    )
+
+
+def grouped(names: Iterable[str]) -> str:
+    """Tensors in few words, layers and kin together: "layers 27 to 35, vae.encoder.*"."""
+    layers: set[int] = set()
+    kin: dict[str, list[str]] = {}
+    for name in sorted(names):
+        layer = _LAYER.fullmatch(name)
+        if layer:
+            layers.add(int(layer[1]))
+        else:
+            kin.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    # Numbers that follow each other are as far apart as their places in the list.
+    runs = groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0])
+    said = [_run([number for _, number in run]) for _, run in runs]
+    said += [alike[0] if len(alike) == 1 else f"{top}.*" for top, alike in kin.items()]
+    return ", ".join(said)
+
+
+def _run(numbers: list[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    return f"layer {first}" if first == last else f"layers {first} to {last}"

@@ -1,0 +1,274 @@
+"""Several processes that draw, a model each, whatever carries word to them.
+
+Pictures come back to the driver as pixels, and the driver alone encodes, writes and keeps the
+books: so there is one manifest, no file system that all machines must share, and the same code
+and libraries make every file. A worker holds one batch in hand and one in line, no more.
+
+Bits: workers choose their settings as a single process would, use the driver's number of CPU
+threads, and are told apart in the records of their pictures where their machines differ.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from klein_cli.errors import KleinError
+from klein_cli.presets import presets
+from klein_cli.run.batching import Batch
+from klein_cli.run.executors.executor import (
+    BatchResult,
+    ReadyExecutor,
+    RecordBuilder,
+    WorkerDied,
+    Workload,
+    record_builder,
+)
+from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
+from klein_cli.run.interrupts import defer_sigint
+
+if TYPE_CHECKING:
+    from klein_cli.run.fallback import Pixels
+
+_IN_LINE = 2
+"""Batches a worker has at once: one in hand, and the next, so that it never waits for us."""
+
+_RESTARTS = 2
+"""How often one worker is started again before it is given up."""
+
+_FEWEST_WRITERS = 2
+
+
+class WorkerLost(Exception):
+    """A worker's process is gone; the message is the last that is known of it."""
+
+
+class Link(Protocol):
+    """A worker's process, from the driver's side. It answers requests in their order."""
+
+    def load(self, request: LoadRequest) -> None:
+        """Ask for the model, without waiting."""
+        ...
+
+    def draw(self, request: DrawRequest) -> None:
+        """Ask for pictures, without waiting."""
+        ...
+
+    def answer(self) -> WorkerInfo | Drawn | Failure:
+        """The next answer. Raises WorkerLost when none will come."""
+        ...
+
+
+L = TypeVar("L", bound=Link)
+
+
+class Transport(Protocol[L]):
+    """How processes of workers are started, heard and ended."""
+
+    def start(self) -> L:
+        """A new process. Raises KleinError when there can be none."""
+        ...
+
+    def wait(self, links: Sequence[L]) -> L:
+        """Wait for the first of these that has an answer, or is lost."""
+        ...
+
+    def end(self, links: Sequence[L]) -> None:
+        """End these processes."""
+        ...
+
+
+@dataclass(slots=True)
+class _Seat(Generic[L]):
+    """A worker as the pool sees it; `build_record` is set when it is ready, `line` begins with the
+    batch in its hands.
+    """
+
+    link: L
+    restarts: int = 0
+    build_record: RecordBuilder | None = None
+    line: deque[Batch] = field(default_factory=deque)
+
+    @property
+    def owes(self) -> bool:
+        """Whether it owes an answer."""
+        return self.build_record is None or bool(self.line)
+
+
+class Pool(Generic[L]):
+    """See `executor.Executor`. `info` is of the worker that was ready first."""
+
+    info: WorkerInfo
+
+    def __init__(self, transport: Transport[L], request: LoadRequest, count: int) -> None:
+        self._transport = transport
+        self._request = request
+        self._seats: list[_Seat[L]] = []
+        self._results: deque[BatchResult] = deque()
+        self._notices: deque[str] = deque()
+        self._ready = False
+        self._alike = True
+        self._last_words = ""
+        try:
+            for _ in range(count):
+                self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """How many workers there are."""
+        return len(self._seats)
+
+    def wait_for_the_first(self) -> None:
+        """Wait until there is a worker. Raises the error of the last when none can load."""
+        while not self._ready:
+            self._settle(self._answering())
+
+    def submit(self, batch: Batch) -> None:
+        seat = min((seat for seat in self._seats if _room(seat)), key=lambda seat: len(seat.line))
+        seat.line.append(batch)
+        seat.link.draw(DrawRequest(recipes=batch.recipes, tiled=batch.tiled))
+
+    def next(self) -> BatchResult | None:
+        if not self._results:
+            self._settle(self._answering())
+        return self._results.popleft() if self._results else None
+
+    def capacity(self) -> int:
+        return sum(map(_room, self._seats))
+
+    def busy(self) -> bool:
+        return bool(self._results) or any(seat.line for seat in self._seats)
+
+    def notices(self) -> Iterator[str]:
+        while self._notices:
+            yield self._notices.popleft()
+
+    def close(self) -> None:
+        """End the workers' processes."""
+        self._transport.end([seat.link for seat in self._seats])
+        self._seats.clear()
+
+    def _start(self, restarts: int = 0) -> None:
+        seat = _Seat(self._transport.start(), restarts)
+        self._seats.append(seat)
+        seat.link.load(self._request)
+
+    def _answering(self) -> _Seat[L]:
+        """Wait for the next worker that answers, or dies."""
+        waiting = [seat for seat in self._seats if seat.owes]
+        if not waiting:
+            raise KleinError(
+                f"all workers died, the last one so: {self._last_words}",
+                "see that there is memory enough, and klein on every machine",
+            )
+        link = self._transport.wait([seat.link for seat in waiting])
+        return next(seat for seat in waiting if seat.link is link)
+
+    def _settle(self, seat: _Seat[L]) -> None:
+        try:
+            answer = seat.link.answer()
+        except WorkerLost as error:
+            self._last_words = str(error)
+            self._lost(seat)
+            return
+        if isinstance(answer, WorkerInfo):
+            self._greet(seat, answer)
+        elif isinstance(answer, Failure):
+            self._refused(seat, answer.exception())
+        else:
+            failure = None if answer.failure is None else answer.failure.exception()
+            self._give_back(seat, answer.pictures, failure, answer.seconds)
+
+    def _greet(self, seat: _Seat[L], info: WorkerInfo) -> None:
+        seat.build_record = record_builder(info.origin)
+        if not self._ready:
+            self._ready, self.info = True, info
+        elif info != self.info and self._alike:
+            self._alike = False
+            self._notices.append(
+                "the workers' machines differ, so that a picture may depend on its worker by a "
+                "bit: each says where it was made"
+            )
+
+    def _refused(self, seat: _Seat[L], error: Exception) -> None:
+        """A worker could not load the model: it is no worker."""
+        self._remove(seat)
+        if not self._seats and not self._ready:
+            raise error
+        self._last_words = first_line(error)
+        self._notices.append(f"a worker could not load the model: {error}")
+
+    def _lost(self, seat: _Seat[L]) -> None:
+        """Give back what a dead worker had, and start another in its place."""
+        self._remove(seat)
+        for drawing in [True] * bool(seat.line) + [False] * (len(seat.line) - 1):
+            self._give_back(seat, [], WorkerDied(drawing=drawing), 0.0)
+        said = "a worker died; what it had is drawn by others"
+        if seat.restarts < _RESTARTS:
+            try:
+                self._start(seat.restarts + 1)
+                said += ", and another is started"
+            except KleinError as error:
+                said += f", and no other can be started: {error}"
+        self._notices.append(said)
+
+    def _give_back(
+        self, seat: _Seat[L], pictures: list[Pixels], error: Exception | None, seconds: float
+    ) -> None:
+        assert seat.build_record is not None
+        self._results.append(
+            BatchResult(
+                batch=seat.line.popleft(),
+                pictures=pictures,
+                error=error,
+                seconds=seconds,
+                build_record=seat.build_record,
+            )
+        )
+
+    def _remove(self, seat: _Seat[L]) -> None:
+        self._seats.remove(seat)
+        self._transport.end([seat.link])
+
+
+@contextmanager
+def started(work: Workload, transport: Transport[L], count: int) -> Iterator[ReadyExecutor]:
+    """`count` workers, at least one of them with the model loaded; they end with the context.
+
+    Raises ModelError when no worker can load the model.
+    """
+    pool = Pool(transport, _load_request(work), count)
+    try:
+        pool.wait_for_the_first()
+        yield ReadyExecutor(
+            executor=pool,
+            origin=pool.info.origin,
+            batch_size=pool.info.batch_size,
+            writers=max(_FEWEST_WRITERS, pool.size),
+        )
+    finally:
+        pool.close()
+
+
+def _load_request(work: Workload) -> LoadRequest:
+    """A folder goes by its full path: workers may stand elsewhere."""
+    with defer_sigint():
+        import torch
+    is_folder = work.snapshot.repo is None and work.model not in presets()
+    model = str(work.snapshot.root.resolve()) if is_folder else work.model
+    return LoadRequest(model=model, settings=work.settings, threads=torch.get_num_threads())
+
+
+def _room(seat: _Seat[L]) -> int:
+    """How many more batches a worker may have."""
+    return _IN_LINE - len(seat.line) if seat.build_record is not None else 0
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,167 @@
+"""Which executor draws for a run; before it, the model on disk and the prompts' lengths.
+
+torch is imported here, after everything that can be refused without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol
+
+from klein_cli.checkpoints.resolve import Snapshot, on_disk, preset_for, resolve
+from klein_cli.device.startup import freeze_imports, quick_start, read_ahead, wake_gpu
+from klein_cli.run.events import Listener
+from klein_cli.run.executors import local, process, ray
+from klein_cli.run.executors.executor import ReadyExecutor, Workload
+from klein_cli.run.executors.placement import Placement
+from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.jobs import Job, Jobs
+from klein_cli.run.prompt_lengths import check_lengths
+from klein_cli.run.timings import Timings
+from klein_cli.settings import Settings
+from klein_cli.text.tokenizer import PromptTokenizer
+
+
+class Starter(Protocol):
+    """A module with an executor."""
+
+    def fits(self, placement: Placement) -> bool:
+        """Whether the executor is the one for a placement."""
+        ...
+
+    def check(self, placement: Placement) -> None:
+        """Raise UsageError, before torch is imported, when it cannot draw there."""
+        ...
+
+    def start(self, work: Workload) -> AbstractContextManager[ReadyExecutor]:
+        """The executor with the model loaded; it ends with the context. Raises KleinError."""
+        ...
+
+
+EXECUTORS: dict[str, Starter] = {"local": local, "process": process, "ray": ray}
+"""The first that fits a placement draws."""
+
+
+@contextmanager
+def start(
+    model: str,
+    settings: Settings,
+    placement: Placement,
+    jobs: Jobs | Sequence[Job],
+    *,
+    strict: bool,
+    listener: Listener,
+    timings: Timings,
+    snapshot: Snapshot | None = None,
+) -> Iterator[ReadyExecutor]:
+    """An executor for some jobs, which ends with the context.
+
+    `settings` are as the user gave them; with `strict`, prompts that are too long are an error; a
+    `snapshot` that was found for `model` need not be looked for. Raises KleinError when there can
+    be no executor.
+    """
+    with ExitStack() as stack:
+        with quick_start():
+            work = _prepared(model, settings, placement, jobs, strict, listener, timings, snapshot)
+            if work.chosen is not None:
+                _tell_settings(model, work.chosen, listener, here=True)
+            if not work.placement.single:
+                listener.doing("starting workers")
+            ready = stack.enter_context(_starter(work.placement).start(work))
+        if work.chosen is None:
+            _tell_settings(model, ready.origin.settings, listener, here=False)
+        if ready.pipeline is None:
+            listener.doing("")
+        yield ready
+
+
+def check_placement(placement: Placement, settings: Settings, *, dry_run: bool = False) -> None:
+    """Raise UsageError, before torch is imported, for workers that there cannot be.
+
+    A dry run needs none.
+    """
+    placement.check_device(settings.device)
+    if not dry_run:
+        _starter(placement).check(placement)
+
+
+def _starter(placement: Placement) -> Starter:
+    return next(starter for starter in EXECUTORS.values() if starter.fits(placement))
+
+
+def _prepared(
+    model: str,
+    settings: Settings,
+    placement: Placement,
+    jobs: Jobs | Sequence[Job],
+    strict: bool,
+    listener: Listener,
+    timings: Timings,
+    snapshot: Snapshot | None,
+) -> Workload:
+    """The model on disk. Prompts are measured before the model loads, and a GPU is found before
+    one is downloaded: here, or by the workers where they are elsewhere.
+    """
+    if placement.single:
+        wake_gpu(settings.device)
+    snapshot = snapshot or on_disk(model)
+    tokenizer = None
+    if snapshot is not None:
+        if placement.single:
+            read_ahead(snapshot.root, settings.device)
+        tokenizer = _tokenizer(snapshot, jobs, strict, listener)
+    listener.doing("starting torch")
+    with timings.imports(), defer_sigint():
+        from klein_cli.device.choose import choose
+
+        if placement.single:
+            import klein_cli.pipeline  # noqa: F401 (what it imports takes longest)
+    freeze_imports()
+    chosen = None
+    if placement.ray is None:
+        chosen = choose(settings, snapshot.preset if snapshot else preset_for(model))
+    if snapshot is None:
+        with listener.downloading() as watch:
+            snapshot = resolve(model, watch)
+    gpus = 0 if chosen is None else _gpus(chosen)
+    return Workload(
+        model=model,
+        snapshot=snapshot,
+        tokenizer=tokenizer or _tokenizer(snapshot, jobs, strict, listener),
+        settings=settings,
+        chosen=chosen,
+        placement=placement.settled(gpus=gpus, pictures=len(jobs)),
+        gpus=gpus,
+        pictures=len(jobs),
+        listener=listener,
+    )
+
+
+def _tokenizer(
+    snapshot: Snapshot, jobs: Jobs | Sequence[Job], strict: bool, listener: Listener
+) -> PromptTokenizer:
+    """The model's, which has measured the prompts."""
+    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+    several = len(jobs) > 1
+    check_lengths(tokenizer.tokenize, jobs, several=several, strict=strict, listener=listener)
+    return tokenizer
+
+
+def _gpus(chosen: Settings) -> int:
+    import torch
+
+    return torch.cuda.device_count() if chosen.device.startswith("cuda") else 0
+
+
+def _tell_settings(model: str, settings: Settings, listener: Listener, *, here: bool) -> None:
+    """Under --verbose, how it is computed and, if that is on this machine, what is off."""
+    from klein_cli.device.choose import left_out
+
+    listener.detail(
+        f"{model} on {settings.device}, {settings.dtype}, attention {settings.attention}, "
+        f"engine {settings.engine}, kernels {settings.kernels}, quantize {settings.quantize}, "
+        f"noise from {settings.rng}"
+    )
+    for off in left_out(settings) if here else ():
+        listener.detail(f"off: {off}")
