@@ -23,8 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-size", metavar="FOLDER", type=Path)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` where there is no CUDA device, and `slow` ones unless asked for."""
+    for item in items:
+        if item.get_closest_marker("own_process"):
+            item.add_marker("process")
     if "slow" not in config.option.markexpr:
         for item in items:
             if item.get_closest_marker("slow") and not item.get_closest_marker("gpu"):

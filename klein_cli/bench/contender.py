@@ -1,9 +1,8 @@
-"""Who is timed: klein, through its pipeline's public face, and what any other side must offer."""
+"""Who is timed: klein, through its pipeline's public face, and what any other contender must offer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Protocol
 
 import numpy as np
@@ -16,12 +15,13 @@ from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
 from klein_cli.pipeline import Pipeline
 from klein_cli.recipe import Recipe
+from klein_cli.run.executors.executor import Origin, record_builder
 from klein_cli.settings import Settings
 
 KLEIN = "klein"
 
 
-class Side(Protocol):
+class Contender(Protocol):
     """One way from a recipe to a picture, its model loaded on the device."""
 
     name: str
@@ -48,7 +48,7 @@ class Klein:
     def __init__(self, pipeline: Pipeline, memory: Memory) -> None:
         self.memory = memory
         self._pipeline = pipeline
-        self._provenance = pipeline.provenance()
+        self._record = record_builder(Origin.of(pipeline))
 
     @classmethod
     def load(cls, snapshot: Snapshot, settings: Settings, on_event: Callable[[str], None]) -> Klein:
@@ -68,9 +68,6 @@ class Klein:
         return {name: spent[name] for name in ("encode", "denoise", "decode")}
 
     def png(self, picture: Image.Image, recipe: Recipe) -> bytes:
-        written = {
-            "recipe": asdict(recipe),
-            "settings": asdict(self._pipeline.settings),
-            "provenance": self._provenance,
-        }
-        return encode(np.asarray(picture), ".png", written, parameters(recipe))
+        """As `klein generate` writes it: with its record, which is part of the bytes."""
+        record = self._record(recipe, None)
+        return encode(np.asarray(picture), ".png", record, parameters(recipe))

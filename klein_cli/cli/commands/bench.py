@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from klein_cli.bench.scope import FORMAT, FULL, PARTS, QUICK, Amount, Wanted
+from klein_cli.bench.scope import FORMAT, FULL, PARTS, QUICK, Amount, Scope
 from klein_cli.bench.tables import heading, left_out, markdown, tables
 from klein_cli.checkpoints.resolve import preset_for, resolve
 from klein_cli.cli import options
@@ -82,7 +82,7 @@ def bench(
                 model=model or DEFAULT_MODEL, batch_size=batch_size, steps=steps, **chosen
             )
             settings = settings_of(request)
-            wanted = Wanted(
+            wanted = Scope(
                 parts=_parts(only),
                 amount=_amount(quick, rounds, pictures),
                 peer=peer,
@@ -157,7 +157,7 @@ def _measure(
     random: bool,
     keep: Path | None,
     settings: Settings,
-    wanted: Wanted,
+    wanted: Scope,
     report: Report,
 ) -> dict[str, Any]:
     """The result of a run: here torch is imported."""
