@@ -14,6 +14,8 @@ from klein_cli.check.finding import BAD, OK, Finding
 from klein_cli.check.probes import PREFIX
 from klein_cli.check.probing import Probes
 
+pytestmark = pytest.mark.process
+
 
 def line(kind: str, **said: object) -> str:
     return f"print({PREFIX + json.dumps({'kind': kind, **said})!r}, flush=True)\n"

@@ -95,6 +95,7 @@ def test_nothing_is_read_on_after_an_error(tmp_path: Path) -> None:
     assert not any(thread.is_alive() for thread in reader._threads)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ends", ["", "sys.exit(3)", "raise KeyboardInterrupt"])
 def test_a_process_that_ends_while_weights_come_ends_as_it_should(
     tmp_path: Path, ends: str

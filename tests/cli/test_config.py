@@ -241,6 +241,7 @@ def test_the_default_place_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> 
     assert default_file().name == "config.toml"
 
 
+@pytest.mark.process
 def test_the_file_is_read_by_the_command_itself(tmp_path: Path) -> None:
     file = tmp_path / "klein" / "config.toml"
     file.parent.mkdir()

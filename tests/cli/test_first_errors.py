@@ -270,6 +270,7 @@ def test_every_error_on_the_page_is_provoked_here() -> None:
     assert set(HEADINGS) == set(PROVOKED)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("heading", HEADINGS)
 def test_it_is_one_line_of_what_and_one_of_what_to_do(heading: str, ground: Ground) -> None:
     code, err = PROVOKED[heading](ground)

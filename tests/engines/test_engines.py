@@ -101,6 +101,7 @@ def test_no_more_timesteps_are_kept_than_a_few_schedules_have(small_snapshot: Pa
     assert len(engine._modulations) <= 64
 
 
+@pytest.mark.process
 def test_making_a_picture_imports_no_library_of_models(
     small_snapshot: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ from klein_cli.prompts.files import read_rows
 from klein_cli.prompts.rows import Row
 from klein_cli.run.resume.manifest import opened
 
+pytestmark = pytest.mark.process
+
 QUICK = ("--size", "64x64", "--steps", "1", "--device", "cpu", "-s", "5")
 
 

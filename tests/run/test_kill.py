@@ -14,7 +14,10 @@ from zygote import Zygote
 
 from klein_cli.output.reading import is_whole
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals"),
+]
 
 PICTURES = 80
 KILLS = 24

@@ -16,7 +16,7 @@ from klein_cli.cli.commands.bench import pictures_of, warn_of_other_pictures
 from klein_cli.cli.request import Request
 from klein_cli.cli.terminal.report import Report
 
-pytestmark = pytest.mark.usefixtures("empty_folder")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("empty_folder")]
 
 HEAVY = ("torch", "transformers", "diffusers", "numpy")
 PROBE = f"""

@@ -149,6 +149,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(klein: Any) -> None:
     assert os.listdir() == []
 
 
+@pytest.mark.process
 def test_dry_run_needs_no_torch(random_snapshot: str) -> None:
     probe = (
         "import sys; from klein_cli.cli.app import main; code = main(sys.argv[1:]);"
@@ -193,6 +194,7 @@ def test_many_prompts_that_are_cut_are_summed_up(klein: Any) -> None:
     assert warnings[5] == "warning: 3 more prompts are too long"
 
 
+@pytest.mark.process
 def test_a_picture_on_stdout(random_snapshot: str) -> None:
     arguments = ["generate", "a cat", "-m", random_snapshot, *QUICK, "-o", "-", "-s", "5"]
     done = subprocess.run([sys.executable, "-m", "klein_cli", *arguments], capture_output=True)
@@ -202,6 +204,7 @@ def test_a_picture_on_stdout(random_snapshot: str) -> None:
     assert done.stdout.endswith(b"IEND\xaeB`\x82")
 
 
+@pytest.mark.process
 def test_a_prompt_from_standard_input(random_snapshot: str) -> None:
     arguments = ["generate", "-", "-m", random_snapshot, "--dry-run", "-s", "5"]
     done = subprocess.run(
@@ -211,6 +214,7 @@ def test_a_prompt_from_standard_input(random_snapshot: str) -> None:
     assert done.stdout.decode().endswith('tokens  " two\\nlines"\n')
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name != "posix", reason="needs signals")
 def test_an_interrupt_keeps_what_was_made_and_leaves_no_half_file(random_snapshot: str) -> None:
     arguments = ["generate", "a", "-m", random_snapshot, *QUICK, "-n", "5000", "-o", "d/"]

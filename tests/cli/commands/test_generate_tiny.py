@@ -13,7 +13,7 @@ from PIL import Image
 
 from klein_cli.cli.app import main
 
-pytestmark = pytest.mark.usefixtures("empty_folder")
+pytestmark = [pytest.mark.lengthy, pytest.mark.usefixtures("empty_folder")]
 
 PALETTE = {
     "red": (220, 40, 40),
@@ -106,6 +106,7 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
         assert Path("alone", name).read_bytes() == Path("together", name).read_bytes()
 
 
+@pytest.mark.process
 def test_tiny_needs_no_network() -> None:
     """Any attempt to open a connection fails the run."""
     script = (

@@ -25,7 +25,7 @@ from klein_cli.pipeline import Pipeline
 from klein_cli.presets import presets
 from klein_cli.settings import Settings
 
-pytestmark = pytest.mark.usefixtures("empty_folder")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("empty_folder")]
 
 CIRCLE = "a red circle on a white background"
 

@@ -17,7 +17,7 @@ import klein_cli.check.verify
 from klein_cli.check.prompts import PROMPTS
 from klein_cli.cli.app import main
 
-pytestmark = pytest.mark.usefixtures("empty_folder")
+pytestmark = [pytest.mark.process, pytest.mark.lengthy, pytest.mark.usefixtures("empty_folder")]
 
 QUICK = ("--size", "32x32", "--steps", "1", "--device", "cpu", "--attention", "sdpa")
 HEAVY = ("torch", "transformers", "diffusers", "numpy")

@@ -130,6 +130,7 @@ def test_what_a_killed_run_left_half_written_is_swept(books: Books) -> None:
     assert sorted(path.name for path in Path("d").rglob("*.tmp")) == [".klein-89ab.tmp"]
 
 
+@pytest.mark.process
 def test_the_temporary_file_of_a_run_that_is_killed_is_swept(books: Books) -> None:
     script = (
         "import os, signal\n"
