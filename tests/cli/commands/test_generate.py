@@ -47,7 +47,7 @@ def test_a_prompt_becomes_a_picture_whose_path_is_all_of_stdout(klein: Any) -> N
         "height": 64,
         "steps": 1,
         "guidance": 1.0,
-        "model": "random",
+        "model": "small",
     }
 
 
@@ -134,10 +134,10 @@ def test_options_without_effect_are_warned_of_once(klein: Any) -> None:
     Path("p.jsonl").write_text('{"prompt": "a", "guidance": 2}\n{"prompt": "b", "guidance": 3}\n')
     _, _, err = klein("--prompts-file", "p.jsonl", "--negative-prompt", "x", "--dry-run", "-q")
     assert err.splitlines() == [
-        "warning: --negative-prompt and guidance have no effect: random is distilled"
+        "warning: --negative-prompt and guidance have no effect: small is distilled"
     ]
     _, _, err = klein("a", "--cfg-scale", "2", "--dry-run", "-q")
-    assert err.splitlines() == ["warning: --guidance has no effect: random is distilled"]
+    assert err.splitlines() == ["warning: --guidance has no effect: small is distilled"]
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(klein: Any) -> None:
