@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from klein_cli.errors import ModelError
+from klein_cli.tables import WrongTypeError, checked, missing, unknown
 
 DEFAULT_MODEL = "klein-4b"
 TAPPED_LAYERS = (9, 18, 27)
@@ -81,11 +82,14 @@ def unnamed_preset(name: str, *, distilled: bool) -> Preset:
 def _read(path: Path) -> Preset:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     table["name"] = path.stem
-    known = {field.name for field in fields(Preset)}
-    needed = {field.name for field in fields(Preset) if field.default is MISSING}
-    if wrong := sorted((table.keys() - known) | (needed - table.keys())):
+    if wrong := sorted(unknown(Preset, table) + missing(Preset, table)):
         raise ModelError(
-            f"preset {path} has missing or unknown keys: {', '.join(wrong)}", "mend the file"
+            f"preset {path} has missing or unknown keys: {', '.join(wrong)}", "fix the file"
         )
-    table["tapped_layers"] = tuple(table["tapped_layers"])
-    return Preset(**table)
+    try:
+        return Preset(**checked(Preset, table))
+    except WrongTypeError as error:
+        raise ModelError(
+            f"preset {path}: {error.name} must be {error.wanted}, not {error.value!r}",
+            "fix the file",
+        ) from None

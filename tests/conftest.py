@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-size", metavar="FOLDER", type=Path)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` where there is no CUDA device, and `slow` ones unless asked for."""
+    for item in items:
+        if item.get_closest_marker("own_process"):
+            item.add_marker("process")
     if "slow" not in config.option.markexpr:
         for item in items:
             if item.get_closest_marker("slow") and not item.get_closest_marker("gpu"):
@@ -55,6 +60,26 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if done.returncode:
         pytest.fail(done.stdout + done.stderr, pytrace=False)
     return True
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The present folder, with nothing in it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def klein(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `klein` with these arguments in this process -> (exit code, stdout, stderr)."""
+    from klein_cli.cli.app import main
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        said = capfd.readouterr()
+        return code, said.out, said.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

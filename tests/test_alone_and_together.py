@@ -33,6 +33,8 @@ from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Run
 from klein_cli.settings import CHOICES, Settings
 
+pytestmark = pytest.mark.lengthy
+
 PROMPTS = (
     "a cat",
     "",

@@ -194,6 +194,7 @@ print(json.dumps([torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reser
 """
 
 
+@pytest.mark.process
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantize", "most"), [("none", 18e9), ("fp8", 18e9)])

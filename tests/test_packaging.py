@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 REPOSITORY = Path(__file__).parents[1]
 LIST_PRESETS = (
     "import klein_cli.presets as p; print(p.__file__); print(p.configs_dir()); print(*p.presets())"

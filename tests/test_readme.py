@@ -21,6 +21,8 @@ from klein_cli.output.reading import read_record
 from klein_cli.presets import DEFAULT_MODEL, presets
 from klein_cli.settings import CHOICES
 
+pytestmark = pytest.mark.lengthy
+
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PAGES = [

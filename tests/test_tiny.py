@@ -21,6 +21,8 @@ from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
+pytestmark = pytest.mark.lengthy
+
 TINY = Path(__file__).parents[1] / "klein_cli" / "tiny"
 MEGABYTES = 1_000_000
 PROMPTS = [

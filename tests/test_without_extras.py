@@ -12,6 +12,8 @@ import pytest
 
 from klein_cli.output.reading import read_record
 
+pytestmark = pytest.mark.process
+
 SCRIPT = """
 import importlib.metadata, json, sys
 

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from klein_cli.bench import scope as w
 from klein_cli.bench.cold import cold
 from klein_cli.bench.contender import Klein
-from klein_cli.bench.flops import Model, work
+from klein_cli.bench.flops import Model, flops
 from klein_cli.bench.measure import LeftOut
 from klein_cli.bench.page_cache import environment
 from klein_cli.bench.peers import TUNED, Diffusers, load_peers
 from klein_cli.bench.prompts import alike
 from klein_cli.bench.roofline import Ceiling, ceilings, limits
-from klein_cli.bench.scope import Wanted
+from klein_cli.bench.scope import Scope
 from klein_cli.bench.throughput import throughput
 from klein_cli.bench.warm import warm
 from klein_cli.checkpoints.resolve import Snapshot
@@ -47,19 +47,19 @@ OnEvent = Callable[[str], None]
 def bench(
     snapshot: Snapshot,
     settings: Settings,
-    wanted: Wanted,
+    scope: Scope,
     *,
     difference: Difference,
     on_event: OnEvent,
 ) -> dict[str, Any]:
-    """Measure what is wanted; `settings` come from `choose`. The result is ready for JSON.
+    """Measure what `scope` names; `settings` come from `choose`. The result is ready for JSON.
 
     Raises ModelError for a snapshot that cannot be loaded, OutOfMemoryError when the sides do not
     fit beside each other, KleinError when a process that is timed fails.
     """
     try:
         result: dict[str, Any] = _plain(
-            _Bench(snapshot, settings, wanted, difference, on_event).run()
+            _Bench(snapshot, settings, scope, difference, on_event).run()
         )
         return result
     except (RuntimeError, MemoryError) as error:
@@ -72,31 +72,26 @@ def bench(
     )
 
 
+@dataclass
 class _Bench:
     """One run, part after part. `sizes` grow with each; `left_out` says what has no place here."""
 
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        settings: Settings,
-        wanted: Wanted,
-        difference: Difference,
-        on_event: OnEvent,
-    ) -> None:
-        self.snapshot = snapshot
-        self.settings = settings
-        self.wanted = wanted
-        self.difference = difference
-        self.on_event = on_event
-        self.device = torch.device(settings.device)
-        self.recipes = [self._recipe(*size) for size in wanted.sizes]
-        self.left_out: list[LeftOut] = []
-        self.sizes: list[dict[str, Any]] = []
+    snapshot: Snapshot
+    settings: Settings
+    scope: Scope
+    difference: Difference
+    on_event: OnEvent
+    left_out: list[LeftOut] = field(default_factory=list)
+    sizes: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.settings.device)
+        self.recipes = [self._recipe(*size) for size in self.scope.sizes]
 
     def run(self) -> dict[str, Any]:
         """All parts, in the order that spares memory and time."""
         started = time.perf_counter()
-        parts = self.wanted.parts
+        parts = self.scope.parts
         model = Model.of(self.snapshot)
         found = self._ceilings(model) if w.CEILINGS in parts else []
         self.sizes = [self._size(model, recipe, found) for recipe in self.recipes]
@@ -113,7 +108,7 @@ class _Bench:
             "model": {"name": self.snapshot.name, "revision": self.snapshot.revision},
             "settings": asdict(self.settings),
             "machine": self._machine(),
-            "wanted": asdict(self.wanted),
+            "wanted": asdict(self.scope),
             "ceilings": [asdict(ceiling) for ceiling in found],
             "sizes": self.sizes,
             "cold": {name: asdict(side) for name, side in processes.items()},
@@ -125,10 +120,10 @@ class _Bench:
         self.on_event("the machine's ceilings")
         found, left_out = ceilings(
             model,
-            model.tokens(*self.wanted.sizes[0]),
+            model.tokens(*self.scope.sizes[0]),
             self.device,
             torch_dtype(self.settings.dtype),
-            self.wanted.amount.ceiling_seconds,
+            self.scope.amount.ceiling_seconds,
         )
         self.left_out += left_out
         release_memory()
@@ -137,7 +132,7 @@ class _Bench:
     def _size(self, model: Model, recipe: Recipe, found: Sequence[Ceiling]) -> dict[str, Any]:
         """What is known of a size before a picture is drawn."""
         guided = recipe.guidance > 1.0 and not self.snapshot.preset.distilled
-        todo = work(model, recipe.width, recipe.height, recipe.steps, guided=guided)
+        todo = flops(model, recipe.width, recipe.height, recipe.steps, guided=guided)
         by_name = limits(todo, recipe.steps, found, self.settings.dtype) if found else {}
         return {
             "width": recipe.width,
@@ -156,7 +151,7 @@ class _Bench:
         peers = self._peers()
         for recipe, size in zip(self.recipes, self.sizes, strict=True):
             found = warm(
-                [klein, *peers], recipe, self.wanted.amount.rounds, self.device, self.on_event
+                [klein, *peers], recipe, self.scope.amount.rounds, self.device, self.on_event
             )
             size["warm"] = {name: asdict(side) for name, side in found.items()}
             ours = np.asarray(klein.draw(recipe))
@@ -168,12 +163,12 @@ class _Bench:
         return peers
 
     def _peers(self) -> list[Diffusers]:
-        if not self.wanted.peer:
+        if not self.scope.peer:
             return []
         peers = load_peers(
             self.snapshot.root,
             self.settings,
-            compile_vae=self.wanted.compile_vae,
+            compile_vae=self.scope.compile_vae,
             on_event=self.on_event,
         )
         if len(peers) == 1:
@@ -189,25 +184,25 @@ class _Bench:
                     self.settings,
                     recipe,
                     peers,
-                    pictures=self.wanted.amount.pictures,
-                    batch_size=self.wanted.batch_size,
+                    pictures=self.scope.amount.pictures,
+                    batch_size=self.scope.batch_size,
                     folder=Path(folder),
                     on_event=self.on_event,
                 )
             size["throughput"] = {name: asdict(side) for name, side in found.items()}
 
     def _cold(self) -> dict[str, Any]:
-        amount, root = self.wanted.amount, self.snapshot.root
+        amount, root = self.scope.amount, self.snapshot.root
         with tempfile.TemporaryDirectory(prefix="klein-bench-") as folder:
             found = cold(
                 self.snapshot,
                 self.settings,
                 self.recipes[0],
-                peer=self.wanted.peer,
+                peer=self.scope.peer,
                 runs=amount.processes,
                 drop=[root, *environment()] if amount.drop else None,
                 # The parts before have read all files that the processes read.
-                prime=w.WARM not in self.wanted.parts,
+                prime=w.WARM not in self.scope.parts,
                 folder=Path(folder),
                 on_event=self.on_event,
             )
@@ -218,7 +213,7 @@ class _Bench:
 
     def _machine(self) -> dict[str, str]:
         record = {**provenance(self.settings), "cpus": str(os.cpu_count())}
-        if self.wanted.peer:
+        if self.scope.peer:
             record |= {name: version(name) for name in ("diffusers", "transformers")}
         return record
 
@@ -228,8 +223,8 @@ class _Bench:
             seed=0,
             width=width,
             height=height,
-            steps=self.wanted.steps,
-            guidance=self.wanted.guidance,
+            steps=self.scope.steps,
+            guidance=self.scope.guidance,
             model=self.snapshot.preset.name,
         )
 

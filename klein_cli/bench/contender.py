@@ -1,4 +1,4 @@
-"""Who is timed: klein, through its pipeline's public face, and what any other side must offer."""
+"""Who is timed: klein, by its pipeline's public face, and what any other contender must offer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from klein_cli.settings import Settings
 KLEIN = "klein"
 
 
-class Side(Protocol):
+class Contender(Protocol):
     """One way from a recipe to a picture, its model loaded on the device."""
 
     name: str

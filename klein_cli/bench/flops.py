@@ -52,7 +52,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Flops:
     """Floating-point operations of one picture, by part."""
 
     encode: int
@@ -71,11 +71,11 @@ class Work:
         return self.encode + self.denoise + self.decode
 
 
-def work(model: Model, width: int, height: int, steps: int, *, guided: bool = False) -> Work:
+def flops(model: Model, width: int, height: int, steps: int, *, guided: bool = False) -> Flops:
     """One picture of `width` x `height` pixels. `guided` encodes and predicts everything twice."""
     times = 2 if guided else 1
     linears, attention = dit_step(model.dit, model.tokens(width, height) - POSITIONS)
-    return Work(
+    return Flops(
         encode=times * encoder(model.encoder, model.encoder_layers),
         dit_linears=times * steps * linears,
         dit_attention=times * steps * attention,

@@ -1,4 +1,4 @@
-"""Seconds and bytes: samples between synchronised moments, and what a side holds of the device."""
+"""Seconds and bytes: samples between synchronised moments, and a contender's memory."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, budget: f
 
 
 class Memory:
-    """What one of several sides takes of a GPU's memory, in bytes; nothing is known of a CPU.
+    """What one of several contenders takes of a GPU's memory, in bytes; nothing is known of a CPU.
 
     `held` stays between pictures: weights, and of graphs what goes in and out. `reserved` is what
     torch's allocator has taken from the device for it at most, the graphs' pool included; beside
@@ -100,7 +100,7 @@ class Memory:
         self._kept = 0
 
     def share(self, size: int) -> None:
-        """Count bytes that another side holds too, as if they were there for this one alone."""
+        """Count bytes that another contender holds too, as if they were this one's alone."""
         self.held += size
         self._kept += size
         self.reserved = max(self.reserved, self._kept)

@@ -28,7 +28,7 @@ _COMPILED_SHAPES = 64
 
 
 class Diffusers:
-    """A `Flux2KleinPipeline`; see `klein_cli.bench.contender.Side`."""
+    """A `Flux2KleinPipeline`; see `klein_cli.bench.contender.Contender`."""
 
     def __init__(self, name: str, pipe: Any, settings: Settings, memory: Memory) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class Diffusers:
         return self._draw(recipe, latents=noise_for(self._pipe, recipe, self._settings))
 
     def stages(self, recipe: Recipe) -> dict[str, float]:
-        """See Side. Encoding is the pipeline's `encode_prompt`; decoding begins after the last
+        """See Contender. Encoding is the pipeline's `encode_prompt`; decoding begins after the last
         step and ends with the PIL image."""
         device = torch.device(self._settings.device)
         encoded: list[float] = []

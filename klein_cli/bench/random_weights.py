@@ -9,12 +9,12 @@ and no pad embedding is zero, so that a part left out or misplaced shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -58,30 +58,51 @@ class Sizes:
     dtype: torch.dtype
 
 
+def _text_encoder(
+    hidden: int, inner: int, layers: int, heads: tuple[int, int], head_dim: int, **more: Any
+) -> dict[str, Any]:
+    """`heads`: of the queries, and of keys and values."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "head_dim": head_dim,
+        **more,
+    }
+
+
+def _transformer(blocks: tuple[int, int], heads: int, head_dim: int, waves: int) -> dict[str, Any]:
+    """`blocks`: with two streams, and with one."""
+    return {
+        "num_layers": blocks[0],
+        "num_single_layers": blocks[1],
+        "num_attention_heads": heads,
+        "attention_head_dim": head_dim,
+        "axes_dims_rope": [head_dim // 4] * 4,
+        "timestep_guidance_channels": waves,
+    }
+
+
+def _vae(*widths: int, layers: int, groups: int) -> dict[str, Any]:
+    return {
+        "block_out_channels": list(widths),
+        "layers_per_block": layers,
+        "norm_num_groups": groups,
+    }
+
+
 # All FLUX.2 models have this one.
-_VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32}
+_VAE = _vae(128, 256, 512, 512, layers=2, groups=32)
 
 SIZES = {
     "4b": Sizes(
         vocab_size=151936,
         tokens=151669,
         special_tokens=OFFICIAL_SPECIAL_TOKENS,
-        text_encoder={
-            "hidden_size": 2560,
-            "intermediate_size": 9728,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-        },
-        transformer={
-            "num_layers": 5,
-            "num_single_layers": 20,
-            "num_attention_heads": 24,
-            "attention_head_dim": 128,
-            "axes_dims_rope": [32, 32, 32, 32],
-            "timestep_guidance_channels": 256,
-        },
+        text_encoder=_text_encoder(2560, 9728, 36, (32, 8), 128),
+        transformer=_transformer((5, 20), heads=24, head_dim=128, waves=256),
         vae=_VAE,
         dtype=torch.bfloat16,
     ),
@@ -89,23 +110,8 @@ SIZES = {
         vocab_size=151936,
         tokens=151669,
         special_tokens=OFFICIAL_SPECIAL_TOKENS,
-        text_encoder={
-            "hidden_size": 4096,
-            "intermediate_size": 12288,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "tie_word_embeddings": False,
-        },
-        transformer={
-            "num_layers": 8,
-            "num_single_layers": 24,
-            "num_attention_heads": 32,
-            "attention_head_dim": 128,
-            "axes_dims_rope": [32, 32, 32, 32],
-            "timestep_guidance_channels": 256,
-        },
+        text_encoder=_text_encoder(4096, 12288, 36, (32, 8), 128, tie_word_embeddings=False),
+        transformer=_transformer((8, 24), heads=32, head_dim=128, waves=256),
         vae=_VAE,
         dtype=torch.bfloat16,
     ),
@@ -113,54 +119,18 @@ SIZES = {
         vocab_size=512,
         tokens=400,
         special_tokens=SPECIAL_TOKENS,
-        text_encoder={
-            "hidden_size": 256,
-            "intermediate_size": 768,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 128,
-        },
-        transformer={
-            "num_layers": 2,
-            "num_single_layers": 6,
-            "num_attention_heads": 6,
-            "attention_head_dim": 128,
-            "axes_dims_rope": [32, 32, 32, 32],
-            "timestep_guidance_channels": 256,
-        },
-        vae={
-            "block_out_channels": [64, 128, 256, 256],
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-        },
+        text_encoder=_text_encoder(256, 768, 30, (4, 2), 128),
+        transformer=_transformer((2, 6), heads=6, head_dim=128, waves=256),
+        vae=_vae(64, 128, 256, 256, layers=2, groups=32),
         dtype=torch.bfloat16,
     ),
     "small": Sizes(
         vocab_size=512,
         tokens=400,
         special_tokens=SPECIAL_TOKENS,
-        text_encoder={
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-        },
-        transformer={
-            "num_layers": 2,
-            "num_single_layers": 2,
-            "num_attention_heads": 2,
-            "attention_head_dim": 32,
-            "axes_dims_rope": [8, 8, 8, 8],
-            "timestep_guidance_channels": 32,
-        },
-        vae={
-            "block_out_channels": [16, 16, 32, 32],
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
-        },
+        text_encoder=_text_encoder(64, 128, 30, (4, 2), 16),
+        transformer=_transformer((2, 2), heads=2, head_dim=32, waves=32),
+        vae=_vae(16, 16, 32, 32, layers=1, groups=8),
         dtype=torch.float32,
     ),
 }
@@ -182,15 +152,15 @@ def write_snapshot(
         write_json(root / name / "config.json", table)
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
         limit = _SHARD_BYTES[name]
-        _write_weights(_shapes(name, table), root / name, stem, limit, sizes.dtype, generator)
+        _write_weights(_tensors(name, table, sizes.dtype), root / name, stem, limit, generator)
     write_json(root / "text_encoder" / "generation_config.json", {"do_sample": True})
 
 
 def snapshot_bytes(size: str) -> int:
     """How much disk the weights of a snapshot of this size take."""
     sizes = SIZES[size]
-    parts = (_shapes(name, table) for name, table in part_configs(sizes).items())
-    return sum(t.numel() for part in parts for t in part.values()) * sizes.dtype.itemsize
+    parts = (_tensors(name, table, sizes.dtype) for name, table in part_configs(sizes).items())
+    return sum(tensor.nbytes for part in parts for tensor in part.values())
 
 
 def part_configs(sizes: Sizes) -> dict[str, dict[str, Any]]:
@@ -252,7 +222,7 @@ def part_configs(sizes: Sizes) -> dict[str, dict[str, Any]]:
     return {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
 
 
-def _shapes(name: str, config: dict[str, Any]) -> dict[str, Tensor]:
+def _tensors(name: str, config: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
     """The part's tensors by name, without memory, as its library builds it."""
     module: Any
     with torch.device("meta"):
@@ -264,50 +234,34 @@ def _shapes(name: str, config: dict[str, Any]) -> dict[str, Tensor]:
             import diffusers
 
             module = getattr(diffusers, config["_class_name"]).from_config(config)
-    shapes: dict[str, Tensor] = module.state_dict()
+    tensors = module.state_dict().items()
+    kept = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors}
     if config.get("tie_word_embeddings", False):
-        del shapes["lm_head.weight"]
-    return shapes
+        del kept["lm_head.weight"]
+    return kept
 
 
 def _write_weights(
-    shapes: dict[str, Tensor],
+    tensors: dict[str, Tensor],
     folder: Path,
     stem: str,
     limit: int,
-    dtype: torch.dtype,
     generator: torch.Generator,
 ) -> None:
     """One file, or shards of at most `limit` bytes and their index, as save_pretrained does."""
-    shards = list(_shards(shapes, limit, dtype))
-    where = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"{stem}.safetensors"
-        if len(shards) > 1:
-            file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: _random(name, shapes[name], dtype, generator) for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        where.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        size = sum(t.numel() for t in shapes.values()) * dtype.itemsize
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+    split = split_torch_state_dict_into_shards(
+        tensors, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=limit
+    )
+    for file, names in split.filename_to_tensors.items():
+        drawn = {name: _random(name, tensors[name], generator) for name in names}
+        save_file(drawn, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        where = dict(sorted(split.tensor_to_filename.items()))
+        index = {"metadata": split.metadata, "weight_map": where}
         write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def _shards(shapes: dict[str, Tensor], limit: int, dtype: torch.dtype) -> Iterator[list[str]]:
-    names: list[str] = []
-    held = 0
-    for name, tensor in shapes.items():
-        size = tensor.numel() * dtype.itemsize
-        if names and held + size > limit:
-            yield names
-            names, held = [], 0
-        names.append(name)
-        held += size
-    yield names
-
-
-def _random(name: str, place: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def _random(name: str, place: Tensor, generator: torch.Generator) -> Tensor:
     """Values that keep activations finite through all layers, and leave no default in place."""
     if not place.is_floating_point():
         return torch.ones(place.shape, dtype=place.dtype)
@@ -324,4 +278,4 @@ def _random(name: str, place: Tensor, dtype: torch.dtype, generator: torch.Gener
         drawn = drawn.mul_(0.1)
     elif not name.endswith("embed_tokens.weight"):
         drawn = drawn.mul_(1 / math.sqrt(place[0].numel()))
-    return drawn.to(dtype).cpu()
+    return drawn.to(place.dtype).cpu()

@@ -6,22 +6,22 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from klein_cli.bench.flops import Model, Work
+from klein_cli.bench.flops import Flops, Model
 from klein_cli.bench.measure import LeftOut, Spread, seconds_per_call
 from klein_cli.device.device import device_for
 from klein_cli.device.memory import is_out_of_memory
+from klein_cli.errors import ModelError
+from klein_cli.optimize.quantize.fp8 import Fp8Linear, scaled
 
 _SQUARE = {True: 8192, False: 1024}
 _COPIED_BYTES = {True: 2 << 30, False: 1 << 28}
 """On a GPU, and elsewhere."""
-_FP8_LARGEST = 448.0
 _BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -66,7 +66,7 @@ def ceilings(
     left_out = []
     try:
         found += [_fp8(shape, device, budget) for shape in shapes]
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, ModelError) as error:
         if is_out_of_memory(error):
             raise
         why = f"not on this machine: {str(error).strip().splitlines()[0]}"
@@ -75,20 +75,20 @@ def ceilings(
     return found, left_out
 
 
-def limits(work: Work, steps: int, found: Sequence[Ceiling], dtype: str) -> dict[str, Limit]:
+def limits(flops: Flops, steps: int, found: Sequence[Ceiling], dtype: str) -> dict[str, Limit]:
     """The limit in `dtype`, and with the DiT's linears in fp8 where the machine has it."""
     best = {kind: _fastest(found, kind) for kind in ("matmul", "fp8")}
     plain = best["matmul"]
     assert plain is not None
-    by_name = {dtype: _limit(work, steps, plain, plain)}
+    by_name = {dtype: _limit(flops, steps, plain, plain)}
     if best["fp8"] is not None:
-        by_name["fp8"] = _limit(work, steps, plain, best["fp8"])
+        by_name["fp8"] = _limit(flops, steps, plain, best["fp8"])
     return by_name
 
 
-def _limit(work: Work, steps: int, rate: float, linear_rate: float) -> Limit:
-    encode, decode = work.encode / rate, work.decode / rate
-    denoise = work.dit_linears / linear_rate + work.dit_attention / rate
+def _limit(flops: Flops, steps: int, rate: float, linear_rate: float) -> Limit:
+    encode, decode = flops.encode / rate, flops.decode / rate
+    denoise = flops.dit_linears / linear_rate + flops.dit_attention / rate
     return Limit(
         encode=encode,
         step=denoise / steps,
@@ -122,31 +122,13 @@ def _matmul(
 
 
 def _fp8(shape: tuple[int, int, int], device: torch.device, budget: float) -> Ceiling:
-    """Rowwise scales: one for every row of the left and every column of the right matrix."""
+    """klein's own layer: a scale for every row of the left and every column of the right matrix."""
     if not device_for(device).fp8:
         raise NotImplementedError("fp8 products need a GPU")
     rows, inner, columns = shape
-    scaled_mm: Any = torch._scaled_mm
-    left, left_scale = _rowwise(torch.randn(rows, inner, device=device))
-    right, right_scale = _rowwise(torch.randn(columns, inner, device=device))
-
-    def product() -> None:
-        scaled_mm(
-            left,
-            right.t(),
-            scale_a=left_scale,
-            scale_b=right_scale.t(),
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        )
-
-    return _product("fp8", shape, product, device, budget)
-
-
-def _rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) float32 -> the same in float8_e4m3fn and (N, 1) float32 scales that undo it."""
-    scale = x.abs().amax(dim=1, keepdim=True) / _FP8_LARGEST
-    return (x / scale).to(torch.float8_e4m3fn), scale
+    layer = Fp8Linear({"weight": torch.randn(columns, inner, device=device)}, scaled)
+    left = scaled(torch.randn(rows, inner, device=device))
+    return _product("fp8", shape, lambda: layer(left), device, budget)
 
 
 def _product(

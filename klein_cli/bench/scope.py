@@ -29,7 +29,7 @@ QUICK = Amount(rounds=3, pictures=10, processes=1, ceiling_seconds=0.1, drop=Fal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Scope:
     """A run: its parts, its sizes as (width, height), and how much of everything.
 
     `peer` adds diffusers, `compile_vae` to the tuned one's preparations. `batch_size` is for the

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from klein_cli.bench.contender import Side
+from klein_cli.bench.contender import Contender
 from klein_cli.bench.measure import Spread
 from klein_cli.bench.processes import generate_command, lines
 from klein_cli.bench.prompts import of_all_lengths
@@ -61,11 +61,11 @@ def of_klein(
     return _throughput(moments[warm - 1 :])
 
 
-def of_side(side: Side, recipe: Recipe, pictures: int, folder: Path) -> Throughput:
+def of_contender(contender: Contender, recipe: Recipe, pictures: int, folder: Path) -> Throughput:
     """A loop in this process, one picture after another, as a script would have it."""
-    (folder / side.name).mkdir(exist_ok=True)
+    (folder / contender.name).mkdir(exist_ok=True)
     prompts = of_all_lengths(_WARM_UPS + pictures)
-    moments = list(_drawn(side, recipe, prompts, folder / side.name))
+    moments = list(_drawn(contender, recipe, prompts, folder / contender.name))
     return _throughput(moments[_WARM_UPS - 1 :])
 
 
@@ -73,7 +73,7 @@ def throughput(
     snapshot: Snapshot,
     settings: Settings,
     recipe: Recipe,
-    peers: Sequence[Side],
+    peers: Sequence[Contender],
     *,
     pictures: int,
     batch_size: int | None,
@@ -84,16 +84,18 @@ def throughput(
     size = f"{recipe.width}x{recipe.height}"
     on_event(f"{size}: {pictures} pictures by klein generate")
     found = {"klein": of_klein(snapshot, settings, recipe, pictures, batch_size, folder)}
-    for side in peers:
-        on_event(f"{size}: {pictures} pictures by {side.name}")
-        found[side.name] = of_side(side, recipe, pictures, folder)
+    for contender in peers:
+        on_event(f"{size}: {pictures} pictures by {contender.name}")
+        found[contender.name] = of_contender(contender, recipe, pictures, folder)
     return found
 
 
-def _drawn(side: Side, recipe: Recipe, prompts: Sequence[str], folder: Path) -> Iterator[float]:
+def _drawn(
+    contender: Contender, recipe: Recipe, prompts: Sequence[str], folder: Path
+) -> Iterator[float]:
     for number, prompt in enumerate(prompts):
-        wanted = replace(recipe, prompt=prompt, seed=number)
-        data = side.png(side.draw(wanted), wanted)
+        one = replace(recipe, prompt=prompt, seed=number)
+        data = contender.png(contender.draw(one), one)
         (folder / f"{number:04d}.png").write_bytes(data)
         yield time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""One picture at a time, everything loaded: each side in turn, round after round."""
+"""One picture at a time, everything loaded: each contender in turn, round after round."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
-from klein_cli.bench.contender import Side
+from klein_cli.bench.contender import Contender
 from klein_cli.bench.measure import Spread, timed
 from klein_cli.bench.prompts import alike
 from klein_cli.recipe import Recipe
@@ -18,7 +18,7 @@ _WARM_UPS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
-    """Seconds of one side at one size.
+    """Seconds of one contender at one size.
 
     `first`: the first picture of this size, with whatever is prepared or compiled for it.
     `picture`: the whole, from the words to the host's memory. `step`: what one more step costs, or
@@ -54,63 +54,68 @@ class Recipes:
 
 
 def warm(
-    sides: Sequence[Side],
+    contenders: Sequence[Contender],
     recipe: Recipe,
     rounds: int,
     device: torch.device,
     on_event: Callable[[str], None],
 ) -> dict[str, Warm]:
-    """Every side by name, at the size and steps of `recipe`, `rounds` times in changing order."""
+    """Every contender by name, at the size and steps of `recipe`, `rounds` times in turn."""
     recipes, size = Recipes(recipe), f"{recipe.width}x{recipe.height}"
     before: dict[str, tuple[float, int | None]] = {}
-    for side in sides:
-        on_event(f"{size}: the first pictures of {side.name}")
-        before[side.name] = _prepare(side, recipes, recipe.steps, device)
-    samples: dict[str, dict[str, list[float]]] = {side.name: {} for side in sides}
+    for contender in contenders:
+        on_event(f"{size}: the first pictures of {contender.name}")
+        before[contender.name] = _prepare(contender, recipes, recipe.steps, device)
+    samples: dict[str, dict[str, list[float]]] = {contender.name: {} for contender in contenders}
     for number in range(rounds):
         on_event(f"{size}: round {number + 1} of {rounds}")
-        for side, kind, seconds in _round(sides, recipes, recipe.steps, number, device):
-            samples[side.name].setdefault(kind, []).append(seconds)
-    return {side.name: _summary(side, *before[side.name], samples[side.name]) for side in sides}
+        for contender, kind, seconds in _round(contenders, recipes, recipe.steps, number, device):
+            samples[contender.name].setdefault(kind, []).append(seconds)
+    return {
+        contender.name: _summary(contender, *before[contender.name], samples[contender.name])
+        for contender in contenders
+    }
 
 
 def _prepare(
-    side: Side, recipes: Recipes, steps: int, device: torch.device
+    contender: Contender, recipes: Recipes, steps: int, device: torch.device
 ) -> tuple[float, int | None]:
-    """Draw a side's first pictures of a size: (seconds of the very first, peak of memory)."""
-    with side.memory.watch() as peak:
-        _, first = timed(device, side.draw, recipes.next())
+    """Draw a contender's first pictures of a size: (seconds of the very first, peak of memory)."""
+    with contender.memory.watch() as peak:
+        _, first = timed(device, contender.draw, recipes.next())
         for _ in range(_WARM_UPS):
-            side.draw(recipes.next())
+            contender.draw(recipes.next())
     for _ in range(_WARM_UPS if steps > 1 else 0):
-        side.draw(recipes.next(steps=1))
-    side.stages(recipes.next())
+        contender.draw(recipes.next(steps=1))
+    contender.stages(recipes.next())
     return first, peak[0] if peak else None
 
 
 def _round(
-    sides: Sequence[Side], recipes: Recipes, steps: int, number: int, device: torch.device
-) -> Iterator[tuple[Side, str, float]]:
-    """One sample of everything: each kind for all sides before the next kind."""
-    order = sides if number % 2 == 0 else sides[::-1]
+    contenders: Sequence[Contender], recipes: Recipes, steps: int, number: int, device: torch.device
+) -> Iterator[tuple[Contender, str, float]]:
+    """One sample of everything: each kind for all contenders before the next kind."""
+    order = contenders if number % 2 == 0 else contenders[::-1]
     drawn: dict[str, tuple[Image.Image, float]] = {}
-    for side in order:
-        drawn[side.name] = timed(device, side.draw, recipes.next())
-        yield side, "picture", drawn[side.name][1]
-    for side in order if steps > 1 else ():
-        _, seconds = timed(device, side.draw, recipes.next(steps=1))
-        yield side, "step", (drawn[side.name][1] - seconds) / (steps - 1)
-    for side in order:
-        for stage, seconds in side.stages(recipes.next()).items():
-            yield side, stage, seconds
-    for side in order:
-        _, seconds = timed(device, side.png, drawn[side.name][0], recipes.next())
-        yield side, "png", seconds
+    for contender in order:
+        drawn[contender.name] = timed(device, contender.draw, recipes.next())
+        yield contender, "picture", drawn[contender.name][1]
+    for contender in order if steps > 1 else ():
+        _, seconds = timed(device, contender.draw, recipes.next(steps=1))
+        yield contender, "step", (drawn[contender.name][1] - seconds) / (steps - 1)
+    for contender in order:
+        for stage, seconds in contender.stages(recipes.next()).items():
+            yield contender, stage, seconds
+    for contender in order:
+        _, seconds = timed(device, contender.png, drawn[contender.name][0], recipes.next())
+        yield contender, "png", seconds
 
 
-def _summary(side: Side, first: float, peak: int | None, samples: dict[str, list[float]]) -> Warm:
+def _summary(
+    contender: Contender, first: float, peak: int | None, samples: dict[str, list[float]]
+) -> Warm:
     spreads = {kind: Spread.of(found) for kind, found in samples.items()}
-    known = side.memory.known
+    known = contender.memory.known
     return Warm(
         first=first,
         picture=spreads["picture"],
@@ -120,6 +125,6 @@ def _summary(side: Side, first: float, peak: int | None, samples: dict[str, list
         decode=spreads["decode"],
         png=spreads["png"],
         peak=peak,
-        held=side.memory.held if known else None,
-        reserved=side.memory.reserved if known else None,
+        held=contender.memory.held if known else None,
+        reserved=contender.memory.reserved if known else None,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from klein_cli.errors import ModelError
+from klein_cli.tables import WrongTypeError, checked, missing
 
 Sizes = TypeVar("Sizes")
 
@@ -26,11 +27,18 @@ def read_sizes(kind: type[Sizes], part: str, entries: Mapping[str, Any]) -> Size
     `part` names the part in messages. Raises ModelError for an entry that is missing, is not a
     number as its field is, or is larger than any model's.
     """
-    hints = get_type_hints(kind)
-    missing = [name for name in hints if entries.get(name) is None]
-    if missing:
-        raise ModelError(f"{part}'s config.json lacks {', '.join(missing)}", "download it again")
-    return kind(**{name: _value(part, name, entries[name], hints[name]) for name in hints})
+    given = {name: value for name, value in entries.items() if value is not None}
+    if lacking := missing(kind, given):
+        raise ModelError(f"{part}'s config.json lacks {', '.join(lacking)}", "download it again")
+    try:
+        found = checked(kind, given)
+    except WrongTypeError as error:
+        raise _undescribed(part, error.name, error.value) from None
+    for name, hint in get_type_hints(kind).items():
+        if not _is_sane(name, found[name], most=_LARGEST if hint is float else MOST):
+            raise _undescribed(part, name, found[name])
+        found[name] = float(found[name]) if hint is float else found[name]
+    return kind(**found)
 
 
 def refuse_variants(part: str, found: Mapping[str, tuple[Any, Any]], hint: str) -> None:
@@ -50,19 +58,14 @@ def check_size(part: str, name: str, value: float) -> None:
         )
 
 
-def _value(part: str, name: str, value: Any, hint: Any) -> Any:
-    if hint is int and _is_size(value) and ("layers" not in name or value <= _MOST_LAYERS):
-        return value
-    if hint is float and type(value) in (int, float) and 0 < value <= _LARGEST:
-        return float(value)
-    whole = isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_size, value))
-    if hint not in (int, float) and whole:
-        return tuple(value)
-    raise ModelError(
+def _is_sane(name: str, value: float | tuple[int, ...], most: float) -> bool:
+    if isinstance(value, tuple):
+        return len(value) > 0 and all(0 < each <= most for each in value)
+    return 0 < value <= (_MOST_LAYERS if "layers" in name else most)
+
+
+def _undescribed(part: str, name: str, value: object) -> ModelError:
+    return ModelError(
         f"{part}'s config.json does not describe it: {name} is {reprlib.repr(value)}",
         "download it again",
     )
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 < value <= MOST

@@ -8,17 +8,13 @@ for the one who uses it to decide.
 from __future__ import annotations
 
 import io
-import json
-import math
 import re
-import types
-import typing
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import FORMAT
@@ -26,6 +22,7 @@ from klein_cli.output.png import ASCII_COMMENT, EXIF_IFD, USER_COMMENT
 from klein_cli.prompts.rows import prompt_fault
 from klein_cli.recipe import MAX_SIDE, Recipe
 from klein_cli.settings import Settings
+from klein_cli.tables import checked, fits, missing, parse_json, unknown
 
 if TYPE_CHECKING:
     import numpy
@@ -84,7 +81,7 @@ def read_record(path: Path) -> Record:
     if len(text) > MAX_RECORD_BYTES:
         raise UsageError(f"the recipe in {path} is too long to be klein's", _NOT_OURS)
     try:
-        table = json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_repeats)
+        table = parse_json(text)
     except (ValueError, RecursionError):
         raise UsageError(f"the recipe in {path} is damaged", _NOT_OURS) from None
     if not isinstance(table, dict) or type(table.get("format")) is not int or table["format"] < 1:
@@ -195,9 +192,9 @@ def _record(table: Mapping[str, Any]) -> Record:
         if not isinstance(table[name], dict):
             raise TypeError(f"{name} is no table")
     recipe, settings, model = table["recipe"], table["settings"], table["model"]
-    unknown = [
-        *(f"recipe.{name}" for name in _unknown(Recipe, recipe)),
-        *(f"settings.{name}" for name in _unknown(Settings, settings)),
+    strange = [
+        *(f"recipe.{_word('a key', name)}" for name in unknown(Recipe, recipe)),
+        *(f"settings.{_word('a key', name)}" for name in unknown(Settings, settings)),
     ]
     record = Record(
         format=table["format"],
@@ -210,7 +207,7 @@ def _record(table: Mapping[str, Any]) -> Record:
         sigmas=_sigmas(table.get("sigmas", [])),
         provenance=_words("provenance", table["provenance"]),
         step_down=_text_or_none("step_down", table.get("step_down")),
-        unknown=tuple(unknown[:_MAX_ENTRIES]),
+        unknown=tuple(strange[:_MAX_ENTRIES]),
     )
     fault = prompt_fault(record.recipe.prompt)
     if fault:
@@ -224,40 +221,19 @@ def _record(table: Mapping[str, Any]) -> Record:
     return record
 
 
-def _unknown(kind: type[Recipe] | type[Settings], table: Mapping[str, Any]) -> list[str]:
-    known = {field.name for field in fields(kind)}
-    return [_word("a key", name) for name in table if name not in known]
-
-
 def _fields(kind: type[Fields], table: Mapping[str, Any]) -> Fields:
     """A dataclass from a table; what an older klein did not know yet may be left out."""
-    hints = typing.get_type_hints(kind)
-    given: dict[str, Any] = {}
-    for field in fields(kind):
-        if field.name not in table and field.default is not MISSING:
-            continue
-        value = table[field.name]
-        if not _is_a(hints[field.name], value):
-            raise TypeError(f"{field.name} is {str(value)[:40]!r}")
-        given[field.name] = value
-    return kind(**given)
+    for name in missing(kind, table):
+        raise KeyError(name)
+    return kind(**checked(kind, table))
 
 
-def _is_a(hint: Any, value: object) -> bool:
-    """Whether a value from JSON fits a field; a whole number will do for a float."""
-    if isinstance(hint, types.UnionType):
-        return any(_is_a(each, value) for each in typing.get_args(hint))
-    if hint is float:
-        return type(value) is int or (type(value) is float and math.isfinite(value))
-    return type(value) is hint
-
-
-def _sigmas(values: Any) -> tuple[float, ...]:
-    if not isinstance(values, list) or not all(_is_a(float, value) for value in values):
+def _sigmas(levels: Any) -> tuple[float, ...]:
+    if not fits(levels, tuple[float, ...]):
         raise TypeError("sigmas are not numbers")
-    if not all(0 <= value <= 1 for value in values):
+    if not all(0 <= level <= 1 for level in levels):
         raise ValueError("sigmas are not between 0 and 1")
-    return tuple(float(value) for value in values)
+    return tuple(map(float, levels))
 
 
 def _words(name: str, table: Any) -> dict[str, str]:
@@ -283,14 +259,3 @@ def _commit(name: str, value: Any) -> str | None:
     if value is not None and not _COMMIT.fullmatch(_word(name, value)):
         raise ValueError(f"{name} is {value[:40]!r}")
     return None if value is None else str(value)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a key is given twice")
-    return table

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, NoReturn
 from klein_cli.errors import UsageError
 from klein_cli.prompts.rows import MAX_PICTURES, Row, prompt_fault
 from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
+from klein_cli.tables import RepeatedKeyError, WrongTypeError, checked, parse_json, shortened
 
 STDIN = "-"
 KEYS = (
@@ -41,7 +42,7 @@ KEYS = (
 IGNORED_KEYS = ("error",)
 """What klein itself writes into failed.jsonl and does not need to read again."""
 
-_WHOLE = ("seed", "width", "height", "steps", "n")
+_NUMBERS = ("seed", "width", "height", "steps", "guidance", "n")
 _LISTED = 20
 
 
@@ -178,8 +179,13 @@ def _row(line: int, values: dict[str, Any]) -> Row:
     given = {key: values[key] for key in KEYS if values.get(key) is not None}
     if "prompt" not in given:
         raise _Fault("there is no prompt", 'every row needs a "prompt"')
-    for key, value in given.items():
-        _check_type(key, value)
+    try:
+        given = checked(Row, given)
+    except WrongTypeError as error:
+        raise _Fault(
+            f"{error.name} must be {error.wanted}, not {_shown(error.value)}",
+            f"write {error.name} as {error.wanted}",
+        ) from None
     fault = prompt_fault(given["prompt"])
     if fault:
         raise _Fault(*fault)
@@ -198,25 +204,16 @@ def _decimal(value: float) -> float:
         raise _Fault("guidance is out of range", "use a number such as 4") from None
 
 
-def _check_type(key: str, value: object) -> None:
-    if key in _WHOLE:
-        right, kind = type(value) is int, "a whole number"
-    elif key == "guidance":
-        right, kind = type(value) in (int, float), "a number"
-    else:
-        right, kind = isinstance(value, str), "text"
-    if not right:
-        raise _Fault(f"{key} must be {kind}, not {_shown(value)}", f"write {key} as {kind}")
-
-
 def _json_object(line: str) -> dict[str, Any]:
     try:
-        value = json.loads(line, object_pairs_hook=_without_repeats, parse_constant=_no_number)
+        value = parse_json(line)
     except json.JSONDecodeError as error:
         raise _Fault(
             f"malformed JSON: {error.msg} at column {error.colno}",
             'write one object a line, as in {"prompt": "a red circle", "seed": 7}',
         ) from None
+    except RepeatedKeyError as error:
+        raise _Fault(str(error), "give each key once") from None
     except (ValueError, RecursionError) as error:
         raise _Fault(f"malformed JSON: {error}", "write plain numbers and text") from None
     if not isinstance(value, dict):
@@ -225,19 +222,6 @@ def _json_object(line: str) -> dict[str, Any]:
             'write one object a line, as in {"prompt": "a red circle"}',
         )
     return value
-
-
-def _no_number(word: str) -> NoReturn:
-    raise _Fault(f"malformed JSON: {word} is no number", "write plain numbers and text")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _Fault(f"the key {twice!r} is given twice", "give each key once")
-    return values
 
 
 def _header_fault(header: list[str]) -> tuple[str, str] | None:
@@ -270,7 +254,7 @@ def _csv_values(header: list[str], cells: list[str]) -> dict[str, Any]:
 
 
 def _csv_number(name: str, cell: str) -> Any:
-    if name not in _WHOLE and name != "guidance":
+    if name not in _NUMBERS:
         return cell
     if not cell.isascii() or "_" in cell:  # Python reads more as numbers than people do
         return cell.strip()
@@ -316,5 +300,4 @@ def _without_ending(line: str) -> str:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return shortened(json.dumps(value, ensure_ascii=False))

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from klein_cli.bench.flops import Model, dit_step, encoder, vae_decoder, work
+from klein_cli.bench.flops import Model, dit_step, encoder, flops, vae_decoder
 from klein_cli.bench.random_weights import SIZES, part_configs
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.models.attention import AttentionLengths, EagerAttention
@@ -79,7 +79,7 @@ def test_the_text_encoder() -> None:
 
 def test_a_picture_of_the_real_model(four_b: Model) -> None:
     """The figures that the limit of an H200 was worked out with by hand."""
-    picture = work(four_b, 1024, 1024, 4)
+    picture = flops(four_b, 1024, 1024, 4)
     parts = (picture.dit_linears, picture.dit_attention, picture.encode, picture.decode)
     assert [round(part / 1e12, 1) for part in parts] == [113.2, 26.1, 2.9, 10.5]
     assert picture.total == sum(parts)
@@ -88,7 +88,7 @@ def test_a_picture_of_the_real_model(four_b: Model) -> None:
 
 
 def test_guidance_predicts_and_encodes_twice(four_b: Model) -> None:
-    once, twice = work(four_b, 512, 256, 3), work(four_b, 512, 256, 3, guided=True)
+    once, twice = flops(four_b, 512, 256, 3), flops(four_b, 512, 256, 3, guided=True)
     assert twice.denoise == 2 * once.denoise
     assert twice.encode == 2 * once.encode
     assert twice.decode == once.decode
@@ -98,4 +98,4 @@ def test_a_snapshot_says_its_own_sizes(small_snapshot: Path) -> None:
     model = Model.of(resolve(str(small_snapshot)))
     assert model.dit == Flux2Config.from_json(SMALL["transformer"])
     assert model.encoder_layers == 27
-    assert work(model, 64, 64, 4).denoise == 4 * sum(dit_step(model.dit, 16))
+    assert flops(model, 64, 64, 4).denoise == 4 * sum(dit_step(model.dit, 16))

@@ -15,6 +15,7 @@ from klein_cli.bench.measure import Memory
 from klein_cli.bench.peers import Diffusers, load_peers, tune
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.engines.oracle import load_official
+from klein_cli.output.reading import read_record
 from klein_cli.pipeline import choose
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
@@ -51,6 +52,16 @@ def test_both_draw_the_same_picture(klein: Klein, plain: Any) -> None:
     assert ours.size == (64, 48)
     assert apart(ours, theirs) <= 1
     assert np.asarray(ours).std() > 20
+
+
+def test_the_png_that_is_timed_is_the_one_that_a_run_writes(klein: Klein, tmp_path: Path) -> None:
+    """With the whole record: the bytes and the time of a shorter one would not be a run's."""
+    path = tmp_path / "a.png"
+    path.write_bytes(klein.png(klein.draw(RECIPE), RECIPE))
+    record = read_record(path)
+    assert (record.recipe, record.settings) == (RECIPE, SETTINGS)
+    assert len(record.sigmas) == RECIPE.steps + 1
+    assert record.weights is not None
 
 
 def test_both_write_png(klein: Klein, plain: Any) -> None:

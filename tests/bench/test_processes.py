@@ -39,6 +39,7 @@ def test_every_setting_reaches_the_process() -> None:
     assert (parsed["model"], parsed["prompt"]) == ("folder", "a cat")
 
 
+@pytest.mark.process
 def test_the_split_of_a_real_run(small_snapshot: Path, tmp_path: Path) -> None:
     """What `klein generate -v` says adds up to what the clock says."""
     settings = choose(Settings(device="cpu"))
@@ -56,6 +57,7 @@ def test_phases_of_any_name_are_read() -> None:
     assert phases("nothing is told\n", 2.0) == {}
 
 
+@pytest.mark.process
 def test_a_process_that_fails_is_named_with_its_last_words() -> None:
     for listen in (run, lambda command: list(lines(command))):
         with pytest.raises(KleinError, match="ended with 3: b; c; d") as caught:
@@ -63,6 +65,7 @@ def test_a_process_that_fails_is_named_with_its_last_words() -> None:
         assert sys.executable in caught.value.hint
 
 
+@pytest.mark.process
 def test_lines_come_while_the_process_runs() -> None:
     """Pictures are timed by when they are told of, not by when the process ends."""
     script = "import time; print(1, flush=True); time.sleep(0.3); print(2, flush=True)"
@@ -71,6 +74,7 @@ def test_lines_come_while_the_process_runs() -> None:
     assert second - first > 0.2
 
 
+@pytest.mark.process
 def test_a_process_is_not_left_behind() -> None:
     script = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     heard = lines([sys.executable, "-c", script])

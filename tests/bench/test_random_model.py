@@ -78,6 +78,7 @@ except KleinError as error:
 """
 
 
+@pytest.mark.process
 def test_a_disk_that_fills_up_on_the_way_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     """safetensors has an error of its own for it, which is no OSError.
 

@@ -53,10 +53,12 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.process
 def test_without_nvidia_smi_there_is_no_driver(path: Path) -> None:
     assert driver() == NONE
 
 
+@pytest.mark.process
 def test_gpus_are_read_from_nvidia_smi(path: Path) -> None:
     line = "NVIDIA H100 80GB HBM3, 580.82.07, 81559, 81007, 9.0"
     odd = "NVIDIA RTX A6000, Ada, 580.82.07, 49140, 1, 12.0"
@@ -67,6 +69,7 @@ def test_gpus_are_read_from_nvidia_smi(path: Path) -> None:
     assert (second.name, second.free) == ("NVIDIA RTX A6000, Ada", 2**20)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -90,6 +93,7 @@ def test_a_driver_that_is_out_of_order_is_quoted(path: Path, body: str, words: s
     assert finding.hint
 
 
+@pytest.mark.process
 def test_a_driver_that_hangs_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("klein_cli.check.gpu._SECONDS", 0.2)
     script(path, "exec sleep 60")
@@ -173,6 +177,7 @@ def test_code_for_one_gpu_runs_on_its_kin(
     assert (finding.state == OK) == runs
 
 
+@pytest.mark.process
 @pytest.mark.gpu
 def test_the_driver_and_torch_agree_on_a_real_machine() -> None:
     import torch

@@ -12,6 +12,8 @@ import pytest
 from klein_cli.check.finding import BAD, OK, Finding
 from klein_cli.check.probing import Probes, Run
 
+pytestmark = pytest.mark.process
+
 
 def run(probes: Run, patience: float = 20.0) -> tuple[dict[str, object], list[Finding], list[str]]:
     """The facts and the findings of some probes, and what was said meanwhile."""

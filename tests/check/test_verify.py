@@ -27,6 +27,8 @@ from klein_cli.recipe import Recipe
 from klein_cli.settings import CHOICES, Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
+pytestmark = pytest.mark.lengthy
+
 CPU = Settings(device="cpu", dtype="float32", attention="sdpa")
 SIDE, STEPS = 32, 2
 RECIPES = [

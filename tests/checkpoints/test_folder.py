@@ -169,6 +169,7 @@ def test_sizes_follow_links(tmp_path: Path) -> None:
     assert size_on_disk(tmp_path / "nowhere") == 0
 
 
+@pytest.mark.process
 def test_looking_needs_no_torch() -> None:
     script = (
         "import sys; from pathlib import Path; from klein_cli.checkpoints.folder import faults;"

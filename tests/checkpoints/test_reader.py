@@ -127,6 +127,7 @@ def test_what_goes_wrong_while_rows_are_put_is_told_to_who_waits(tmp_path: Path)
         arrival.wait()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ends", ["", "sys.exit(3)", "raise KeyboardInterrupt"])
 def test_a_process_that_ends_while_weights_come_ends_as_it_should(
     tmp_path: Path, ends: str

@@ -114,6 +114,7 @@ def test_the_embedded_model_may_be_absent(tmp_path: Path, monkeypatch: pytest.Mo
         resolve("tiny")
 
 
+@pytest.mark.process
 def test_nothing_heavy_is_imported(small_snapshot: Path) -> None:
     script = (
         "import sys; from klein_cli.checkpoints.resolve import resolve; resolve(sys.argv[1]);"
@@ -163,6 +164,7 @@ def ask(model: str, endpoint: str, home: Path, **environment: str) -> dict[str, 
     return answer
 
 
+@pytest.mark.process
 def test_only_the_files_needed_are_downloaded(
     hub: FakeHub, small_snapshot: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +224,7 @@ def test_what_nothing_reads_is_not_wanted(path: str) -> None:
     assert not wanted(path)
 
 
+@pytest.mark.process
 def test_a_model_that_is_whole_here_is_not_looked_for_again(hub: FakeHub, tmp_path: Path) -> None:
     """Neither a network nor a newer commit may stand between a user and a model on the disk."""
     found = ask(REPO, hub.address, tmp_path)
@@ -231,6 +234,7 @@ def test_a_model_that_is_whole_here_is_not_looked_for_again(hub: FakeHub, tmp_pa
     assert hub.asked == []
 
 
+@pytest.mark.process
 def test_a_model_that_lost_a_file_is_made_whole(hub: FakeHub, tmp_path: Path) -> None:
     found = ask(REPO, hub.address, tmp_path)
     lost = Path(found["root"]) / "vae" / "config.json"
@@ -242,6 +246,7 @@ def test_a_model_that_lost_a_file_is_made_whole(hub: FakeHub, tmp_path: Path) ->
     assert {asked.file for asked in hub.bodies_asked()} == {"vae/config.json"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "path", ["vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer_config.json"]
 )
@@ -258,6 +263,7 @@ def test_damage_in_a_file_of_the_right_size_is_mended(
     assert {asked.file for asked in hub.bodies_asked()} == {path}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("left", [b"", b"x"])
 def test_an_index_that_cannot_be_read_is_mended(hub: FakeHub, tmp_path: Path, left: bytes) -> None:
     """It says what kind of model this is, and is read before anything is looked for."""
@@ -268,6 +274,7 @@ def test_an_index_that_cannot_be_read_is_mended(hub: FakeHub, tmp_path: Path, le
     assert index.read_bytes() == hub.files["model_index.json"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("model", "what", "todo"),
     [
@@ -285,6 +292,7 @@ def test_a_repository_that_is_not_to_be_had(
     assert "--model tiny" in found["hint"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("model", ["nobody/model", "klein-4b"])
 def test_without_a_network_the_page_and_tiny_are_offered(tmp_path: Path, model: str) -> None:
     found = ask(model, "http://127.0.0.1:9", tmp_path)

@@ -38,11 +38,13 @@ def probe(*lines: list[str]) -> list[str]:
     return done.stderr.splitlines()
 
 
+@pytest.mark.process
 def test_help_imports_nothing_heavy() -> None:
     said = probe(["--help"], ["generate", "--help"], ["--version"], [])
     assert said[-2:] == ["codes [0, 0, 0, 0]", "heavy []"]
 
 
+@pytest.mark.process
 def test_bad_input_is_refused_before_anything_heavy_is_imported() -> None:
     said = probe(
         ["generate"],
@@ -170,6 +172,7 @@ def test_the_runs_exit_code_is_the_processes(code: int, monkeypatch: pytest.Monk
     assert main(["generate", "a"]) == code
 
 
+@pytest.mark.process
 def test_running_the_package_is_running_klein() -> None:
     command = [sys.executable, "-m", "klein_cli", "generate", "a cat", "--size", "1x1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -12,6 +12,8 @@ import pytest
 
 from klein_cli.presets import presets
 
+pytestmark = pytest.mark.process
+
 COMPLETE = """
 import sys
 from klein_cli.cli.app import main

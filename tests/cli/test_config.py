@@ -17,10 +17,7 @@ import klein_cli.cli.app
 from klein_cli.cli.app import main
 from klein_cli.cli.config import configured, default_file
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture
@@ -245,6 +242,7 @@ def test_the_default_place_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> 
     assert default_file().name == "config.toml"
 
 
+@pytest.mark.process
 def test_the_file_is_read_by_the_command_itself(tmp_path: Path) -> None:
     file = tmp_path / "klein" / "config.toml"
     file.parent.mkdir()

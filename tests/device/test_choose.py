@@ -233,6 +233,7 @@ def test_precision_is_put_back() -> None:
     assert torch.backends.cudnn.allow_tf32 == before
 
 
+@pytest.mark.process
 def test_importing_the_pipeline_changes_nothing_global(tmp_path: Path) -> None:
     import subprocess
     import sys

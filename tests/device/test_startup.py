@@ -44,6 +44,7 @@ def said(script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 def test_triton_leaves_without_a_word() -> None:
     """Frozen, its objects are not freed, and its bindings say so in fifty lines."""
     if find_spec("triton") is None:
@@ -60,6 +61,7 @@ def test_triton_leaves_without_a_word() -> None:
     assert int(said(script)) >= 100_000
 
 
+@pytest.mark.process
 def test_imports_are_frozen_once() -> None:
     """A second time there would be a model among them, which could never be freed in a cycle."""
     script = (
@@ -85,6 +87,7 @@ def test_idle_threads_sleep_unless_the_user_says_otherwise(
         assert os.environ["OMP_WAIT_POLICY"] == after
 
 
+@pytest.mark.process
 def test_the_end_of_python_skips_what_was_imported() -> None:
     """Frozen objects are not looked through: the count is printed by the last atexit handler."""
     script = (
@@ -96,6 +99,7 @@ def test_the_end_of_python_skips_what_was_imported() -> None:
     assert int(said(script)) >= 100_000
 
 
+@pytest.mark.process
 def test_a_picture_does_without_torchs_compiler_and_ray(random_snapshot: str) -> None:
     """One random initial value on the meta device would import it: a second, and more to free."""
     script = (
@@ -171,6 +175,7 @@ def test_a_snapshot_that_is_not_there_is_no_ones_business_yet(tmp_path: Path) ->
     read_ahead(tmp_path / "nothing", "auto")
 
 
+@pytest.mark.process
 @pytest.mark.gpu
 def test_a_gpu_that_was_woken_computes() -> None:
     script = (

@@ -111,6 +111,7 @@ def test_no_more_timesteps_are_kept_than_a_few_schedules_have(
     assert levels.count(0.5) == 2
 
 
+@pytest.mark.process
 def test_making_a_picture_imports_no_library_of_models(
     small_snapshot: Path, tmp_path: Path
 ) -> None:

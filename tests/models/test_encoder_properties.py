@@ -35,6 +35,8 @@ from wrong_encoders import RIGHT_ON_VALID_ROWS, WRONG
 from klein_cli.models.attention import AttentionLengths
 from klein_cli.models.qwen3 import Qwen3Model
 
+pytestmark = pytest.mark.lengthy
+
 HALVES = (torch.bfloat16, torch.float16)
 RIGHT = {
     "eager": backend("eager"),

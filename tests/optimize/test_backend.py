@@ -33,6 +33,7 @@ def test_a_cpu_computes_in_plain_torch() -> None:
         assert torch.equal(dit(*flux2_inputs(torch.float32)), before)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("quantize", ["none", "fp8"])
 def test_plain_torch_imports_no_triton(quantize: str) -> None:
     script = (

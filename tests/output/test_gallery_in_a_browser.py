@@ -18,9 +18,12 @@ from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="no chromium and chromedriver here"
-)
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None, reason="no chromium and chromedriver here"
+    ),
+]
 
 SETTINGS = Settings(device="cpu", dtype="float32", attention="sdpa")
 PICTURES = 500

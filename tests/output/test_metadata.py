@@ -156,6 +156,7 @@ def test_a_number_that_json_does_not_know_is_a_bug() -> None:
         to_json(record(RECIPE, SETTINGS, revision=None, provenance={}, sigmas=[float("nan")]))
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".webp"])
 def test_exiftool_reads_the_same(tmp_path: Path, extension: str) -> None:

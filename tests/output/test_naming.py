@@ -13,6 +13,8 @@ from klein_cli.errors import UsageError
 from klein_cli.output.naming import Names, candidates, destination, slug
 from klein_cli.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
 DAY = date(2026, 3, 9)
 
 
@@ -24,11 +26,6 @@ def recipe(prompt: str = "A red circle!", seed: int = 5, model: str = "tiny") ->
 
 def names(output: str | None, *, several: bool = False, overwrite: bool = False) -> Names:
     return Names(destination(output).of(several=several), overwrite=overwrite, today=DAY)
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_one_picture_without_output_is_named_after_its_prompt() -> None:

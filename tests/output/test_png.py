@@ -199,6 +199,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     os.system(f"umount '{folder}'")
 
 
+@pytest.mark.process
 def test_a_full_disk_is_an_error_and_leaves_nothing(full_disk: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         save(bytes(100_000), full_disk / "cat.png", overwrite=False)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,20 @@ from klein_cli.prompts.files import read_rows
 from klein_cli.prompts.rows import Row
 from klein_cli.run.resume.manifest import opened
 
+pytestmark = pytest.mark.process
+
 QUICK = ("--size", "64x64", "--steps", "1", "--device", "cpu", "-s", "5")
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _prompts(empty_folder: Path) -> None:
     Path("p.txt").write_text("".join(f"a cat, number {number}\n" for number in range(12)))
 
 
 @pytest.fixture
-def klein(small_snapshot: Path, capfd: pytest.CaptureFixture[str]) -> Any:
+def klein(klein: Any, random_snapshot: str) -> Any:
     """Run `klein generate` on a small random model -> (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(["generate", "-m", str(small_snapshot), *QUICK, *arguments])
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return partial(klein, "generate", "-m", random_snapshot, *QUICK)
 
 
 class Disk:

@@ -44,7 +44,9 @@ def test_readers_do_not_disturb_each_other() -> None:
     assert next(other).index == 2
 
 
+@pytest.mark.own_process
 def test_twenty_thousand_jobs_take_no_memory() -> None:
+    """Beside torch, the growth of Python's table of interned names would count: paths use it."""
     jobs = Jobs()
     tracemalloc.start()
     try:

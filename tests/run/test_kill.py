@@ -14,7 +14,10 @@ from zygote import Zygote
 
 from klein_cli.output.reading import is_whole
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals"),
+]
 
 PICTURES = 80
 KILLS = 24
@@ -64,9 +67,11 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
     kills, among = 0, 0
     seen: dict[str, tuple[int, int]] = {}
     with Zygote() as klein:
-        assert klein.run(command(small_snapshot, whole)) == 0
+        assert klein.run(command(small_snapshot, whole)).returncode == 0
         while kills < KILLS:
-            code = klein.run(command(small_snapshot, torn, "--resume"), random.uniform(0, longest))
+            moment = random.uniform(0, longest)
+            line = command(small_snapshot, torn, "--resume")
+            code = klein.run(line, kill_after=moment).returncode
             now = stamps(torn)
             assert seen.items() <= now.items(), "a picture that was there was made again"
             assert all(map(is_whole, torn.glob("*.png")))
@@ -82,7 +87,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
             # As fast as this machine is today: some kills before the first picture, most after it.
             longest *= 1.2 if len(now) == len(seen) else 0.9
             seen = now
-        assert klein.run(command(small_snapshot, torn, "--resume")) == 0
+        assert klein.run(command(small_snapshot, torn, "--resume")).returncode == 0
     assert among >= KILLS // 4, "hardly a kill fell among pictures"
     assert files(torn) == files(whole)
     assert len(files(whole)) == PICTURES

@@ -17,13 +17,10 @@ from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.resume.history import History
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
 TINY = presets()["tiny"]
 BASE = presets()["klein-base-4b"]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def planned(

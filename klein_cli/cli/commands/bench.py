@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from klein_cli.bench.scope import FORMAT, FULL, PARTS, QUICK, Amount, Wanted
+from klein_cli.bench.scope import FORMAT, FULL, PARTS, QUICK, Amount, Scope
 from klein_cli.bench.tables import heading, left_out, markdown, tables
 from klein_cli.checkpoints.resolve import preset_for, resolve
 from klein_cli.cli import options
@@ -78,8 +78,8 @@ def bench(
 
 def _wanted(
     what: own.BenchOptions, steps: int | None, batch_size: int | None, preset: Preset
-) -> Wanted:
-    wanted = Wanted(
+) -> Scope:
+    wanted = Scope(
         parts=_parts(what.only),
         amount=_amount(what.quick, what.rounds, what.pictures),
         peer=what.peer,
@@ -146,7 +146,7 @@ def _measure(
     keep: Path | None,
     preset: Preset,
     settings: Settings,
-    wanted: Wanted,
+    wanted: Scope,
     report: Report,
 ) -> dict[str, Any]:
     """The result of a run: here torch is imported."""

@@ -32,6 +32,8 @@ from huggingface_hub.hf_api import RepoFile
 from klein_cli.checkpoints.hub.repository import listing
 from klein_cli.errors import ModelError
 
+pytestmark = pytest.mark.process
+
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "vae/config.json"
 

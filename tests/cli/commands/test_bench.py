@@ -16,6 +16,8 @@ from klein_cli.cli.commands.bench import pictures_of, warn_of_other_pictures
 from klein_cli.cli.terminal.report import Report
 from klein_cli.presets import presets
 
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("empty_folder")]
+
 HEAVY = ("torch", "transformers", "diffusers", "numpy")
 PROBE = f"""
 import ast, sys
@@ -25,11 +27,6 @@ print("codes", codes, [name for name in {HEAVY!r} if name in sys.modules], file=
 """
 SMALL = ("--device", "cpu", "--quick", "--size", "64x64", "--rounds", "2", "--pictures", "2")
 Bench = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 PACKAGE = Path(__file__).parents[3] / "klein_cli"
 CONFIGS = PACKAGE.parent / "configs"
 SECRET = "hf_a_secret_token"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,15 @@ from PIL import Image
 
 from klein_cli.cli.app import main
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
 QUICK = ("--size", "64x64", "--steps", "1", "--device", "cpu")
-LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
-def klein(random_snapshot: str, capfd: pytest.CaptureFixture[str]) -> Any:
+def klein(klein: Any, random_snapshot: str) -> Any:
     """Run `klein generate` here on the random model -> (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(["generate", "-m", random_snapshot, *QUICK, *arguments])
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return partial(klein, "generate", "-m", random_snapshot, *QUICK)
 
 
 def recipe_in(path: str) -> dict[str, Any]:
@@ -158,6 +149,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(klein: Any) -> None:
     assert os.listdir() == []
 
 
+@pytest.mark.process
 def test_dry_run_needs_no_torch(random_snapshot: str) -> None:
     probe = (
         "import sys; from klein_cli.cli.app import main; code = main(sys.argv[1:]);"
@@ -202,29 +194,32 @@ def test_many_prompts_that_are_cut_are_summed_up(klein: Any) -> None:
     assert warnings[5] == "warning: 3 more prompts are too long"
 
 
+@pytest.mark.process
 def test_a_picture_on_stdout(random_snapshot: str) -> None:
     arguments = ["generate", "a cat", "-m", random_snapshot, *QUICK, "-o", "-", "-s", "5"]
-    done = subprocess.run([sys.executable, "-c", LAUNCH, *arguments], capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "klein_cli", *arguments], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     Path("cat.png").write_bytes(done.stdout)
     assert recipe_in("cat.png")["seed"] == 5
     assert done.stdout.endswith(b"IEND\xaeB`\x82")
 
 
+@pytest.mark.process
 def test_a_prompt_from_standard_input(random_snapshot: str) -> None:
     arguments = ["generate", "-", "-m", random_snapshot, "--dry-run", "-s", "5"]
     done = subprocess.run(
-        [sys.executable, "-c", LAUNCH, *arguments], input=b" two\nlines\n", capture_output=True
+        [sys.executable, "-m", "klein_cli", *arguments], input=b" two\nlines\n", capture_output=True
     )
     assert done.returncode == 0
     assert done.stdout.decode().endswith('tokens  " two\\nlines"\n')
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name != "posix", reason="needs signals")
 def test_an_interrupt_keeps_what_was_made_and_leaves_no_half_file(random_snapshot: str) -> None:
     arguments = ["generate", "a", "-m", random_snapshot, *QUICK, "-n", "5000", "-o", "d/"]
     running = subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, *arguments],
+        [sys.executable, "-m", "klein_cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

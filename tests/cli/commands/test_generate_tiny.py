@@ -13,6 +13,8 @@ from PIL import Image
 
 from klein_cli.cli.app import main
 
+pytestmark = [pytest.mark.lengthy, pytest.mark.usefixtures("empty_folder")]
+
 PALETTE = {
     "red": (220, 40, 40),
     "orange": (245, 140, 30),
@@ -24,11 +26,6 @@ PALETTE = {
     "black": (18, 18, 18),
 }
 Picture = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.int64]]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def pixels(path: str) -> Picture:
@@ -109,6 +106,7 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
         assert Path("alone", name).read_bytes() == Path("together", name).read_bytes()
 
 
+@pytest.mark.process
 def test_tiny_needs_no_network() -> None:
     """Any attempt to open a connection fails the run."""
     script = (

@@ -84,6 +84,7 @@ def test_models_that_are_here_wholly_and_partly(
     assert listed(capfd)["klein-4b"]["state"] == "partly"
 
 
+@pytest.mark.process
 def test_the_list_asks_no_hub_about_an_index_that_cannot_be_read(
     home: Path, files: dict[str, bytes], env: dict[str, str]
 ) -> None:
@@ -191,6 +192,7 @@ def test_rm_refuses_what_is_not_its_own(
     assert words in capfd.readouterr().err
 
 
+@pytest.mark.process
 def test_without_a_person_rm_wants_its_yes_beforehand(
     home: Path, env: dict[str, str], files: dict[str, bytes]
 ) -> None:
@@ -201,6 +203,7 @@ def test_without_a_person_rm_wants_its_yes_beforehand(
     assert root.is_dir()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("answer", "gone"), [("n", False), ("", False), ("y", True)])
 def test_a_person_is_asked(
     home: Path, env: dict[str, str], files: dict[str, bytes], answer: str, gone: bool
@@ -227,6 +230,7 @@ def test_pull_needs_nothing_for_what_is_here(
         assert (Path(said.out.strip()) / "model_index.json").is_file()
 
 
+@pytest.mark.process
 def test_a_licence_that_is_not_free_is_said_at_pull(env: dict[str, str]) -> None:
     done = klein("models", "pull", "klein-9b", env=env)
     assert done.returncode == 3
@@ -263,6 +267,7 @@ def test_a_misspelt_command_gets_the_nearest(
     assert capfd.readouterr().err.splitlines()[1] == f"hint: {hint}"
 
 
+@pytest.mark.process
 def test_the_list_needs_no_torch() -> None:
     script = (
         "import sys; from klein_cli.cli.app import main; code = main(['models']);"

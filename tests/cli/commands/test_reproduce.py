@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 import pytest
+import zygote
 from PIL import Image, PngImagePlugin
 
 import klein_cli
@@ -24,7 +25,8 @@ from klein_cli.pipeline import Pipeline
 from klein_cli.presets import presets
 from klein_cli.settings import Settings
 
-LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("empty_folder")]
+
 CIRCLE = "a red circle on a white background"
 
 ODD_PROMPTS = (
@@ -58,31 +60,18 @@ ODD_PROMPTS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def drawn_circle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("circle") / "circle.png"
+    options = ("-m", "tiny", "--size", "128x128", "--steps", "2", "-s", "7", "--device", "cpu")
+    assert main(["generate", CIRCLE, *options, "-q", "-o", str(path)]) == 0
+    return path.read_bytes()
 
 
 @pytest.fixture
-def klein(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Run `klein` here -> (exit code, stdout, stderr)."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def circle(klein: Any) -> Path:
+def circle(drawn_circle: bytes) -> Path:
     """A picture of tiny, small and quick."""
-    code, _, _ = klein(
-        *("generate", CIRCLE, "-m", "tiny", "--size", "128x128", "--steps", "2", "-s", "7"),
-        *("--device", "cpu", "-o", "circle.png"),
-    )
-    assert code == 0
+    Path("circle.png").write_bytes(drawn_circle)
     return Path("circle.png")
 
 
@@ -189,8 +178,8 @@ def test_the_commands_themselves_round_trip(extension: str) -> None:
     """As processes, with all that a user's shell does; a JPEG's recipe gives back the pixels."""
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-c", LAUNCH, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = zygote.shared().run(arguments)
+        assert done.returncode == 0
         return done.stderr
 
     prompt = 'a "red" circle,\nround'
@@ -435,7 +424,7 @@ def test_a_dry_run_is_that_of_generate(klein: Any, circle: Path) -> None:
 
 
 def test_standard_output_takes_one_picture(klein: Any, circle: Path) -> None:
-    command = [sys.executable, "-c", LAUNCH, "reproduce", str(circle), "-o", "-"]
+    command = [sys.executable, "-m", "klein_cli", "reproduce", str(circle), "-o", "-"]
     done = subprocess.run(command, capture_output=True, check=True)
     Path("again.png").write_bytes(done.stdout)
     assert numpy.array_equal(pixels(Path("again.png")), pixels(circle))

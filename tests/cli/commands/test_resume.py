@@ -5,34 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from klein_cli.cli.app import main
-
 QUICK = ("--size", "64x64", "--steps", "1", "--device", "cpu")
 Klein = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _prompts(empty_folder: Path) -> None:
     Path("p.txt").write_text("a cat\na dog\na cow\n")
 
 
 @pytest.fixture
-def klein(random_snapshot: str, capfd: pytest.CaptureFixture[str]) -> Klein:
+def klein(klein: Klein, random_snapshot: str) -> Klein:
     """Run `klein generate` here on the random model -> (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(["generate", "-m", random_snapshot, *QUICK, *arguments])
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return partial(klein, "generate", "-m", random_snapshot, *QUICK)
 
 
 def files(folder: str) -> dict[str, bytes]:

@@ -17,6 +17,8 @@ import klein_cli.check.verify
 from klein_cli.check.prompts import PROMPTS
 from klein_cli.cli.app import main
 
+pytestmark = [pytest.mark.process, pytest.mark.lengthy, pytest.mark.usefixtures("empty_folder")]
+
 QUICK = ("--size", "32x32", "--steps", "1", "--device", "cpu", "--attention", "sdpa")
 HEAVY = ("torch", "transformers", "diffusers", "numpy")
 PROBE = f"""
@@ -25,11 +27,6 @@ from klein_cli.cli.app import main
 codes = [main(line) for line in ast.literal_eval(sys.argv[1])]
 print("codes", codes, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 """
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -10,28 +10,25 @@ from typing import Any
 
 import pytest
 
-from klein_cli.cli.app import main
-
 Klein = Callable[..., tuple[str, list[str]]]
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _prompts(empty_folder: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": "a cat"}] * 3 + [{"prompt": "a dog", "steps": 2}]
     Path("p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 
 
 @pytest.fixture
-def klein(random_snapshot: str, capfd: pytest.CaptureFixture[str]) -> Klein:
+def klein(klein: Callable[..., tuple[int, str, str]], random_snapshot: str) -> Klein:
     """Run `klein generate` here on the random model -> (stdout, lines of stderr)."""
 
     def run(*arguments: str) -> tuple[str, list[str]]:
         options = ["-m", random_snapshot, "--size", "64x64", "--steps", "1", "--device", "cpu"]
         source = ["--prompts-file", "p.jsonl", "-o", "d/", "-s", "5"]
-        assert main(["generate", *options, *source, *arguments]) == 0
-        said = capfd.readouterr()
-        return said.out, said.err.splitlines()
+        code, out, err = klein("generate", *options, *source, *arguments)
+        assert code == 0
+        return out, err.splitlines()
 
     return run
 

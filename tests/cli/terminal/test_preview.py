@@ -16,6 +16,8 @@ from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
 
+pytestmark = pytest.mark.process
+
 HALF_BLOCK = "▀".encode()
 RED = b"200;10;20"
 

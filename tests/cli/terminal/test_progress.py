@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
 
 SCRIPT = """

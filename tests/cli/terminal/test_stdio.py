@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 DRAW = ("generate", "a cat", "-m", "tiny", "--size", "128x128", "--steps", "1", "-s", "1")
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 

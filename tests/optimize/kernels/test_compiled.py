@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from interpreted import NEEDS_TRITON
+
+pytestmark = pytest.mark.process
 
 COMPILE = Path(__file__).parents[2] / "fixtures" / "compile_kernels.py"
 KERNELS = {

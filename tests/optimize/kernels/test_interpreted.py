@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from interpreted import NEEDS_TRITON
 
+pytestmark = pytest.mark.process
+
 HERE = Path(__file__).parent
 
 

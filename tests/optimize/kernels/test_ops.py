@@ -107,6 +107,7 @@ def test_heads_that_no_block_fits_are_refused(quantize: str) -> None:
     assert "--kernels torch" in caught.value.hint
 
 
+@pytest.mark.process
 def test_models_are_built_before_triton_is_imported() -> None:
     """Its import, a third of a second, is for the time in which weights are read."""
     script = (

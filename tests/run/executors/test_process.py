@@ -30,9 +30,10 @@ from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.process import Processes, visible_gpus
 from klein_cli.run.executors.worker import LoadRequest
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self").exists(), reason="needs /proc to see the workers"
-)
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc to see the workers"),
+]
 
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
 PROGRAM = "klein_cli.run.executors.worker_process"

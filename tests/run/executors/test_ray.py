@@ -11,6 +11,8 @@ import pytest
 import klein_cli.run.executors.ray
 from klein_cli.cli.app import main
 
+pytestmark = pytest.mark.process
+
 LAUNCH = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
 
 

@@ -28,9 +28,7 @@ from klein_cli.settings import Settings
 TINY, BASE = presets()["tiny"], presets()["klein-base-4b"]
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def planned(*rows: Row, model: str = "tiny", n: int = 1) -> Plan:
@@ -136,6 +134,7 @@ def test_what_a_killed_run_left_half_written_is_swept(journal: RunJournal) -> No
     assert sorted(path.name for path in Path("d").rglob("*.tmp")) == [".klein-89ab.tmp"]
 
 
+@pytest.mark.process
 def test_the_temporary_file_of_a_run_that_is_killed_is_swept(journal: RunJournal) -> None:
     script = (
         "import os, signal\n"

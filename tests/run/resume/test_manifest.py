@@ -162,6 +162,7 @@ def test_what_an_earlier_run_made_is_not_made_for_a_later_one(tmp_path: Path) ->
     assert taken(history, "b") == item(1, run=2)
 
 
+@pytest.mark.process
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     begin(tmp_path)
     probe = (
@@ -274,6 +275,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     os.system(f"umount '{folder}'")
 
 
+@pytest.mark.process
 def test_a_full_disk_leaves_whole_lines(full_disk: Path) -> None:
     with opened(full_disk) as manifest:
         manifest.begin(1, model="tiny", seed=7)

@@ -25,14 +25,11 @@ from klein_cli.run.resume.journal import RunJournal
 from klein_cli.run.resume.manifest import opened
 from klein_cli.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
 TINY = presets()["tiny"]
 DEFAULTS = Defaults(preset=TINY, width=128, height=128)
 CATS = (Row(prompt="a cat"), Row(prompt="a dog"), Row(prompt="a cow"))
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def planned(*rows: Row, history: History | None = None, **changes: Any) -> Plan:
