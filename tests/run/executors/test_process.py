@@ -156,11 +156,11 @@ def processes(mark: str) -> Iterator[tuple[int, str]]:
     for place in Path("/proc").glob("[0-9]*"):
         try:
             environment = (place / "environ").read_bytes()
-            title = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            title = (place / "cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
             continue
         if os.fsencode(mark) in environment.split(b"\0"):
-            yield int(place.name), title
+            yield int(place.name), title.decode(errors="replace").strip()
 
 
 def wait_until(true: Callable[[], bool], seconds: float) -> bool:
