@@ -250,7 +250,7 @@ def test_an_interrupt_before_the_first_picture_is_an_event_too(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("klein_cli.cli.commands.generate.hired", interrupted)
+    monkeypatch.setattr("klein_cli.cli.commands.generate.start", interrupted)
     code, out, _ = klein("a", "--json")
     assert code == 130
     assert json.loads(out.splitlines()[-1]) == {"event": "interrupted", "made": 0, "wanted": None}
