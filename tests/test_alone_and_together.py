@@ -27,9 +27,10 @@ from klein_cli.checkpoints.resolve import resolve
 from klein_cli.cli.app import main
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.recipe import Recipe
-from klein_cli.run.executors.executor import Alone
+from klein_cli.run.events import Saved
+from klein_cli.run.executors.local import LocalExecutor
 from klein_cli.run.jobs import Job
-from klein_cli.run.runner import Run, Saved
+from klein_cli.run.runner import Run
 from klein_cli.settings import CHOICES, Settings
 
 PROMPTS = (
@@ -116,11 +117,11 @@ def run(pipe: Pipeline, recipes: Sequence[Recipe], folder: Path, batch_size: int
         for n, r in enumerate(recipes, start=1)
     ]
 
-    def describe(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
+    def build_record(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
         return {"seed": recipe.seed, "step_down": step_down}
 
     run = Run(
-        crew=Alone(pipe, describe, lambda part: None),
+        executor=LocalExecutor(pipe, build_record, lambda part: None),
         batch_size=batch_size,
         overwrite=False,
         stdout=io.BytesIO(),

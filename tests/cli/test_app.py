@@ -105,7 +105,11 @@ def test_help_names_every_option(
         (["models", "pull"], "klein models pull needs NAME", "klein models pull --help"),
         (["generate", "a", "-g", "nan", "-m", "tiny"], "guidance nan is out of range", "0 to 100"),
         (["generate", "a", "-g", "inf", "-m", "tiny"], "guidance inf is out of range", "0 to 100"),
-        (["generate", "a", "--batch-size", "1000000"], "--batch-size 1000000 is not valid", "1 to 99"),
+        (
+            ["generate", "a", "--batch-size", "1000000"],
+            "--batch-size 1000000 is not valid",
+            "1 to 99",
+        ),
         (["generate", "a", "-o", "{index!r}.png"], "-o has a !r in {index!r}", "the fields are"),
         (["models", "--jsno"], "there is no option --jsno", "did you mean --json?"),
         (["generate", "a", "-o", "-", "--json"], "both want standard output", "leave one"),

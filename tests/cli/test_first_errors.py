@@ -170,10 +170,10 @@ def _(ground: Ground) -> tuple[int, str]:
     return ground.klein(*ROWS, "-o", "out/", "-s", "6", "--resume")
 
 
-@provoke("--workers … needs Ray, which is not installed")
+@provoke("--ray … needs Ray, which is not installed")
 def _(ground: Ground) -> tuple[int, str]:
     without = "import importlib.util\nimportlib.util.find_spec = lambda name, package=None: None"
-    return ground.klein(*ROWS, "--workers", "2", before=without)
+    return ground.klein(*ROWS, "--ray", "auto", before=without)
 
 
 @provoke("cannot write …: No space left on device")

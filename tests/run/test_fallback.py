@@ -9,7 +9,8 @@ import pytest
 
 from klein_cli.errors import OutOfMemoryError
 from klein_cli.recipe import Recipe
-from klein_cli.run.fallback import Attempt, Ladder, what_fits
+from klein_cli.run.batching import Batch
+from klein_cli.run.fallback import MemoryFallback, what_fits
 from klein_cli.run.jobs import Job
 
 ERROR = OutOfMemoryError("it did not fit", "use less")
@@ -35,63 +36,63 @@ def jobs(count: int, side: int = 512) -> tuple[Job, ...]:
     )
 
 
-def shape(attempts: Sequence[Attempt]) -> list[tuple[int, bool]]:
-    return [(len(attempt.jobs), attempt.tiled) for attempt in attempts]
+def shape(batches: Sequence[Batch]) -> list[tuple[int, bool]]:
+    return [(len(batch.jobs), batch.tiled) for batch in batches]
 
 
 def test_a_batch_is_halved_then_decoded_in_tiles_then_given_up() -> None:
-    ladder = Ladder()
-    (whole,) = ladder.attempts(jobs(4))
+    fallback = MemoryFallback()
+    (whole,) = fallback.batches(jobs(4))
     assert (shape([whole]), whole.step_down) == ([(4, False)], None)
-    halves, said = ladder.down(whole, ERROR)
+    halves, said = fallback.step_down(whole, ERROR)
     assert shape(halves) == [(2, False), (2, False)]
     assert said == (
         "it did not fit; from here on, pictures of 512x512 and larger are made 2 at a time"
     )
     assert halves[0].step_down == "out of memory: made 2 at a time, not 4"
     assert [job.index for half in halves for job in half.jobs] == [1, 2, 3, 4]
-    ones, said = ladder.down(halves[0], ERROR)
+    ones, said = fallback.step_down(halves[0], ERROR)
     assert shape(ones) == [(1, False), (1, False)]
     assert said is not None
     assert said.endswith("are made one by one")
-    tiled, said = ladder.down(ones[0], ERROR)
+    tiled, said = fallback.step_down(ones[0], ERROR)
     assert shape(tiled) == [(1, True)]
     assert said is not None
     assert "decoded in tiles" in said
     assert tiled[0].step_down == (
         "out of memory: made 1 at a time, not 4; out of memory: decoded in tiles"
     )
-    assert ladder.down(tiled[0], ERROR) == ([], None)
+    assert fallback.step_down(tiled[0], ERROR) == ([], None)
 
 
 def test_a_step_is_said_once_and_stands() -> None:
-    ladder = Ladder()
-    first, second = (next(ladder.attempts(jobs(4))) for _ in range(2))
-    ladder.down(first, ERROR)
+    fallback = MemoryFallback()
+    first, second = (next(fallback.batches(jobs(4))) for _ in range(2))
+    fallback.step_down(first, ERROR)
     # A worker beside it had begun such a batch before the first one failed.
-    halves, said = ladder.down(second, ERROR)
+    halves, said = fallback.step_down(second, ERROR)
     assert (shape(halves), said) == ([(2, False), (2, False)], None)
-    assert shape(list(ladder.attempts(jobs(4)))) == [(2, False), (2, False)]
+    assert shape(list(fallback.batches(jobs(4)))) == [(2, False), (2, False)]
 
 
 def test_smaller_pictures_are_left_alone_and_larger_ones_are_not() -> None:
-    ladder = Ladder()
-    (whole,) = ladder.attempts(jobs(2))
-    ladder.down(ladder.down(whole, ERROR)[0][0], ERROR)
-    assert shape(list(ladder.attempts(jobs(2, 256)))) == [(2, False)]
-    assert shape(list(ladder.attempts(jobs(2, 1024)))) == [(1, True), (1, True)]
+    fallback = MemoryFallback()
+    (whole,) = fallback.batches(jobs(2))
+    fallback.step_down(fallback.step_down(whole, ERROR)[0][0], ERROR)
+    assert shape(list(fallback.batches(jobs(2, 256)))) == [(2, False)]
+    assert shape(list(fallback.batches(jobs(2, 1024)))) == [(1, True), (1, True)]
 
 
 def test_a_batch_that_was_small_anyway_is_no_step_down() -> None:
-    ladder = Ladder()
-    (whole,) = ladder.attempts(jobs(4))
-    ladder.down(whole, ERROR)
-    (last,) = ladder.attempts(jobs(1))
+    fallback = MemoryFallback()
+    (whole,) = fallback.batches(jobs(4))
+    fallback.step_down(whole, ERROR)
+    (last,) = fallback.batches(jobs(1))
     assert last.step_down is None
 
 
 def test_a_picture_made_alone_says_why() -> None:
-    (whole,) = Ladder().attempts(jobs(2))
+    (whole,) = MemoryFallback().batches(jobs(2))
     one, _ = whole.alone("a batch of 2 failed: oops")
     assert one.step_down == "made alone: a batch of 2 failed: oops"
 

@@ -21,10 +21,12 @@ from PIL import Image
 import klein_cli.run.runner
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
 from klein_cli.recipe import Recipe
-from klein_cli.run.executors.executor import Alone, Outcome, WorkerDied
-from klein_cli.run.fallback import Attempt
+from klein_cli.run.batching import Batch
+from klein_cli.run.events import Event, Failed, Saved, SteppedDown, Stopped
+from klein_cli.run.executors.executor import BatchResult, WorkerDied
+from klein_cli.run.executors.local import LocalExecutor
 from klein_cli.run.jobs import Job
-from klein_cli.run.runner import Event, Failed, Run, Saved, SteppedDown, Stopped
+from klein_cli.run.runner import Run
 
 
 class Painter:
@@ -68,15 +70,15 @@ def jobs(folder: Path, count: int) -> list[Job]:
     ]
 
 
-def describe(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
+def build_record(recipe: Recipe, step_down: str | None) -> dict[str, Any]:
     return {"seed": recipe.seed, "step_down": step_down}
 
 
 def run(painter: Painter, todo: Sequence[Job], **changes: Any) -> list[Event]:
     on_progress = changes.pop("on_progress", lambda part: None)
     values: dict[str, Any] = {"batch_size": 2, "overwrite": False, "stdout": io.BytesIO()}
-    crew = Alone(painter, describe, on_progress)
-    return list(Run(crew=crew, **(values | changes)).events(todo))
+    executor = LocalExecutor(painter, build_record, on_progress)
+    return list(Run(executor=executor, **(values | changes)).events(todo))
 
 
 def grey(path: Path) -> int:
@@ -266,7 +268,7 @@ def test_only_what_holds_up_the_drawing_counts_as_writing(
 
     monkeypatch.setattr(klein_cli.run.runner, "save", save)
     making = Run(
-        crew=Alone(Slow(), describe, lambda part: None),
+        executor=LocalExecutor(Slow(), build_record, lambda part: None),
         batch_size=1,
         overwrite=False,
         stdout=io.BytesIO(),
@@ -296,7 +298,7 @@ def test_an_interrupt_writes_what_was_drawn_and_tells_of_it(tmp_path: Path) -> N
     painter = Painter(bad=[5])
     painter.error = KeyboardInterrupt()  # type: ignore[assignment]
     making = Run(
-        crew=Alone(painter, describe, lambda part: None),
+        executor=LocalExecutor(painter, build_record, lambda part: None),
         batch_size=1,
         overwrite=False,
         stdout=io.BytesIO(),
@@ -344,42 +346,45 @@ def test_a_picture_that_fits_in_no_way_says_what_would(tmp_path: Path) -> None:
 
 
 class Scripted:
-    """A crew of one whose answers are written down beforehand."""
+    """An executor whose answers are written down beforehand."""
 
     def __init__(self, *answers: Exception | None) -> None:
         self.answers = deque(answers)
-        self.given: list[Attempt] = []
+        self.given: list[Batch] = []
         self.taken = 0
 
-    def has_room(self) -> bool:
-        return not self.busy()
+    def capacity(self) -> int:
+        return 0 if self.busy() else 1
 
     def busy(self) -> bool:
         return self.taken < len(self.given)
 
-    def give(self, attempt: Attempt) -> None:
-        self.given.append(attempt)
+    def submit(self, batch: Batch) -> None:
+        self.given.append(batch)
 
-    def take(self) -> Outcome | None:
+    def next(self) -> BatchResult | None:
         answer = self.answers.popleft() if self.answers else None
         if isinstance(answer, KleinError) and not isinstance(answer, WorkerDied):
             raise answer
-        attempt = self.given[self.taken]
+        batch = self.given[self.taken]
         self.taken += 1
-        pictures = [numpy.zeros((16, 16, 3), numpy.uint8) for _ in attempt.jobs]
-        return Outcome(
-            attempt=attempt,
+        pictures = [numpy.zeros((16, 16, 3), numpy.uint8) for _ in batch.jobs]
+        return BatchResult(
+            batch=batch,
             pictures=[] if answer else pictures,
             error=answer,
             seconds=1.0,
-            describe=describe,
+            build_record=build_record,
         )
 
     def notices(self) -> Iterator[str]:
         return iter(())
 
+    def close(self) -> None:
+        pass
+
     def run(self, todo: Sequence[Job], batch_size: int = 2) -> list[Event]:
-        making = Run(crew=self, batch_size=batch_size, overwrite=False, stdout=io.BytesIO())
+        making = Run(executor=self, batch_size=batch_size, overwrite=False, stdout=io.BytesIO())
         return list(making.events(todo))
 
 
@@ -388,33 +393,33 @@ def dead(*, drawing: bool) -> WorkerDied:
 
 
 def test_a_dead_workers_jobs_are_given_again(tmp_path: Path) -> None:
-    crew = Scripted(dead(drawing=True), dead(drawing=True))
-    events = crew.run(jobs(tmp_path, 2))
+    executor = Scripted(dead(drawing=True), dead(drawing=True))
+    events = executor.run(jobs(tmp_path, 2))
     assert [type(event) for event in events] == [Saved, Saved]
-    assert [len(attempt.jobs) for attempt in crew.given] == [2, 2, 2]
+    assert [len(batch.jobs) for batch in executor.given] == [2, 2, 2]
     # Nothing about the picture is different for that.
     assert written(tmp_path / "1.png")["step_down"] is None
 
 
 def test_jobs_that_workers_die_over_are_given_up_one_by_one(tmp_path: Path) -> None:
     deaths = [dead(drawing=True)] * 3
-    crew = Scripted(*deaths, None, dead(drawing=True))
-    events = crew.run(jobs(tmp_path, 2))
+    executor = Scripted(*deaths, None, dead(drawing=True))
+    events = executor.run(jobs(tmp_path, 2))
     assert [type(event) for event in events] == [SteppedDown, Saved, Failed]
-    assert [len(attempt.jobs) for attempt in crew.given] == [2, 2, 2, 1, 1]
+    assert [len(batch.jobs) for batch in executor.given] == [2, 2, 2, 1, 1]
     failed = events[-1]
     assert isinstance(failed, Failed)
     assert str(failed.error) == "the worker that drew it died"
 
 
 def test_jobs_that_only_lay_in_line_are_not_blamed(tmp_path: Path) -> None:
-    crew = Scripted(*[dead(drawing=False)] * 9)
-    assert [type(event) for event in crew.run(jobs(tmp_path, 1))] == [Saved]
+    executor = Scripted(*[dead(drawing=False)] * 9)
+    assert [type(event) for event in executor.run(jobs(tmp_path, 1))] == [Saved]
 
 
 def test_nobody_left_to_draw_stops_the_run_with_what_is_done(tmp_path: Path) -> None:
-    crew = Scripted(None, KleinError("all workers died", "look"))
-    saved, stopped = crew.run(jobs(tmp_path, 3), batch_size=1)
+    executor = Scripted(None, KleinError("all workers died", "look"))
+    saved, stopped = executor.run(jobs(tmp_path, 3), batch_size=1)
     assert isinstance(saved, Saved)
     assert isinstance(stopped, Stopped)
     assert stopped.error.message == "all workers died"

@@ -20,9 +20,11 @@ from klein_cli.device.memory import release_memory
 from klein_cli.errors import OutOfMemoryError
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.recipe import Recipe
-from klein_cli.run.executors.executor import Alone, Origin, describe_with
+from klein_cli.run.events import Event, Failed, Saved, SteppedDown
+from klein_cli.run.executors.executor import Origin, record_builder
+from klein_cli.run.executors.local import LocalExecutor
 from klein_cli.run.jobs import Job
-from klein_cli.run.runner import Event, Failed, Run, Saved, SteppedDown
+from klein_cli.run.runner import Run
 from klein_cli.settings import Settings
 
 RECIPE = Recipe(prompt="a cat", seed=1, width=96, height=64, steps=1, guidance=1.0, model="small")
@@ -76,8 +78,8 @@ def run(
         Job(index=recipe.seed, recipe=recipe, path=folder / f"{recipe.seed}.png", exact=True)
         for recipe in recipes
     ]
-    crew = Alone(pipeline, describe_with(Origin.of(pipeline)), lambda part: None)
-    making = Run(crew=crew, batch_size=batch_size, overwrite=False, stdout=io.BytesIO())
+    executor = LocalExecutor(pipeline, record_builder(Origin.of(pipeline)), lambda part: None)
+    making = Run(executor=executor, batch_size=batch_size, overwrite=False, stdout=io.BytesIO())
     return list(making.events(todo))
 
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from klein_cli.cli.terminal.timings import Timings
+
+from klein_cli.run.timings import Timings
 
 
 def pipeline(**loadings: Any) -> Any:

@@ -76,6 +76,10 @@ def fits(placement: Placement) -> bool:
     return placement.single
 
 
+def check(placement: Placement) -> None:
+    """There is nothing that could be missing."""
+
+
 @contextmanager
 def start(work: Workload) -> Iterator[ReadyExecutor]:
     """The model loaded here. Raises KleinError when it cannot be."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from socket import socketpair
 from typing import IO
 
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, UsageError
 from klein_cli.run.executors import wire
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
 from klein_cli.run.executors.placement import Placement
@@ -121,6 +121,12 @@ class Processes:
 def fits(placement: Placement) -> bool:
     """Whether several processes of this machine are to draw."""
     return placement.ray is None and not placement.single
+
+
+def check(placement: Placement) -> None:
+    """Raise UsageError where a child cannot inherit a socket."""
+    if sys.platform == "win32":
+        raise UsageError("--workers is not available on Windows", "leave it out")
 
 
 @contextmanager

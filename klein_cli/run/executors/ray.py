@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,14 +80,22 @@ def fits(placement: Placement) -> bool:
     return placement.ray is not None
 
 
+def check(placement: Placement) -> None:
+    """Raise UsageError unless Ray is installed."""
+    if find_spec("ray") is None:
+        raise UsageError(
+            f"--ray {placement.ray} needs Ray, which is not installed",
+            "pip install 'klein-cli[ray]'",
+        )
+
+
 @contextmanager
 def start(work: Workload) -> Iterator[ReadyExecutor]:
     """Workers on the cluster: one for each GPU, or for each machine where there is none.
 
-    Raises UsageError without Ray or with fewer GPUs than workers, KleinError when the cluster
+    Raises UsageError when there are fewer GPUs than workers, KleinError when the cluster
     does not answer, ModelError when no worker can load the model.
     """
-    check_ray(work.placement)
     with _connected(work.placement.ray) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0)) if work.settings.device != "cpu" else 0
         work.placement.check_gpus(gpus)
@@ -97,15 +106,6 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
             yield ready
 
 
-def check_ray(placement: Placement) -> None:
-    """Raise UsageError unless Ray is installed."""
-    if find_spec("ray") is None:
-        raise UsageError(
-            f"--ray {placement.ray} needs Ray, which is not installed",
-            "pip install 'klein-cli[ray]'",
-        )
-
-
 @contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
     """The Ray at an address, without a word of its own on our streams."""
@@ -114,6 +114,8 @@ def _connected(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with defer_sigint():
         import ray
+    # Ray prints what befalls its processes to stdout, which belongs to our results.
+    sys.modules["ray._private.worker"]._worker_logs_enabled = False  # type: ignore[attr-defined]
     try:
         try:
             _knock(address or "")
@@ -122,7 +124,8 @@ def _connected(address: str | None) -> Iterator[Any]:
         except Exception as error:
             raise KleinError(
                 f"Ray does not start: {first_line(error)}",
-                "see that the address is right, and klein and Ray the same on all machines",
+                "see that the address and RAY_AUTH_TOKEN are right, "
+                "and klein and Ray the same on all machines",
             ) from None
         yield ray
     finally:

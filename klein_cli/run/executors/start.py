@@ -5,14 +5,12 @@ torch is imported here, after everything that can be refused without it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 from klein_cli.checkpoints.resolve import Snapshot, on_disk, preset_for, resolve
 from klein_cli.device.startup import freeze_imports, quick_start, read_ahead, wake_gpu
-from klein_cli.errors import UsageError
 from klein_cli.run.events import Listener
 from klein_cli.run.executors import local, process, ray
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
@@ -30,6 +28,10 @@ class Starter(Protocol):
 
     def fits(self, placement: Placement) -> bool:
         """Whether the executor is the one for a placement."""
+        ...
+
+    def check(self, placement: Placement) -> None:
+        """Raise UsageError, before torch is imported, when it cannot draw there."""
         ...
 
     def start(self, work: Workload) -> AbstractContextManager[ReadyExecutor]:
@@ -62,12 +64,11 @@ def start(
     with ExitStack() as stack:
         with quick_start():
             work = _prepared(model, settings, placement, jobs, strict, listener, timings, snapshot)
-            starter = next(one for one in EXECUTORS.values() if one.fits(work.placement))
             if work.chosen is not None:
                 _tell_settings(model, work.chosen, listener, here=True)
             if not work.placement.single:
                 listener.doing("starting workers")
-            ready = stack.enter_context(starter.start(work))
+            ready = stack.enter_context(_starter(work.placement).start(work))
         if work.chosen is None:
             _tell_settings(model, ready.origin.settings, listener, here=False)
         if ready.pipeline is None:
@@ -81,10 +82,12 @@ def check_placement(placement: Placement, settings: Settings, *, dry_run: bool =
     A dry run needs none.
     """
     placement.check_device(settings.device)
-    if placement.ray is not None and not dry_run:
-        ray.check_ray(placement)
-    if sys.platform == "win32" and process.fits(placement):
-        raise UsageError("--workers is not available on Windows", "leave it out")
+    if not dry_run:
+        _starter(placement).check(placement)
+
+
+def _starter(placement: Placement) -> Starter:
+    return next(starter for starter in EXECUTORS.values() if starter.fits(placement))
 
 
 def _prepared(

@@ -201,8 +201,7 @@ def test_a_new_run_beside_one_that_is_not_finished_says_so(klein: Klein) -> None
     code, out, err = klein("a hen", "-n", "2", "-o", "d/", "-s", "9")
     assert code == 0
     assert err.splitlines() == [
-        "an earlier run in d made 2 of its 3 pictures: --resume continues it; this one begins "
-        "anew"
+        "an earlier run in d made 2 of its 3 pictures: --resume continues it; this one begins anew"
     ]
     # And the earlier one can still be taken up; by its seed, with what was added since.
     Path("d/0001-a-cat-5.png").unlink()

@@ -12,8 +12,9 @@ from klein_cli.cli.terminal.follow import Followed, exit_code
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.recipe import Recipe
+from klein_cli.run.events import Event, Failed, Notice, Saved, SteppedDown, Stopped
 from klein_cli.run.jobs import Job, Jobs
-from klein_cli.run.runner import Event, Failed, Notice, Run, Saved, SteppedDown, Stopped
+from klein_cli.run.runner import Run
 
 
 def events(*kinds: str) -> Iterator[Event]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from klein_cli.cli.terminal.report import Report
 from klein_cli.recipe import Recipe
 from klein_cli.run.jobs import Job
-from klein_cli.run.runner import Failed, Saved
+from klein_cli.run.events import Failed, Saved
 from klein_cli.errors import KleinError
 import sys, time
 recipe = Recipe(prompt="a", seed=5, width=16, height=16, steps=4, guidance=1.0, model="tiny")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from klein_cli.cli.terminal.report import Report, grouped
+from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError
 from klein_cli.recipe import Recipe
+from klein_cli.run.events import Failed, Saved, Stopped
 from klein_cli.run.jobs import Job
-from klein_cli.run.runner import Failed, Saved, Stopped
 from klein_cli.text.tokenizer import TokenizedPrompt
 
 JOB = Job(
@@ -66,34 +66,6 @@ def test_verbose_tells_details(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "load 1.2 s\n"
     report(verbose=True, quiet=True).detail("load 1.2 s")
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (
-            [
-                "lm_head.weight",
-                *(f"model.layers.{n}.mlp.{m}.weight" for n in range(27, 36) for m in "ab"),
-                "model.norm.weight",
-            ],
-            "layers 27 to 35, lm_head.weight, model.norm.weight",
-        ),
-        (["model.layers.27.self_attn.q_norm.weight"], "layer 27"),
-        ([f"layers.{n}.a" for n in (9, 10, 30, 12, 11)], "layers 9 to 12, layer 30"),
-        (
-            [
-                "vae.quant_conv.bias",
-                "vae.encoder.conv_in.bias",
-                "vae.encoder.conv_in.weight",
-                "lm_head.weight",
-            ],
-            "lm_head.weight, vae.encoder.*, vae.quant_conv.bias",
-        ),
-    ],
-)
-def test_tensors_are_told_by_layer(names: list[str], said: str) -> None:
-    assert grouped(names) == said
 
 
 def test_json_puts_one_event_a_line_on_stdout_and_nothing_else(

@@ -1,0 +1,93 @@
+"""Messages over a socket: what comes out is what went in, and an end amid one is an end."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from socket import socket, socketpair
+
+import numpy
+import pytest
+
+from klein_cli.recipe import MAX_SEED, Recipe
+from klein_cli.run.executors import wire
+from klein_cli.run.executors.executor import Origin
+from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
+from klein_cli.settings import Settings
+
+RECIPE = Recipe(
+    prompt='a "cat"\n\x00 ☃ \udc80',
+    seed=MAX_SEED,
+    width=64,
+    height=32,
+    steps=4,
+    guidance=0.1,
+    model="/models/\udcff",
+    negative_prompt=None,
+)
+ORIGIN = Origin(
+    repo=None,
+    revision="0a",
+    weights="00",
+    settings=Settings(rng="cuda"),
+    provenance={"threads": "2"},
+)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket, socket]]:
+    ours, theirs = socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        LoadRequest(
+            model="/a/b c\udcff", settings=Settings(device="cuda", quantize="fp8"), threads=7
+        ),
+        DrawRequest(recipes=[RECIPE, replace(RECIPE, guidance=4, negative_prompt="")], tiled=True),
+        WorkerInfo(origin=ORIGIN, batch_size=3),
+        Failure(name="OutOfMemoryError", message="it did not fit", hint="use less"),
+        Failure(name="ZeroDivisionError", message="", traceback="Traceback ..."),
+        Drawn(
+            pictures=[], failure=Failure(name="ModelError", message="a", hint="b"), seconds=0.125
+        ),
+    ],
+)
+def test_what_comes_out_is_what_went_in(message: wire.Message, ends: tuple[socket, socket]) -> None:
+    ours, theirs = ends
+    wire.send(ours, message)
+    found = wire.receive(theirs)
+    assert found == message
+    assert repr(found) == repr(message), "a whole number became another kind of number"
+
+
+def test_pixels_keep_every_bit_and_their_shapes(ends: tuple[socket, socket]) -> None:
+    """Larger than any socket's buffer, of several sizes, and one that is a view of another."""
+    ours, theirs = ends
+    noise = numpy.random.default_rng(7).integers(0, 256, (512, 640, 3), numpy.uint8)
+    pictures = [noise, noise[:64, :32], noise.transpose(1, 0, 2)]
+    sent = Drawn(pictures=pictures, failure=None, seconds=1.5)
+    thread = threading.Thread(target=wire.send, args=(ours, sent))
+    thread.start()
+    found = wire.receive(theirs)
+    thread.join()
+    assert isinstance(found, Drawn)
+    assert all(map(numpy.array_equal, found.pictures, pictures))
+    assert [picture.shape for picture in found.pictures] == [p.shape for p in pictures]
+    assert (found.failure, found.seconds) == (None, 1.5)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 4, 20, -1])
+def test_a_peer_that_dies_amid_a_message_has_gone(kept: int, ends: tuple[socket, socket]) -> None:
+    """kill -9 can fall between any two bytes: half a picture must be no picture."""
+    ours, theirs = ends
+    header = json.dumps({"kind": "Drawn", "parts": [12]}).encode()
+    whole = len(header).to_bytes(4, "big") + header + bytes(12)
+    ours.sendall(whole[:kept])
+    ours.close()
+    assert wire.receive(theirs) is None
