@@ -202,7 +202,7 @@ class _Planner:
         """
         if self.history is None or row.output is None or own is None:
             return None
-        return self.history.waiting(row.output, own)
+        return self.history.take_unmade(row.output, own)
 
     def _new(self, row: Row, own: int | None, number: int | None) -> Job:
         """A picture that no earlier run planned."""
