@@ -1,7 +1,7 @@
 """Several processes that draw, a model each, whatever carries word to them.
 
-Pictures come back to the driver as pixels, and the driver alone encodes, writes and keeps the
-books: so there is one manifest, no file system that all machines must share, and the same code
+Pictures come back to the driver as pixels, and the driver alone encodes, writes and records
+them: so there is one manifest, no file system that all machines must share, and the same code
 and libraries make every file. A worker holds one batch in hand and one in line, no more.
 
 Bits: workers choose their settings as a single process would, use the driver's number of CPU

@@ -247,7 +247,7 @@ def test_an_interrupt_keeps_what_was_made_and_leaves_no_half_file(random_snapsho
 def test_an_interrupt_before_the_first_picture_is_an_event_too(
     klein: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("klein_cli.cli.generation.start", interrupted)
