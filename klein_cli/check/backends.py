@@ -80,7 +80,7 @@ def cudnn_attention() -> Finding:
 
 def triton() -> Finding:
     """Whether klein's kernels can be compiled here and run: one of them does."""
-    values, weight = _random((64, 256), 0), _random((256,), 1)
+    values, weight = _random((1, 64, 256), 0), _random((256,), 1)
     try:
         from klein_cli.optimize.kernels.norms import rms_norm
 

@@ -13,7 +13,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
-from pathlib import Path
 
 import typer
 
@@ -27,13 +26,12 @@ from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
 from klein_cli.output.gallery import check_page
-from klein_cli.output.naming import Destination, destination
+from klein_cli.output.naming import destination
 from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
 from klein_cli.prompts.source import PromptSource, prompt_source
 from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_placement, start
-from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resume.folder import OutputFolder, output_folder
@@ -41,28 +39,24 @@ from klein_cli.run.resume.journal import RunJournal
 from klein_cli.run.runner import Run
 from klein_cli.run.timings import Timings
 from klein_cli.settings import Settings
-from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
+from klein_cli.text.tokenizer import PromptTokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """What the user asked for, parsed once. `batch_size` None is the executor's own choice;
-    `keeps_manifest` says that the run can be resumed.
-    """
+    """What the user asked for, parsed once. `batch_size` None is the executor's own choice."""
 
     model: str
     source: PromptSource
     defaults: Defaults
     seed: int | None
+    files: options.OutputOptions
     output: Output
     settings: Settings
     placement: Placement
     batch_size: int | None
     strict: bool
-    resume: bool
-    dry_run: bool
-    keeps_manifest: bool
-    gallery: Path | None
+    show: bool
 
 
 def run_generate(
@@ -78,12 +72,11 @@ def run_generate(
     told: options.ReportOptions,
 ) -> int:
     """Do what the options of `klein generate` ask for; its exit code."""
+    show_too = show and not (told.json or told.quiet)
 
     def run(report: Report) -> int:
-        asked = _parsed(prompts, strict, picture, files, model, machine)
-        check_stdout(asked.output.where, files, told)
-        wanted = show and not (told.json or told.quiet)
-        report.preview = preview(wanted=wanted and not files.dry_run)
+        output = parsed_output(files, told)
+        asked = _parsed(prompts, picture, output, model, machine, files, strict, show_too)
         return _generate(asked, partial(_tell_origins, context, asked.defaults), report)
 
     return run_command(run, output=files.output, dry_run=files.dry_run, **asdict(told))
@@ -91,16 +84,17 @@ def run_generate(
 
 def _parsed(
     prompts: options.PromptOptions,
-    strict: bool,
     picture: options.PictureOptions,
-    files: options.OutputOptions,
+    output: Output,
     model: str,
     machine: options.MachineOptions,
+    files: options.OutputOptions,
+    strict: bool,
+    show: bool,
 ) -> _Run:
     settings, batch_size = machine.settings(), machine.pictures_a_batch()
     placement = machine.placement()
     check_placement(placement, settings, dry_run=files.dry_run)
-    where = destination(files.output)
     source = prompt_source(
         typed=prompts.prompt,
         option=prompts.prompt_option,
@@ -115,38 +109,43 @@ def _parsed(
         source=source,
         defaults=defaults,
         seed=picture.seed,
-        output=output_of(where, files),
+        files=files,
+        output=output,
         settings=settings,
         placement=placement,
         batch_size=batch_size,
         strict=strict,
-        resume=files.resume,
-        dry_run=files.dry_run,
-        keeps_manifest=_keeps_manifest(where, files, source, defaults),
-        gallery=gallery_folder(where, files.output) if files.gallery else None,
+        show=show,
     )
 
 
 def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Report) -> int:
+    files, where = asked.files, asked.output.where
+    gallery = gallery_folder(where, files.output) if files.gallery else None
     folder = output_folder(
-        asked.output.where if asked.keeps_manifest else None,
-        resume=asked.resume,
-        dry_run=asked.dry_run,
+        where if _keeps_manifest(asked) else None,
+        resume=files.resume,
+        dry_run=files.dry_run,
         listener=report,
     )
     with folder as earlier:
         seed = earlier.seed(asked.seed, secrets.randbelow(CPU_SEEDS))
         planned = _plan(asked, seed, earlier, report)
-        if not asked.dry_run:
+        if not files.dry_run:
             check_folders(planned.folders, swept=earlier.manifest is not None)
-        if asked.gallery is not None:
-            check_page(asked.gallery, overwrite=asked.output.overwrite)
+        if gallery is not None:
+            check_page(gallery, overwrite=asked.output.overwrite)
         tell_origins(report)
         is_drawn = asked.seed is None and not earlier.has_seed
         _tell_plan(asked, planned, seed if planned.uses_seed and is_drawn else None, report)
-        if asked.dry_run:
+        if files.dry_run:
             return _dry_run(asked, planned, earlier, report)
-        return _draw(asked, seed, planned, earlier, report)
+        code = _draw(asked, seed, planned, earlier, report)
+        if gallery is not None and code != INTERRUPTED:
+            with report.bar:
+                page = add_page(gallery, report, overwrite=files.overwrite)
+            code = code or page
+        return code
 
 
 def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan:
@@ -165,24 +164,19 @@ def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan
 
 def _draw(asked: _Run, seed: int, planned: Plan, earlier: OutputFolder, report: Report) -> int:
     preset = asked.defaults.preset
+    report.preview = preview(wanted=asked.show)
     journal = earlier.journal(preset)
     if planned.done:
         report.note(f"{planned.done} of {planned.done + len(planned.jobs)} pictures are there")
     facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
     report.event("started", klein=__version__, model=preset.name, **facts)
     if planned.jobs:
-        code = _make(asked, seed, planned, journal, report)
-    else:
-        code = 0
-        if journal is not None:
-            journal.open(planned, model=asked.model, seed=seed)
-            journal.close()
-        report.event("finished", made=0, failed=0)
-    if asked.gallery is not None and code != INTERRUPTED:
-        with report.bar:
-            page = add_page(asked.gallery, report, overwrite=asked.output.overwrite)
-        code = code or page
-    return code
+        return _make(asked, seed, planned, journal, report)
+    if journal is not None:
+        journal.open(planned, model=asked.model, seed=seed)
+        journal.close()
+    report.event("finished", made=0, failed=0)
+    return 0
 
 
 def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, report: Report) -> int:
@@ -225,21 +219,14 @@ def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, rep
 def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) -> int:
     from klein_cli.cli.terminal.dry_run import dry_run
 
-    def unknown(job: Job) -> TokenizedPrompt | None:
-        return None
-
-    tokens, snapshot = unknown, on_disk(asked.model)
+    tokenize, snapshot = None, on_disk(asked.model)
     if snapshot is not None:
         tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
         several = len(planned.jobs) > 1
         check_lengths(tokenize, planned.jobs, several=several, strict=asked.strict, listener=report)
-
-        def tokens(job: Job) -> TokenizedPrompt | None:
-            return tokenize(job.recipe.prompt)
-
     dry_run(
         planned.jobs,
-        tokens,
+        lambda job: None if tokenize is None else tokenize(job.recipe.prompt),
         earlier.history,
         there=planned.done,
         workers=asked.placement.workers or 1,
@@ -248,38 +235,30 @@ def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) 
     return 0
 
 
-def output_of(where: Destination, files: options.OutputOptions) -> Output:
-    """What the user said about files, and today's date."""
+def parsed_output(files: options.OutputOptions, told: options.ReportOptions) -> Output:
+    """What the user said about files. Raises UsageError when stdout is asked for too much."""
+    where = destination(files.output)
+    if where.is_stdout and told.json:
+        raise UsageError("-o - and --json both want standard output", "leave one of them out")
+    if where.is_stdout and sys.stdout.isatty() and not files.dry_run:
+        raise UsageError(
+            "-o - would write a picture to the terminal", "send it on: klein ... -o - > cat.png"
+        )
     return Output(
         where=where, overwrite=files.overwrite, today=date.today(), bare=files.no_metadata
     )
 
 
-def check_stdout(
-    where: Destination, files: options.OutputOptions, told: options.ReportOptions
-) -> None:
-    """Raise UsageError when standard output is asked for more than it can carry."""
-    if not where.is_stdout:
-        return
-    if told.json:
-        raise UsageError("-o - and --json both want standard output", "leave one of them out")
-    if sys.stdout.isatty() and not files.dry_run:
-        raise UsageError(
-            "-o - would write a picture to the terminal", "send it on: klein ... -o - > cat.png"
-        )
-
-
-def _keeps_manifest(
-    where: Destination, files: options.OutputOptions, source: PromptSource, defaults: Defaults
-) -> bool:
+def _keeps_manifest(asked: _Run) -> bool:
     """A run does for a prompts file, several pictures in a folder that -o names, and --resume."""
+    files, where = asked.files, asked.output.where
     if where.is_stdout:
         if files.resume:
             raise UsageError("-o - leaves nothing for --resume", "give a folder")
         return False
     in_folder = files.output is not None and not where.exact
-    several = makes_several(Row(prompt="a"), defaults)
-    return files.resume or bool(source.file) or (several and in_folder)
+    several = makes_several(Row(prompt="a"), asked.defaults)
+    return files.resume or bool(asked.source.file) or (several and in_folder)
 
 
 def _tell_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:

@@ -23,11 +23,13 @@ from klein_cli.run.executors.placement import Placement
 from klein_cli.settings import CHOICES, Settings
 
 _prompt = partial(typer.Option, rich_help_panel="Prompts")
+_prompt_flag = partial(_prompt, metavar=" ")
 of_picture = partial(typer.Option, rich_help_panel="The picture")
 _output = partial(typer.Option, rich_help_panel="Where it goes")
+_output_flag = partial(_output, metavar=" ")
 _machine = partial(typer.Option, rich_help_panel="Model and machine")
 _report = partial(typer.Option, rich_help_panel="What is said")
-_FLAG = " "
+_report_flag = partial(_report, metavar=" ")
 _DEFAULT = Settings()
 
 
@@ -65,20 +67,14 @@ def _setting(name: str) -> Any:
 
 Strict = Annotated[
     bool,
-    _prompt(
+    _prompt_flag(
         "--strict",
-        metavar=_FLAG,
         help="Refuse a prompt that is too long for the model, where otherwise its end is cut off "
         "with a warning.",
     ),
 ]
 Size = Annotated[
-    str | None,
-    of_picture(
-        "--size",
-        metavar="WxH",
-        help="Both at once, as in 1024x768.",
-    ),
+    str | None, of_picture("--size", metavar="WxH", help="Both at once, as in 1024x768.")
 ]
 Steps = Annotated[
     int | None,
@@ -100,39 +96,19 @@ Model = Annotated[
     ),
 ]
 Json = Annotated[
-    bool,
-    _report(
-        "--json",
-        metavar=_FLAG,
-        help="One JSON event a line on standard output, instead of paths.",
-    ),
+    bool, _report_flag("--json", help="One JSON event a line on standard output, instead of paths.")
 ]
 Show = Annotated[
     bool,
-    _report(
+    _report_flag(
         "--show",
-        metavar=_FLAG,
         help="Show each picture in the terminal: kitty, iTerm2 and other sixel terminals; "
         "half-blocks elsewhere.",
     ),
 ]
-Quiet = Annotated[
-    bool,
-    _report(
-        "--quiet",
-        "-q",
-        metavar=_FLAG,
-        help="Only paths, warnings and errors.",
-    ),
-]
+Quiet = Annotated[bool, _report_flag("--quiet", "-q", help="Only paths, warnings and errors.")]
 Verbose = Annotated[
-    bool,
-    _report(
-        "--verbose",
-        "-v",
-        metavar=_FLAG,
-        help="Also what was chosen, and where the time went.",
-    ),
+    bool, _report_flag("--verbose", "-v", help="Also what was chosen, and where the time went.")
 ]
 
 
@@ -150,13 +126,7 @@ class PromptOptions:
         ),
     ] = None
     prompt_option: Annotated[
-        str | None,
-        _prompt(
-            "--prompt",
-            "-p",
-            metavar="PROMPT",
-            help="What to draw, as an option.",
-        ),
+        str | None, _prompt("--prompt", "-p", metavar="PROMPT", help="What to draw, as an option.")
     ] = None
     prompts_file: Annotated[
         str | None,
@@ -181,9 +151,8 @@ class PromptOptions:
     ] = None
     wildcards: Annotated[
         bool,
-        _prompt(
+        _prompt_flag(
             "--wildcards",
-            metavar=_FLAG,
             help="Of {red|green|blue} in a prompt, take one, chosen by the picture's seed.",
         ),
     ] = False
@@ -231,13 +200,7 @@ class PictureOptions:
         ),
     ] = None
     height: Annotated[
-        int | None,
-        of_picture(
-            "--height",
-            "-H",
-            metavar="PIXELS",
-            help="A multiple of 16.",
-        ),
+        int | None, of_picture("--height", "-H", metavar="PIXELS", help="A multiple of 16.")
     ] = None
     size: Size = None
     aspect: Annotated[
@@ -322,19 +285,17 @@ class OutputOptions:
     ] = None
     overwrite: Annotated[
         bool,
-        _output(
+        _output_flag(
             "--overwrite",
             "-y",
-            metavar=_FLAG,
             help="Replace files that exist. Otherwise a named file is refused, and in a folder the "
             "next free name is taken.",
         ),
     ] = False
     resume: Annotated[
         bool,
-        _output(
+        _output_flag(
             "--resume",
-            metavar=_FLAG,
             help="Go on with the run that was begun in the output folder: make only what is "
             "missing there or is no longer whole. The prompts file may have grown or been put in "
             "another order.",
@@ -342,25 +303,22 @@ class OutputOptions:
     ] = False
     gallery: Annotated[
         bool,
-        _output(
+        _output_flag(
             "--gallery",
-            metavar=_FLAG,
             help="Also write index.html: a page that shows all pictures of the output folder.",
         ),
     ] = False
     no_metadata: Annotated[
         bool,
-        _output(
+        _output_flag(
             "--no-metadata",
-            metavar=_FLAG,
             help="Leave the recipe out of the file: the same pixels, and nothing about them.",
         ),
     ] = False
     dry_run: Annotated[
         bool,
-        _output(
+        _output_flag(
             "--dry-run",
-            metavar=_FLAG,
             help="Print what would be made (names, seeds, sizes, prompt lengths, and how long it "
             "takes where that is known) and stop.",
         ),

@@ -4,7 +4,7 @@ Everything that can be wrong with a run is found here, without the model: bad li
 model does not make, names that leave the folder, files that would be replaced. Rows are read as a
 stream and jobs are kept on disk, so that their number does not matter.
 
-When a run is taken up again, rows find their pictures in the manifest's history: by what they say
+When a run is resumed, rows find their pictures in the manifest's history: by what they say
 and by which of the equal ones they are. What is there is not made again, and what is not keeps its
 seed and its name, wherever its row has moved to.
 """
@@ -202,7 +202,7 @@ class _Planner:
         """
         if self.history is None or row.output is None or own is None:
             return None
-        return self.history.waiting(row.output, own)
+        return self.history.take_unmade(row.output, own)
 
     def _new(self, row: Row, own: int | None, number: int | None) -> Job:
         """A picture that no earlier run planned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,8 @@ import typer
 from klein_cli.bench.scope import FULL, PARTS, QUICK
 from klein_cli.presets import DEFAULT_MODEL
 
-_WHAT = "What is measured"
-_REPORT = "What is said"
+_what = partial(typer.Option, rich_help_panel="What is measured")
+_report = partial(typer.Option, rich_help_panel="What is said")
 _FLAG = " "
 
 Model = Annotated[
@@ -44,71 +45,60 @@ class BenchOptions:
 
     size: Annotated[
         list[str] | None,
-        typer.Option(
+        _what(
             "--size",
             metavar="WxH",
             help="May be given several times. 1024x1024 and 512x512 if left out, or the model's "
             "own.",
-            rich_help_panel=_WHAT,
         ),
     ] = None
     only: Annotated[
         str | None,
-        typer.Option(
-            "--only",
-            metavar="PART,...",
-            help=f"Some parts of the run: {', '.join(PARTS)}.",
-            rich_help_panel=_WHAT,
-        ),
+        _what("--only", metavar="PART,...", help=f"Some parts of the run: {', '.join(PARTS)}."),
     ] = None
     peer: Annotated[
         bool,
-        typer.Option(
+        _what(
             "--peer",
             metavar=_FLAG,
             help="diffusers beside klein, as it comes and tuned (cuDNN attention, fused "
             "projections, regional compilation, channels_last VAE), on the same weights in the "
             "same run.",
-            rich_help_panel=_WHAT,
         ),
     ] = False
     compile_vae: Annotated[
         bool,
-        typer.Option(
+        _what(
             "--compile-vae",
             metavar=_FLAG,
             help="With --peer: compile the tuned pipeline's VAE too, which takes minutes.",
-            rich_help_panel=_WHAT,
         ),
     ] = False
     quick: Annotated[
         bool,
-        typer.Option(
+        _what(
             "--quick",
             metavar=_FLAG,
             help="Less of everything: one size unless you name more, fewer rounds, pictures and "
             "processes, and the page cache left as it is.",
-            rich_help_panel=_WHAT,
         ),
     ] = False
     rounds: Annotated[
         int | None,
-        typer.Option(
+        _what(
             "--rounds",
             metavar="N",
             min=1,
             help=f"Of warm pictures. {FULL.rounds}, or {QUICK.rounds} with --quick.",
-            rich_help_panel=_WHAT,
         ),
     ] = None
     pictures: Annotated[
         int | None,
-        typer.Option(
+        _what(
             "--pictures",
             metavar="N",
             min=1,
             help=f"Of the throughput. {FULL.pictures}, or {QUICK.pictures} with --quick.",
-            rich_help_panel=_WHAT,
         ),
     ] = None
 
@@ -119,29 +109,21 @@ class ResultOptions:
 
     from_file: Annotated[
         Path | None,
-        typer.Option(
+        _report(
             "--from",
             metavar="FILE",
             help="Measure nothing: show the result in this file, the output of an earlier run.",
-            rich_help_panel=_REPORT,
         ),
     ] = None
     as_markdown: Annotated[
-        bool,
-        typer.Option(
-            "--markdown", metavar=_FLAG, help="Tables in Markdown, alone.", rich_help_panel=_REPORT
-        ),
+        bool, _report("--markdown", metavar=_FLAG, help="Tables in Markdown, alone.")
     ] = False
     as_json: Annotated[
         bool,
-        typer.Option(
+        _report(
             "--json",
             metavar=_FLAG,
             help="The line of JSON that ends the output, without the tables before it.",
-            rich_help_panel=_REPORT,
         ),
     ] = False
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", metavar=_FLAG, help="No progress.", rich_help_panel=_REPORT),
-    ] = False
+    quiet: Annotated[bool, _report("--quiet", "-q", metavar=_FLAG, help="No progress.")] = False

@@ -18,13 +18,13 @@ from klein_cli import __version__
 from klein_cli.checkpoints.resolve import Snapshot, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.config import origins, was_typed
-from klein_cli.cli.generation import check_stdout, output_of
+from klein_cli.cli.generation import parsed_output
 from klein_cli.cli.groups import grouped, only_typed
 from klein_cli.cli.terminal.dry_run import dry_run
 from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.output.naming import Names, destination
+from klein_cli.output.naming import Names
 from klein_cli.output.png import check_room
 from klein_cli.output.reading import read_record
 from klein_cli.presets import Preset
@@ -130,8 +130,7 @@ def reproduce(
     """
 
     def run(report: Report) -> int:
-        wishes = _wishes(context, machine, strict, files)
-        check_stdout(wishes.output.where, files, told)
+        wishes = _wishes(context, machine, strict, parsed_output(files, told))
         typed = only_typed(context, prompts)
         prompt = typed.prompt_option
         asked = _Variation(
@@ -154,7 +153,7 @@ def _wishes(
     context: typer.Context,
     machine: options.MachineOptions,
     strict: bool,
-    files: options.OutputOptions,
+    output: Output,
 ) -> Wishes:
     typed = only_typed(context, machine)
     typed.settings()  # which refuses what is not valid
@@ -163,7 +162,7 @@ def _wishes(
         device=None if machine.device == THE_PICTURES else machine.device,
         batch_size=machine.pictures_a_batch(),
         strict=strict,
-        output=output_of(destination(files.output), files),
+        output=output,
     )
 
 

@@ -1,4 +1,4 @@
-"""What lies where a picture should be, when a run is taken up again."""
+"""What lies where a picture should be, when a run is resumed."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class OutputFolder:
         began = self.history.seed if self.resumed else None
         if began is None:
             return drawn if given is None else given
-        if given is not None and not self.history.go_on_with(given):
+        if given is not None and not self.history.resume_from(given):
             raise UsageError(
                 f"no run in this folder began with --seed {given}; the last began with {began}",
                 "leave out --seed, or give another folder",

@@ -32,7 +32,7 @@ class Item:
     `recipe` and `sha256` are the hashes of what was asked for and of the file's bytes; None until
     it is made. `begun` are those of a picture whose file says nothing of itself, from just before
     it is written. `occurrence` tells the pictures of equal rows apart, from 0; None as long as
-    their order tells it.
+    their order tells it. `given` says that a row has it already.
     """
 
     run: int
@@ -43,16 +43,17 @@ class Item:
     recipe: str | None = None
     sha256: str | None = None
     begun: tuple[str, str] | None = None
+    given: bool = field(default=False, compare=False)
 
 
 @dataclass(slots=True)
 class History:
     """What a manifest tells: its runs, and every picture by its row.
 
-    `run` is the last run's number, `base` that of the one to go on with, whose pictures count from
-    `seed`: the last that had one, unless `go_on_with` says otherwise; 0 for none. (Rows that all
+    `run` is the last run's number, `base` that of the one to resume, whose pictures count from
+    `seed`: the last that had one, unless `resume_from` says otherwise; 0 for none. (Rows that all
     bring seeds, as those of failed.jsonl, need no base.) `settings` is how pictures were last
-    computed; `damaged` counts lines that make no sense.
+    computed; `damaged` counts lines that cannot be read.
     """
 
     run: int = 0
@@ -61,64 +62,45 @@ class History:
     settings: dict[str, str] | None = None
     damaged: int = 0
     _bases: dict[int, int] = field(default_factory=dict)
-    _named: bool = False
-    _last: dict[int, int] = field(default_factory=dict)
+    _others: set[int] = field(default_factory=set)
     _items: dict[tuple[int, int], Item] = field(default_factory=dict)
     _rows: dict[str, list[Item]] = field(default_factory=dict)
     _taken: dict[str, int] = field(default_factory=dict)
+    _unmade: dict[tuple[str, int], Item] = field(default_factory=dict)
     _seconds: dict[tuple[int, int, int], tuple[int, float]] = field(default_factory=dict)
-    _waiting: dict[tuple[str, int], Item] | None = None
-    _found: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def next_index(self) -> int:
         """The one behind the pictures of the base run, or of the last where there is no base."""
-        return self._last.get(self.base or self.run, 0) + 1
+        run = self.base or self.run
+        return max((index for of, index in self._items if of == run), default=0) + 1
 
-    def go_on_with(self, seed: int) -> bool:
-        """Make the last run that began with `seed` the base, if there is one."""
+    def resume_from(self, seed: int) -> bool:
+        """Make the last run that began with `seed` the base, if there is one, and it alone."""
         if seed in self._bases:
-            self.base, self.seed, self._named = self._bases[seed], seed, True
+            self.base, self.seed = self._bases[seed], seed
+            self._others = set(self._bases.values()) - {self.base}
         return seed in self._bases
 
     def take(self, row: str, *, own_seed: bool) -> tuple[int, Item | None]:
         """The next occurrence of a row, from 0, and its picture; None for a new one.
 
-        Rows are looked for in the last run that knows them. Once `go_on_with` has named a run, a
+        Rows are looked for in the last run that knows them. Once `resume_from` has named a run, a
         row without an `own_seed` is looked for in no other that has a seed.
         """
         taken = self._taken.get(row, 0)
         self._taken[row] = taken + 1
         if taken == 0 and row in self._rows:
-            self._rows[row] = self._last_known(self._rows[row], own_seed=own_seed)
+            self._rows[row] = _last_known(self._rows[row], set() if own_seed else self._others)
         items = self._rows.get(row, ())
         item = items[taken] if taken < len(items) else None
-        return taken, None if item is None or (item.run, item.index) in self._found else item
+        return taken, None if item is None or item.given else item
 
-    def _last_known(self, items: list[Item], *, own_seed: bool) -> list[Item]:
-        """A row's pictures, each where it was planned last: a run that begins anew forgets all."""
-        others = set()
-        if self._named and not own_seed:
-            others = set(self._bases.values()) - {self.base}
-        known: list[Item] = []
-        for item in items:
-            if item.run in others:
-                continue
-            if item.occurrence is not None:
-                del known[item.occurrence :]
-            elif known and known[-1].run != item.run:
-                known.clear()
-            known.append(item)
-        return known
-
-    def waiting(self, file: str, seed: int) -> Item | None:
+    def take_unmade(self, file: str, seed: int) -> Item | None:
         """The picture that was planned for `file` with this seed and is not made; given once."""
-        if self._waiting is None:
-            unmade = (item for item in self._items.values() if item.sha256 is None)
-            self._waiting = {(item.file, item.seed): item for item in unmade}
-        item = self._waiting.pop((file, seed), None)
+        item = self._unmade.pop((file, seed), None)
         if item is not None:
-            self._found.add((item.run, item.index))
+            item.given = True
         return item
 
     def files(self) -> Iterator[str]:
@@ -136,7 +118,7 @@ class History:
         return total / count if count else None
 
     def add(self, line: dict[str, Any]) -> None:
-        """One line of the file. Raises KeyError, TypeError or ValueError when it makes no sense."""
+        """One line of the file. Raises KeyError, TypeError or ValueError when it cannot be read."""
         kind = line["kind"]
         if kind == "run":
             self.run = int(line["run"])
@@ -148,38 +130,42 @@ class History:
         elif kind == "settings":
             self.settings = {str(k): str(v) for k, v in line.items() if k not in ("kind", "run")}
         elif kind == "begun":
-            item = self._items[int(line["run"]), int(line["index"])]
-            item.begun = str(line["recipe"]), str(line["sha256"])
+            self._known(line).begun = str(line["recipe"]), str(line["sha256"])
         elif kind == "picture":
             self._make(line)
 
-    def _plan(self, row: str, item: Item) -> None:
-        items = self._rows.setdefault(row, [])
-        known = self._items.get((item.run, item.index))
-        if known is not None:  # it gets another name, or another row
-            known.file = item.file
-            if known not in items:
-                known.occurrence = item.occurrence
-                items.append(known)
-            return
-        self._items[item.run, item.index] = item
-        items.append(item)
-        self._last[item.run] = max(self._last.get(item.run, 0), item.index)
-
     def settle(self) -> None:
-        """A picture that one run planned and a later one made is made: a row of failed.jsonl."""
+        """When all lines are read: what one run planned and a later one made, as a row of
+        failed.jsonl, is made.
+        """
         unmade = {(i.file, i.seed): i for i in self._items.values() if i.sha256 is None}
         for item in self._items.values():
-            waiting = unmade.get((item.file, item.seed))
-            if waiting is None or waiting.run >= item.run:
+            earlier = unmade.get((item.file, item.seed))
+            if earlier is None or earlier.run >= item.run:
                 continue
-            waiting.begun = item.begun or waiting.begun
+            earlier.begun = item.begun or earlier.begun
             if item.sha256 is not None:
-                waiting.recipe, waiting.sha256 = item.recipe, item.sha256
+                earlier.recipe, earlier.sha256 = item.recipe, item.sha256
+        self._unmade = {name: item for name, item in unmade.items() if item.sha256 is None}
+
+    def _known(self, line: dict[str, Any]) -> Item:
+        return self._items[int(line["run"]), int(line["index"])]
+
+    def _plan(self, row: str, item: Item) -> None:
+        items = self._rows.setdefault(row, [])
+        known = self._items.setdefault((item.run, item.index), item)
+        if known is item:
+            items.append(item)
+            return
+        # It gets another name, or another row.
+        known.file = item.file
+        if known not in items:
+            known.occurrence = item.occurrence
+            items.append(known)
 
     def _make(self, line: dict[str, Any]) -> None:
-        item = self._items[int(line["run"]), int(line["index"])]
-        made, hashes = _item(line), (str(line["recipe"]), str(line["sha256"]))
+        item, file = self._known(line), _item(line).file
+        hashes = str(line["recipe"]), str(line["sha256"])
         if line["seconds"] is not None:
             shape = int(line["width"]), int(line["height"]), int(line["steps"])
             seconds = float(line["seconds"])
@@ -187,7 +173,23 @@ class History:
                 raise ValueError(f"no picture takes {seconds} seconds")
             count, total = self._seconds.get(shape, (0, 0.0))
             self._seconds[shape] = count + 1, total + seconds
-        item.file, (item.recipe, item.sha256) = made.file, hashes
+        item.file, (item.recipe, item.sha256) = file, hashes
+
+
+def _last_known(items: list[Item], others: set[int]) -> list[Item]:
+    """A row's pictures, each where it was planned last, not in `others`: a run that begins anew
+    forgets all.
+    """
+    known: list[Item] = []
+    for item in items:
+        if item.run in others:
+            continue
+        if item.occurrence is not None:
+            del known[item.occurrence :]
+        elif known and known[-1].run != item.run:
+            known.clear()
+        known.append(item)
+    return known
 
 
 def read_history(folder: Path) -> History | None:
@@ -210,8 +212,7 @@ def read_history(folder: Path) -> History | None:
         raise UsageError(
             f"cannot read {path}: {error.strerror or error}", "check its permissions"
         ) from None
-    if history.run > 1:
-        history.settle()
+    history.settle()
     return history
 
 

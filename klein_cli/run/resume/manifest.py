@@ -9,10 +9,10 @@ One JSON object a line, in order, never changed afterwards:
     {"kind": "picture", "run": 1, "index": 3, "file": "0003-a-cat-9.png", "seed": 9,
      "recipe": SHA256, "sha256": SHA256, "width": 1024, "height": 1024, "steps": 4, "seconds": 0.3}
 
-A run's seed is null when its rows all bring their own. What a run plans when it is taken up again
-also has an "occurrence": which of its equal rows it is, from 0. A picture planned a second time has
-another name now, since somebody else's lay under its first, or another row, which was corrected.
-Everything planned is written before the first picture, and each picture as soon as its file is
+A run's seed is null when its rows all bring their own. What a run plans when it is resumed also has
+an "occurrence": which of its equal rows it is, from 0. A picture planned a second time has another
+name now, since somebody else's lay under its first, or another row, which was corrected. Everything
+planned is written before the first picture, and each picture as soon as its file is
 whole, flushed to the disk; "begun" stands before a file that will say nothing of itself
 (--no-metadata). A run holds a lock on the file, so that there is one run in a folder. A line that a
 crash or a full disk left torn is passed over, and cut off by the next run.
@@ -76,22 +76,20 @@ class Manifest:
     def plan(self, items: Iterable[tuple[str, Item]]) -> None:
         """What a run will make, each picture with its row; on the disk when this returns."""
         self._append(
-            {
-                "kind": "planned",
-                "run": item.run,
-                "index": item.index,
-                "row": row,
+            _entry(
+                "planned",
+                item,
+                row=row,
                 **({} if item.occurrence is None else {"occurrence": item.occurrence}),
-                "seed": item.seed,
-                "file": item.file,
-            }
+                seed=item.seed,
+                file=item.file,
+            )
             for row, item in items
         )
 
     def begun(self, item: Item) -> None:
         """A picture is about to be written."""
-        facts = {"recipe": item.recipe, "sha256": item.sha256}
-        self._append([{"kind": "begun", "run": item.run, "index": item.index, **facts}])
+        self._append([_entry("begun", item, recipe=item.recipe, sha256=item.sha256)])
 
     def computed_with(self, run: int, settings: dict[str, str]) -> None:
         """How the pictures from here on are computed."""
@@ -99,23 +97,11 @@ class Manifest:
 
     def made(self, item: Item, recipe: Recipe, seconds: float | None) -> None:
         """A picture is whole on disk; `seconds` is None for one that was found there."""
-        self._append(
-            [
-                {
-                    "kind": "picture",
-                    "run": item.run,
-                    "index": item.index,
-                    "file": item.file,
-                    "seed": item.seed,
-                    "recipe": item.recipe,
-                    "sha256": item.sha256,
-                    "width": recipe.width,
-                    "height": recipe.height,
-                    "steps": recipe.steps,
-                    "seconds": None if seconds is None else round(seconds, 3),
-                }
-            ]
-        )
+        hashes = {"recipe": item.recipe, "sha256": item.sha256}
+        shape = {"width": recipe.width, "height": recipe.height, "steps": recipe.steps}
+        took = None if seconds is None else round(seconds, 3)
+        names = {"file": item.file, "seed": item.seed}
+        self._append([_entry("picture", item, **names, **hashes, **shape, seconds=took)])
 
     def _append(self, entries: Iterable[dict[str, Any]]) -> None:
         lines = (json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries)
@@ -162,6 +148,10 @@ def opened(folder: Path) -> Iterator[Manifest]:
                 _remove_empty(made)
     finally:
         os.close(handle)
+
+
+def _entry(kind: str, item: Item, **facts: Any) -> dict[str, Any]:
+    return {"kind": kind, "run": item.run, "index": item.index, **facts}
 
 
 def _locked(path: Path) -> int:

@@ -539,11 +539,11 @@ def test_a_preset_that_is_not_here_is_not_downloaded(
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"settings": {"device": "cpu; rm -rf /"}}, "there is no device called"),
-        ({"settings": {"device": "mps"}}, "there is no device called 'mps'"),
-        ({"settings": {"engine": "\x1b[2J"}}, "--engine \\x1b[2J is not known"),
-        ({"settings": {"dtype": "__class__"}}, "--dtype __class__ is not known"),
-        ({"settings": {"rng": "../rng"}}, "--rng ../rng is not known"),
+        ({"settings": {"device": "cpu; rm -rf /"}}, "--device cpu; rm -rf / is not valid"),
+        ({"settings": {"device": "mps"}}, "--device mps is not valid"),
+        ({"settings": {"engine": "\x1b[2J"}}, "--engine \\x1b[2J is not valid"),
+        ({"settings": {"dtype": "__class__"}}, "--dtype __class__ is not valid"),
+        ({"settings": {"rng": "../rng"}}, "--rng ../rng is not valid"),
         ({"recipe": {"width": 4096, "height": 4096}}, "out of range for tiny"),
     ],
 )

@@ -193,8 +193,7 @@ def test_a_new_run_beside_one_that_is_not_finished_says_so(klein: Klein) -> None
     code, out, err = klein("a hen", "-n", "2", "-o", "d/", "-s", "9")
     assert code == 0
     assert err.splitlines() == [
-        "an earlier run in d made 2 of its 3 pictures: --resume goes on with it; this one begins "
-        "anew"
+        "an earlier run in d made 2 of its 3 pictures: --resume continues it; this one begins anew"
     ]
     # And the earlier one can still be taken up; by its seed, with what was added since.
     Path("d/0001-a-cat-5.png").unlink()
@@ -320,9 +319,9 @@ def test_what_a_killed_run_had_not_replaced_is_made(klein: Klein) -> None:
     assert files("d") == after != before
 
 
-def test_lines_that_make_no_sense_are_warned_of(klein: Klein) -> None:
+def test_unreadable_lines_are_warned_of(klein: Klein) -> None:
     klein("--prompts-file", "p.txt", "-o", "d/", "-s", "5")
     with open("d/manifest.jsonl", "ab") as file:
         file.write(b"\0\0\0\n")
     _, _, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
-    assert err.splitlines()[0] == "warning: d/manifest.jsonl has 1 line that makes no sense"
+    assert err.splitlines()[0] == "warning: d/manifest.jsonl has 1 unreadable line"

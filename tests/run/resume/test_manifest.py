@@ -103,12 +103,12 @@ def test_a_run_that_is_named_is_looked_in_alone(tmp_path: Path) -> None:
     begin(tmp_path, "abc", run=2, seed=100)
     history = read_history(tmp_path)
     assert history is not None
-    assert history.go_on_with(7)
+    assert history.resume_from(7)
     assert [taken(history, row) for row in "abc"] == [item(1), item(2), None]
     assert taken(history, "c", own_seed=True) is None
     again = read_history(tmp_path)
     assert again is not None
-    assert again.go_on_with(7)
+    assert again.resume_from(7)
     # Whose seed is its own, is the same picture in any run.
     assert taken(again, "c", own_seed=True) == item(3, run=2)
 
