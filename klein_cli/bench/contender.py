@@ -1,4 +1,4 @@
-"""Who is timed: klein, by its pipeline's public face, and what any other contender must offer."""
+"""Who is timed: klein, through its pipeline's public face, and what every contender offers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seconds and bytes: samples between synchronised moments, and a contender's memory."""
+"""Seconds and bytes: samples between synchronised moments, and what a contender holds."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Memory:
         self._kept = 0
 
     def share(self, size: int) -> None:
-        """Count bytes that another contender holds too, as if they were this one's alone."""
+        """Count bytes that another holds too, as if they were there for this one alone."""
         self.held += size
         self._kept += size
         self.reserved = max(self.reserved, self._kept)

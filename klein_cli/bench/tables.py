@@ -5,13 +5,13 @@ Works on the JSON object alone, so that a run on another machine can be shown he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 Result = Mapping[str, Any]
 
-_KLEIN = "klein"
+_KLEIN, _LIMIT = "klein", "limit"
 _KINDS = {
     "copy": "copying",
     "matmul": "matrix product",
@@ -98,27 +98,29 @@ def _ceilings(result: Result) -> Table:
 
 
 def _size(result: Result, size: Result) -> Table:
-    sides = list(size["warm"] or size["throughput"])
-    peers = [side for side in sides if side != _KLEIN]
     limit = size["limits"].get(result["settings"]["dtype"], {}) if size["warm"] else {}
-    head = ["", _KLEIN, *(["limit", "klein / limit"] if limit else [])]
-    for peer in peers:
-        head += [peer, f"klein / {peer}"]
-    rows = []
+    rows: dict[str, dict[str, _Cell | None]] = {}
     for name, key, cells in _measured(size):
+        best: dict[str, _Cell | None]
+        best = {_LIMIT: _seconds(limit[key]) if key in limit else None} if limit else {}
+        rows[name] = {_KLEIN: cells[_KLEIN], **best, **cells}
+    title = f"{size['width']}x{size['height']}, {size['steps']} steps"
+    return _compared(title, rows, _notes(size, limit))
+
+
+def _compared(
+    title: str, rows: Mapping[str, Mapping[str, _Cell | None]], notes: Iterable[str]
+) -> Table:
+    """klein's cell of each row beside all others of it, which come in the same order in each."""
+    others = [name for name in next(iter(rows.values())) if name != _KLEIN]
+    head = ["", _KLEIN, *(word for name in others for word in (name, f"klein / {name}"))]
+    lines = []
+    for name, cells in rows.items():
         ours = cells[_KLEIN]
-        row = [name, ours.words]
-        if limit:
-            row += _against(ours, _seconds(limit[key])) if key in limit else ["", ""]
-        for peer in peers:
-            row += _against(ours, cells[peer])
-        rows.append(tuple(row))
-    return Table(
-        title=f"{size['width']}x{size['height']}, {size['steps']} steps",
-        head=tuple(head),
-        rows=tuple(rows),
-        notes=tuple(_notes(size, limit)),
-    )
+        assert ours is not None
+        against = (words for other in others for words in _against(ours, cells[other]))
+        lines.append((name, ours.words, *against))
+    return Table(title=title, head=tuple(head), rows=tuple(lines), notes=tuple(notes))
 
 
 def _measured(size: Result) -> Iterator[tuple[str, str, dict[str, _Cell]]]:
@@ -165,26 +167,14 @@ def _notes(size: Result, limit: Result) -> Iterator[str]:
 
 def _cold(result: Result) -> Table:
     cold = result["cold"]
-    peers = [side for side in cold if side != _KLEIN]
-    head = ["", _KLEIN]
-    for peer in peers:
-        head += [peer, f"klein / {peer}"]
-    cells = {"page cache warm": {side: _spread(found["warm"]) for side, found in cold.items()}}
+    rows = {"page cache warm": {side: _spread(found["warm"]) for side, found in cold.items()}}
     if all(found["dropped"] is not None for found in cold.values()):
         dropped = {side: _seconds(found["dropped"]) for side, found in cold.items()}
-        cells["page cache dropped, once"] = dropped
-    rows = []
-    for name, row in cells.items():
-        against = (words for peer in peers for words in _against(row[_KLEIN], row[peer]))
-        rows.append((name, row[_KLEIN].words, *against))
+        rows["page cache dropped, once"] = dropped
     first = result["sizes"][0]
-    return Table(
-        title=f"A whole process, from its start to a PNG and its end, {first['width']}x"
-        f"{first['height']}",
-        head=tuple(head),
-        rows=tuple(rows),
-        notes=tuple(_split(side, found["split"]) for side, found in cold.items()),
-    )
+    size = f"{first['width']}x{first['height']}"
+    title = f"A whole process, from its start to a PNG and its end, {size}"
+    return _compared(title, rows, (_split(side, found["split"]) for side, found in cold.items()))
 
 
 def _split(side: str, phases: Mapping[str, float]) -> str:
@@ -192,7 +182,9 @@ def _split(side: str, phases: Mapping[str, float]) -> str:
     return f"Of it, {side}: {parts}."
 
 
-def _against(ours: _Cell, theirs: _Cell) -> list[str]:
+def _against(ours: _Cell, theirs: _Cell | None) -> list[str]:
+    if theirs is None:
+        return ["", ""]
     return [theirs.words, f"{ours.number / theirs.number:.2f}" if theirs.number else ""]
 
 

@@ -60,7 +60,7 @@ def warm(
     device: torch.device,
     on_event: Callable[[str], None],
 ) -> dict[str, Warm]:
-    """Every contender by name, at the size and steps of `recipe`, `rounds` times in turn."""
+    """Every contender by name, in the shape of `recipe`, `rounds` times in changing order."""
     recipes, size = Recipes(recipe), f"{recipe.width}x{recipe.height}"
     before: dict[str, tuple[float, int | None]] = {}
     for contender in contenders:

@@ -127,26 +127,32 @@ def test_what_goes_wrong_while_rows_are_put_is_told_to_who_waits(tmp_path: Path)
         arrival.wait()
 
 
+_ENDING = """
+import os, sys, torch
+from pathlib import Path
+from klein_cli.checkpoints.reader import Extent, Reader
+
+for end in sys.argv[2:]:
+    child = os.fork()
+    if not child:
+        with Reader(torch.device("cpu"), 4096) as reader:
+            into = torch.empty(50_000_000, dtype=torch.uint8)
+            reader.read([Extent(Path(sys.argv[1]), 0, into)] * 2)
+        exec(end)
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
 @pytest.mark.process
-@pytest.mark.parametrize("ends", ["", "sys.exit(3)", "raise KeyboardInterrupt"])
-def test_a_process_that_ends_while_weights_come_ends_as_it_should(
-    tmp_path: Path, ends: str
-) -> None:
+def test_a_process_that_ends_while_weights_come_ends_as_it_should(tmp_path: Path) -> None:
     """Python would end threads that are inside torch by a way that aborts."""
     path, _ = written(tmp_path, "file", 50_000_000)
-    script = (
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        "from klein_cli.checkpoints.reader import Extent, Reader\n"
-        "with Reader(torch.device('cpu'), 4096) as reader:\n"
-        "    into = torch.empty(50_000_000, dtype=torch.uint8)\n"
-        f"    reader.read([Extent(Path({str(path)!r}), 0, into)] * 20)\n"
-        f"{ends}\n"
-    )
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert "terminate" not in done.stderr
-        assert done.returncode == {"": 0, "sys.exit(3)": 3}.get(ends, -signal.SIGINT)
+    ends = {"": 0, "sys.exit(3)": 3, "raise KeyboardInterrupt": -signal.SIGINT}
+    command = [sys.executable, "-c", _ENDING, str(path), *list(ends) * 3]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "terminate" not in done.stderr
+    assert list(map(int, done.stdout.split())) == list(ends.values()) * 3
 
 
 def test_nothing_to_read_is_there_at_once() -> None:
