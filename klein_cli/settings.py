@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -92,6 +92,17 @@ class Settings:
             if not choice.allows(word):
                 known = ", ".join(choice.forms)
                 raise UsageError(f"--{name} {word} is not valid", f"use {known}")
+
+    @classmethod
+    def as_recorded(cls, words: Mapping[str, str]) -> Settings:
+        """What an image says of itself, whether or not this klein knows the words.
+
+        They are there to be shown; `with_` raises UsageError for one that is not a valid choice.
+        """
+        settings = object.__new__(cls)
+        for one in fields(cls):
+            object.__setattr__(settings, one.name, words.get(one.name, one.default))
+        return settings
 
     def with_(self, **changes: str) -> Settings:
         """A copy with some fields changed."""

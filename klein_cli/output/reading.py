@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import FORMAT
@@ -42,8 +42,6 @@ _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _PNG_END = b"IEND\xaeB`\x82"
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 _NOT_OURS = "klein reads the pictures that it made, unless with their metadata taken out"
-
-Fields = TypeVar("Fields", Recipe, Settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +197,8 @@ def _record(table: Mapping[str, Any]) -> Record:
     record = Record(
         format=table["format"],
         klein=_word("klein", table["klein"]),
-        recipe=_fields(Recipe, recipe),
-        settings=_fields(Settings, settings),
+        recipe=_recipe(recipe),
+        settings=Settings.as_recorded(checked(Settings, settings)),
         repo=_text_or_none("repo", model.get("repo")),
         revision=_commit("revision", model.get("revision")),
         weights=_commit("weights", model.get("weights")),
@@ -221,11 +219,11 @@ def _record(table: Mapping[str, Any]) -> Record:
     return record
 
 
-def _fields(kind: type[Fields], table: Mapping[str, Any]) -> Fields:
-    """A dataclass from a table; what an older klein did not know yet may be left out."""
-    for name in missing(kind, table):
+def _recipe(table: Mapping[str, Any]) -> Recipe:
+    """The recipe in a table; what an older klein did not know yet may be left out."""
+    for name in missing(Recipe, table):
         raise KeyError(name)
-    return kind(**checked(kind, table))
+    return Recipe(**checked(Recipe, table))
 
 
 def _sigmas(levels: Any) -> tuple[float, ...]:

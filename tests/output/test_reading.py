@@ -119,6 +119,16 @@ def test_what_this_klein_does_not_know_is_named(tmp_path: Path) -> None:
     assert found.recipe == RECIPE
 
 
+def test_a_setting_of_a_later_klein_is_shown_and_not_used(tmp_path: Path) -> None:
+    """`klein info` can show it; whoever would compute with it is told."""
+    text = changed(settings={**WRITTEN["settings"], "quantize": "int2"})
+    found = read_record(png(tmp_path / "a.png", text)).settings
+    assert found.quantize == "int2"
+    with pytest.raises(UsageError, match="--quantize int2 is not valid"):
+        found.with_(device="cpu")
+    assert found.with_(quantize="none").quantize == "none"
+
+
 def test_a_record_behind_the_pixels_is_found(tmp_path: Path) -> None:
     """Other tools move text there; Pillow reads it only when it has decoded them."""
     data = png(tmp_path / "a.png", json.dumps(WRITTEN)).read_bytes()
