@@ -168,6 +168,7 @@ def test_waiting_is_counted_once_and_no_weight_is_an_inference_tensor(folder: Pa
     assert part.waited == waited
 
 
+@pytest.mark.process
 def test_loading_imports_no_compiler(folder: Path) -> None:
     """An operation on the meta device would, and take seconds of every start on a GPU."""
     script = (

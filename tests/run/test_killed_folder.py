@@ -15,6 +15,8 @@ import pytest
 
 from klein_cli.cli.app import main
 
+pytestmark = pytest.mark.lengthy
+
 KILLED = Path(__file__).parents[1] / "fixtures" / "killed"
 OPTIONS = ("-m", "tiny", "--size", "128x128", "--steps", "1", "--device", "cpu", "-o", "run/")
 FIRST = ("--prompts-file", "prompts.jsonl", "-s", "5")
