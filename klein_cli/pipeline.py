@@ -411,9 +411,9 @@ class Pipeline:
         release_memory()
         if any(part.failed for part in self.parts.values()):
             raise _too_large(self.snapshot, self.settings)
-        what, option = "a picture", "--size"
+        what, option = "an image", "--size"
         if images > 1:
-            what, option = f"{images} pictures", "--batch-size"
+            what, option = f"{images} images", "--batch-size"
         of = f" of {size[0]}x{size[1]}" if size else ""
         at_once = " at once" if images > 1 else ""
         raise OutOfMemoryError(

@@ -1,4 +1,4 @@
-"""Recipe: everything one picture depends on, validated once.
+"""Recipe: everything one image depends on, validated once.
 
 The first thing made from the user's words, and the last thing written into the PNG.
 """
@@ -18,7 +18,7 @@ CPU_SEEDS = 2**32
 MAX_SIDE = 4096
 MAX_STEPS = 1000
 MAX_PROMPT = 40_000
-"""Characters: many times what a model reads, and few enough for a picture's record."""
+"""Characters: many times what a model reads, and few enough for an image's record."""
 
 
 class Shape(NamedTuple):
@@ -46,9 +46,9 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """One picture. Sizes in pixels; `guidance` 1 means no classifier-free guidance.
+    """One image. Sizes in pixels; `guidance` 1 means no classifier-free guidance.
 
-    Raises UsageError when a value cannot make a picture.
+    Raises UsageError when a value cannot make an image.
     """
 
     prompt: str

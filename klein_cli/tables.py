@@ -1,6 +1,6 @@
 """A table of JSON, TOML or a spreadsheet -> the fields of a dataclass, each value checked.
 
-What a preset, a prompts file, a picture's record and a model's config.json share: which keys a
+What a preset, a prompts file, an image's record and a model's config.json share: which keys a
 dataclass has, which it needs, and whether a value is of its field's type. Bounds, and the words in
 which a user hears of a fault, are the caller's.
 """

@@ -22,15 +22,15 @@ _KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, OutOfMemoryE
 
 
 def generate_command(root: Path, settings: Settings, recipe: Recipe, *more: str) -> list[str]:
-    """`klein generate` for pictures shaped as `recipe`, with every one of the settings."""
+    """`klein generate` for images shaped as `recipe`, with every one of the settings."""
     machine = [
         word
         for field in fields(settings)
         for word in (f"--{field.name.replace('_', '-')}", getattr(settings, field.name))
     ]
-    picture = ["--size", f"{recipe.width}x{recipe.height}", "--steps", str(recipe.steps)]
+    image = ["--size", f"{recipe.width}x{recipe.height}", "--steps", str(recipe.steps)]
     command = [sys.executable, "-m", "klein_cli", "generate", "-m", str(root)]
-    return [*command, *picture, "--seed", str(recipe.seed), *machine, *more]
+    return [*command, *image, "--seed", str(recipe.seed), *machine, *more]
 
 
 def lines(command: Sequence[str]) -> Iterator[tuple[float, str]]:

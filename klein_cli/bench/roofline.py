@@ -42,7 +42,7 @@ class Ceiling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """Seconds below which no picture can be made if every operation ran at the best rate."""
+    """Seconds below which no image can be made if every operation ran at the best rate."""
 
     encode: float
     step: float

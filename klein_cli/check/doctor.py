@@ -1,4 +1,4 @@
-"""`klein doctor`: everything about this machine and installation that makes or spoils a picture.
+"""`klein doctor`: everything about this machine and installation that makes or spoils an image.
 
 Imports nothing that may be broken: torch is tried in a process of its own (`check.probes`), and
 whatever else fails to be looked at is a finding as well.

@@ -1,7 +1,7 @@
 """The settings file: defaults for the options of every command.
 
     # ~/.config/klein/config.toml, or the platform's own place for it
-    output = "pictures/"        # a long option, for every command that has it
+    output = "images/"        # a long option, for every command that has it
     [generate]
     model = "klein-base-4b"     # or for one command, where it takes precedence over those above
 

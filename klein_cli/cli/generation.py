@@ -64,7 +64,7 @@ def run_generate(
     *,
     prompts: options.PromptOptions,
     strict: bool,
-    picture: options.PictureOptions,
+    image: options.ImageOptions,
     files: options.OutputOptions,
     model: str,
     machine: options.MachineOptions,
@@ -76,7 +76,7 @@ def run_generate(
 
     def run(report: Report) -> int:
         output = parsed_output(files, told)
-        asked = _parsed(prompts, picture, output, model, machine, files, strict, show_too)
+        asked = _parsed(prompts, image, output, model, machine, files, strict, show_too)
         return _generate(asked, partial(_tell_origins, context, asked.defaults), report)
 
     return run_command(run, output=files.output, dry_run=files.dry_run, **asdict(told))
@@ -84,7 +84,7 @@ def run_generate(
 
 def _parsed(
     prompts: options.PromptOptions,
-    picture: options.PictureOptions,
+    image: options.ImageOptions,
     output: Output,
     model: str,
     machine: options.MachineOptions,
@@ -92,7 +92,7 @@ def _parsed(
     strict: bool,
     show: bool,
 ) -> _Run:
-    settings, batch_size = machine.settings(), machine.pictures_a_batch()
+    settings, batch_size = machine.settings(), machine.images_per_batch()
     placement = machine.placement()
     check_placement(placement, settings, dry_run=files.dry_run)
     source = prompt_source(
@@ -101,14 +101,14 @@ def _parsed(
         file=prompts.prompts_file,
         stdin=sys.stdin.buffer,
     )
-    defaults = picture.defaults(
+    defaults = image.defaults(
         preset_for(model), negative_prompt=prompts.negative_prompt, wildcards=prompts.wildcards
     )
     return _Run(
         model=model,
         source=source,
         defaults=defaults,
-        seed=picture.seed,
+        seed=image.seed,
         files=files,
         output=output,
         settings=settings,
@@ -149,7 +149,7 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
 
 
 def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan:
-    # Every picture that is there is read through: that may take a while.
+    # Every image that is there is read through: that may take a while.
     with report.bar if earlier.resumed else nullcontext():
         report.doing("looking at what is there")
         return plan(
@@ -167,7 +167,7 @@ def _draw(asked: _Run, seed: int, planned: Plan, earlier: OutputFolder, report: 
     report.preview = preview(wanted=asked.show)
     journal = earlier.journal(preset)
     if planned.done:
-        report.note(f"{planned.done} of {planned.done + len(planned.jobs)} pictures are there")
+        report.note(f"{planned.done} of {planned.done + len(planned.jobs)} images are there")
     facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
     report.event("started", klein=__version__, model=preset.name, **facts)
     if planned.jobs:
@@ -242,7 +242,7 @@ def parsed_output(files: options.OutputOptions, told: options.ReportOptions) -> 
         raise UsageError("-o - and --json both want standard output", "leave one of them out")
     if where.is_stdout and sys.stdout.isatty() and not files.dry_run:
         raise UsageError(
-            "-o - would write a picture to the terminal", "send it on: klein ... -o - > cat.png"
+            "-o - would write an image to the terminal", "send it on: klein ... -o - > cat.png"
         )
     return Output(
         where=where, overwrite=files.overwrite, today=date.today(), bare=files.no_metadata
@@ -250,7 +250,7 @@ def parsed_output(files: options.OutputOptions, told: options.ReportOptions) -> 
 
 
 def _keeps_manifest(asked: _Run) -> bool:
-    """A run does for a prompts file, several pictures in a folder that -o names, and --resume."""
+    """A run does for a prompts file, several images in a folder that -o names, and --resume."""
     files, where = asked.files, asked.output.where
     if where.is_stdout:
         if files.resume:

@@ -119,7 +119,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def provenance(settings: Settings) -> dict[str, str]:
-    """What besides the recipe can change a bit of a picture: versions, device, threads."""
+    """What besides the recipe can change a bit of an image: versions, device, threads."""
     record = {"klein": __version__, "torch": torch.__version__}
     with suppress(PackageNotFoundError):  # the native engine does without
         record["diffusers"] = version("diffusers")

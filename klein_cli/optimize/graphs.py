@@ -16,7 +16,7 @@ from torch import Tensor
 from klein_cli.device.memory import is_out_of_memory
 
 MOST_GRAPHS = 8
-"""Graphs at a time: one size of picture needs three, for the text encoder, a step and the VAE."""
+"""Graphs at a time: one size of image needs three, for the text encoder, a step and the VAE."""
 
 TensorFunction = Callable[..., Tensor]
 _Key = tuple[object, ...]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from klein_cli.errors import UsageError
-from klein_cli.prompts.rows import MAX_PICTURES, Row, prompt_fault
+from klein_cli.prompts.rows import MAX_IMAGES, Row, prompt_fault
 from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
 from klein_cli.tables import RepeatedKeyError, WrongTypeError, checked, parse_json, shortened
 
@@ -156,7 +156,7 @@ def complain(source: str, faults: Iterable[BadRow]) -> NoReturn:
         shown.append(f"  and {len(faults) - _LISTED} more")
     raise UsageError(
         "\n".join([f"{name} has {len(faults)} bad lines", *shown]),
-        "mend these lines; no picture was made",
+        "mend these lines; no image was made",
     )
 
 
@@ -189,8 +189,8 @@ def _row(line: int, values: dict[str, Any]) -> Row:
     fault = prompt_fault(given["prompt"])
     if fault:
         raise _Fault(*fault)
-    if not 1 <= given.get("n", 1) <= MAX_PICTURES:
-        raise _Fault(f"n {given['n']} is out of range", f"use 1 to {MAX_PICTURES}")
+    if not 1 <= given.get("n", 1) <= MAX_IMAGES:
+        raise _Fault(f"n {given['n']} is out of range", f"use 1 to {MAX_IMAGES}")
     if "guidance" in given:
         given["guidance"] = _decimal(given["guidance"])
     return Row(line=line, **given)

@@ -32,7 +32,7 @@ class Batch:
 
     @property
     def step_down(self) -> str | None:
-        """What goes into the pictures' records; None when all is as it should be."""
+        """What goes into the images' records; None when all is as it should be."""
         said = [f"made alone: {self.reason}"] if self.reason else []
         if not self.reason and len(self.jobs) < self.planned:
             said.append(f"out of memory: made {len(self.jobs)} at a time, not {self.planned}")

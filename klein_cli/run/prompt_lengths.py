@@ -28,7 +28,7 @@ def check_lengths(
         if warning is None or hash(text) in cut:
             continue
         if several:
-            warning = f"picture {job.index}: {warning}"
+            warning = f"image {job.index}: {warning}"
         cut.add(hash(text))
         if len(cut) > _WARNINGS:
             continue

@@ -1,4 +1,4 @@
-"""Pictures that are drawn again: sources -> one loaded model after another -> files, compared.
+"""Images that are drawn again: sources -> one loaded model after another -> files, compared.
 
 Where `klein reproduce` meets the run: what a source is, and what becomes of it.
 """
@@ -41,7 +41,7 @@ from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A picture and what `model` is to draw from it. No snapshot: the user names the model."""
+    """An image and what `model` is to draw from it. No snapshot: the user names the model."""
 
     path: Path
     record: Record
@@ -56,14 +56,14 @@ class Source:
         return group_key(self.record, None if self.snapshot else self.model)
 
     def is_drawn_by(self, job: Job) -> bool:
-        """Whether the job draws this picture's own recipe, not a variation of it."""
+        """Whether the job draws this image's own recipe, not a variation of it."""
         return replace(job.recipe, model=self.record.recipe.model) == self.record.recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """How the user wants pictures drawn again: the `settings` that were typed, the `device` where
-    they like to run, None for the picture's, and as for a run of other pictures.
+    """How the user wants images drawn again: the `settings` that were typed, the `device` where
+    they like to run, None for the image's, and as for a run of other images.
     """
 
     settings: Mapping[str, str]
@@ -74,7 +74,7 @@ class Wishes:
 
 
 class Reproduction:
-    """The pictures of one command, drawn by one model after another."""
+    """The images of one command, drawn by one model after another."""
 
     def __init__(
         self, sources: Sequence[Source], jobs: Sequence[Job], wishes: Wishes, listener: Listener
@@ -103,7 +103,7 @@ class Reproduction:
         return tokens
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
-        """Draw the pictures of `jobs`, which are its own; say of each what became of it."""
+        """Draw the images of `jobs`, which are its own; say of each what became of it."""
         groups = self._groups(jobs)
         for group in groups:
             drawn = self._draw(group)
@@ -113,11 +113,11 @@ class Reproduction:
                     return
         if self._compared > 1:
             self._listener.note(
-                f"{self._same} of {self._compared} pictures are the same again, pixel for pixel"
+                f"{self._same} of {self._compared} images are the same again, pixel for pixel"
             )
 
     def rest(self) -> Iterator[Event]:
-        """What became of pictures that were drawn when the user interrupted."""
+        """What became of images that were drawn when the user interrupted."""
         if self._run is not None:
             yield from self._run.rest()
 
@@ -134,7 +134,7 @@ class Reproduction:
         # Here, before torch's threads are counted.
         with quick_start(), timings.imports(), defer_sigint():
             from klein_cli.device.memory import release_memory
-        if self._run is not None:  # it holds the model of the pictures before
+        if self._run is not None:  # it holds the model of the images before
             self._run = None
             release_memory()
         with as_many_threads(source.record), self._started(jobs, source, timings) as ready:
@@ -237,7 +237,7 @@ class Reproduction:
 
 
 def _beside_others(jobs: Sequence[Job], drawn: Iterator[Event]) -> Iterator[Event]:
-    """One model's pictures: if it fails, they do, and those of other models can still be drawn."""
+    """One model's images: if it fails, they do, and those of other models can still be drawn."""
     left = {job.index: job for job in jobs}
     try:
         for event in drawn:

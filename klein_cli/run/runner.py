@@ -1,6 +1,6 @@
-"""Jobs -> saved pictures, with what became of each as it happens.
+"""Jobs -> saved images, with what became of each as it happens.
 
-Batches are drawn by an executor while the pictures before them are encoded and written. A picture
+Batches are drawn by an executor while the images before them are encoded and written. An image
 that fails does not stop the others: its batch is drawn again one by one. Memory that runs out is a
 step down (`klein_cli.run.fallback`). A disk that refuses, or a model whose weights do, stops the
 run, with what is done intact.
@@ -47,9 +47,9 @@ _DISK_STOPS = {
 
 
 class Run:
-    """One run. `threads` write the pictures, none means that drawing waits for the writing.
+    """One run. `threads` write the images, none means that drawing waits for the writing.
 
-    The `journal` keeps the record of a run that can be resumed; `bare` pictures have no record in
+    The `journal` keeps the record of a run that can be resumed; `bare` images have no record in
     them. `writing` counts the seconds that files held up the drawing, or its end.
     """
 
@@ -77,7 +77,7 @@ class Run:
         self.writing = 0.0
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
-        """Make the pictures of `jobs`.
+        """Make the images of `jobs`.
 
         KeyboardInterrupt passes through: what was drawn by then is still written, `rest` tells of
         it, and there is no half file.
@@ -94,7 +94,7 @@ class Run:
             self._writers.close()
 
     def rest(self) -> Iterator[Event]:
-        """What became of the pictures that were drawn but not told of yet; waits for them."""
+        """What became of the images that were drawn but not told of yet; waits for them."""
         results = self._writers.rest()
         while True:
             with self._held_up():
@@ -135,7 +135,7 @@ class Run:
         batch, error = result.batch, result.error
         if error is None:
             share = result.seconds / len(batch.jobs)
-            for job, pixels in zip(batch.jobs, result.pictures, strict=True):
+            for job, pixels in zip(batch.jobs, result.images, strict=True):
                 record = None if self._bare else result.origin.record(job.recipe, batch.step_down)
                 with self._held_up():
                     self._writers.put(partial(self._write, job, pixels, record, share))
@@ -160,7 +160,7 @@ class Run:
         if len(batch.jobs) == 1:
             return [], None
         reason = f"a batch of {len(batch.jobs)} failed: {words(error)}"
-        return batch.alone(reason), f"{reason}; its pictures are made one by one"
+        return batch.alone(reason), f"{reason}; its images are made one by one"
 
     def _told(self, results: Iterable[tuple[Event, ...]]) -> Iterator[Event]:
         """The events, with failures put on record; a stop is kept to be told when all else is."""
@@ -178,7 +178,7 @@ class Run:
     def _write(
         self, job: Job, pixels: Pixels, record: dict[str, Any] | None, share: float
     ) -> tuple[Event, ...]:
-        """Encode, save and record one picture; in a thread beside the drawing, if there are any."""
+        """Encode, save and record one image; in a thread beside the drawing, if there are any."""
         started = time.perf_counter()
         extension = ".png" if job.path is None else job.path.suffix
         try:

@@ -244,7 +244,7 @@ def test_a_row_that_leaves_the_folder_is_refused(output: str, words: str) -> Non
 def test_a_picture_is_no_folder_for_another(outputs: tuple[str, str]) -> None:
     rows = names("d/")
     rows.of_row(outputs[0], None)
-    with pytest.raises(UsageError, match="needs a folder where another row's picture goes"):
+    with pytest.raises(UsageError, match="needs a folder where another row's image goes"):
         rows.of_row(outputs[1], None)
 
 

@@ -1,4 +1,4 @@
-"""Reading a picture's recipe back: exactly what was written, and nothing a stranger slips in."""
+"""Reading an image's recipe back: exactly what was written, and nothing a stranger slips in."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_setting_that_was_not_known_then_has_its_default(tmp_path: Path) -> No
 
 
 def test_what_this_klein_does_not_know_is_named(tmp_path: Path) -> None:
-    """Silence would promise the same picture from half of its recipe."""
+    """Silence would promise the same image from half of its recipe."""
     text = changed(
         recipe={**WRITTEN["recipe"], "strength": 0.5}, settings={**WRITTEN["settings"], "tiles": 4}
     )
@@ -206,7 +206,7 @@ def test_files_that_hold_no_recipe(tmp_path: Path) -> None:
     for name, complaint in {
         "plain.png": "holds no recipe",
         "plain.jpg": "holds no recipe",
-        "words.png": "is not a picture",
+        "words.png": "is not an image",
         "cut.png": "cut.png",
         "absent.png": "No such file",
     }.items():
@@ -276,7 +276,7 @@ def test_a_format_that_klein_does_not_write_is_not_parsed(tmp_path: Path, kind: 
     """Pillow hands some of them to other programs."""
     path = tmp_path / "a.png"
     Image.new("RGB", (16, 16)).save(path, kind)
-    with pytest.raises(UsageError, match="is not a picture"):
+    with pytest.raises(UsageError, match="is not an image"):
         read_record(path)
 
 

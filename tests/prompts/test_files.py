@@ -34,7 +34,7 @@ def lines(text: str) -> Iterator[str]:
 
 
 def recipes(row: Row, defaults: Defaults, first_seed: int) -> list[Recipe]:
-    """The row's pictures in a run whose next seed is `first_seed`."""
+    """The row's images in a run whose next seed is `first_seed`."""
     return [
         recipe_of(row, defaults, first_seed + k if seed is None else seed)
         for k, seed in enumerate(own_seeds(row, defaults))
@@ -273,7 +273,7 @@ def test_a_line_that_does_not_end_is_refused_in_little_memory() -> None:
 
 
 def test_a_prompt_that_no_model_would_read_is_refused() -> None:
-    """It would make a picture whose record klein itself would not read."""
+    """It would make an image whose record klein itself would not read."""
     for text in ("x" * 40_000, "\U0001f600" * 40_000):
         recipes(Row(prompt=text, negative_prompt=text), DEFAULTS, 5)
     with pytest.raises(UsageError, match="the prompt has 40,001 characters"):

@@ -1,4 +1,4 @@
-"""A record -> the same picture here, as far as here goes, and what is not as it was then."""
+"""A record -> the same image here, as far as here goes, and what is not as it was then."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_an_existing_file_is_refused_and_with_overwrite_it_is_not() -> None:
 
 def test_standard_output_takes_one_picture_without_a_name() -> None:
     assert first(planned(Row(prompt="a"), output="-")).path is None
-    with pytest.raises(UsageError, match="one picture"):
+    with pytest.raises(UsageError, match="one image"):
         planned(Row(prompt="a"), output="-", n=2)
     with pytest.raises(UsageError, match="no place for a row's output"):
         planned(Row(prompt="a", output="x.png"), output="-")
@@ -201,7 +201,7 @@ def test_a_sweep_draws_every_row_with_each_seed() -> None:
 def test_a_row_that_wants_a_number_of_pictures_in_a_sweep_is_a_bad_line() -> None:
     with pytest.raises(UsageError) as caught:
         planned(Row(prompt="a", line=3, n=2), Row(prompt="b", line=4), seeds=(range(2),))
-    assert caught.value.message == "p.jsonl line 3: n and --seeds both say how many pictures"
+    assert caught.value.message == "p.jsonl line 3: n and --seeds both say how many images"
 
 
 def test_wildcards_name_the_file_by_what_was_chosen() -> None:

@@ -79,7 +79,7 @@ class BenchOptions:
         _what(
             "--quick",
             metavar=_FLAG,
-            help="Less of everything: one size unless you name more, fewer rounds, pictures and "
+            help="Less of everything: one size unless you name more, fewer rounds, images and "
             "processes, and the page cache left as it is.",
         ),
     ] = False
@@ -89,7 +89,7 @@ class BenchOptions:
             "--rounds",
             metavar="N",
             min=1,
-            help=f"Of warm pictures. {FULL.rounds}, or {QUICK.rounds} with --quick.",
+            help=f"Of warm images. {FULL.rounds}, or {QUICK.rounds} with --quick.",
         ),
     ] = None
     pictures: Annotated[

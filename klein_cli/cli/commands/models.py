@@ -100,7 +100,7 @@ def list_models(as_json: Json = False) -> None:
         lines = [_cut(line, shutil.get_terminal_size().columns) for line in lines]
     typer.echo("\n".join(lines))
     typer.echo(
-        f"\nGPU memory is that of the weights in bfloat16; pictures take some more.\n"
+        f"\nGPU memory is that of the weights in bfloat16; images take some more.\n"
         f"Models lie in {home_as_tilde(cache_folder())}"
     )
 

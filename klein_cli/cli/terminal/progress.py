@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
 _REMEMBERED = 64
-"""The pictures that the rate is taken over: it follows a change of sizes, and not every hiccup."""
+"""The images that the rate is taken over: it follows a change of sizes, and not every hiccup."""
 
 
 class Shown:
@@ -36,12 +36,12 @@ class Shown:
 class Bar(Shown):
     """Shows what is being done and how far it is; silent unless `shown`.
 
-    It counts pictures, in fractions.
+    It counts images, in fractions.
     """
 
     def __init__(self, *, shown: bool) -> None:
         self.shown = shown
-        self._progress = _pictures() if shown else None
+        self._progress = _images() if shown else None
         self._task = self._progress.add_task("", total=None) if self._progress else None
         self._doing = ""
         self._made = 0
@@ -56,23 +56,23 @@ class Bar(Shown):
         self._doing = what
         self._describe()
 
-    def expect(self, pictures: int) -> None:
-        """From here on, count pictures."""
-        self._wanted, self._began = pictures, time.monotonic()
+    def expect(self, images: int) -> None:
+        """From here on, count images."""
+        self._wanted, self._began = images, time.monotonic()
         if self._progress and self._task is not None:
             self._times.append(self._began)
-            self._progress.update(self._task, total=pictures, completed=0)
+            self._progress.update(self._task, total=images, completed=0)
         self._describe()
 
     def reach(self, part: float) -> None:
-        """`part` of a picture, or of several, is done beyond those that were counted."""
-        # Never backwards: a batch is wholly drawn before its pictures are counted one by one.
+        """`part` of an image, or of several, is done beyond those that were counted."""
+        # Never backwards: a batch is wholly drawn before its images are counted one by one.
         self._reached = max(self._reached, self._made + part)
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._reached)
 
     def count(self, *, failed: bool = False) -> None:
-        """One more picture is finished, or given up."""
+        """One more image is finished, or given up."""
         self._made += 1
         self._failed += failed
         self._times.append(time.monotonic())
@@ -96,7 +96,7 @@ class Bar(Shown):
             return
         said = []
         if self._wanted > 1:
-            said.append(f"{self._made} of {self._wanted} pictures")
+            said.append(f"{self._made} of {self._wanted} images")
             said += self._pace()
         if self._doing:
             said.append(self._doing)
@@ -141,7 +141,7 @@ def on_stderr(*columns: ProgressColumn) -> Progress:
     )
 
 
-def _pictures() -> Progress:
+def _images() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.table import Column

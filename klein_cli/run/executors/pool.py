@@ -1,11 +1,11 @@
 """Several processes that draw, a model each, whatever carries word to them.
 
-Pictures come back to the driver as pixels, and the driver alone encodes, writes and records
+Images come back to the driver as pixels, and the driver alone encodes, writes and records
 them: so there is one manifest, no file system that all machines must share, and the same code
 and libraries make every file. A worker holds one batch in hand and one in line, no more.
 
 Bits: workers choose their settings as a single process would, use the driver's number of CPU
-threads, and are told apart in the records of their pictures where their machines differ.
+threads, and are told apart in the records of their images where their machines differ.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Link(Protocol):
         ...
 
     def draw(self, request: DrawRequest) -> None:
-        """Ask for pictures, without waiting."""
+        """Ask for images, without waiting."""
         ...
 
     def answer(self) -> WorkerInfo | Drawn | Failure:
@@ -182,7 +182,7 @@ class Pool(Generic[L]):
             self._refused(seat, answer.exception())
         else:
             failure = None if answer.failure is None else answer.failure.exception()
-            self._give_back(seat, answer.pictures, failure, answer.seconds)
+            self._give_back(seat, answer.images, failure, answer.seconds)
 
     def _greet(self, seat: _Seat[L], info: WorkerInfo) -> None:
         seat.origin = info.origin
@@ -191,7 +191,7 @@ class Pool(Generic[L]):
         elif info != self.info and self._alike:
             self._alike = False
             self._notices.append(
-                "the workers' machines differ, so that a picture may depend on its worker by a "
+                "the workers' machines differ, so that an image may depend on its worker by a "
                 "bit: each says where it was made"
             )
 
@@ -218,13 +218,13 @@ class Pool(Generic[L]):
         self._notices.append(said)
 
     def _give_back(
-        self, seat: _Seat[L], pictures: list[Pixels], error: Exception | None, seconds: float
+        self, seat: _Seat[L], images: list[Pixels], error: Exception | None, seconds: float
     ) -> None:
         assert seat.origin is not None
         self._results.append(
             BatchResult(
                 batch=seat.line.popleft(),
-                pictures=pictures,
+                images=images,
                 error=error,
                 seconds=seconds,
                 origin=seat.origin,

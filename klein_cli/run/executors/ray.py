@@ -51,7 +51,7 @@ class Actor:
             raise WorkerLost(first_line(error)) from None
         if isinstance(answer, Drawn):
             # Copies, so that the shared memory they came in is free again.
-            return replace(answer, pictures=[picture.copy() for picture in answer.pictures])
+            return replace(answer, images=[image.copy() for image in answer.images])
         return answer
 
 
@@ -102,7 +102,7 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
         count = work.placement.workers
         if count is None:
             count = gpus or sum(node["Alive"] for node in ray.nodes())
-        with started(work, Actors(ray, gpus=gpus), min(count, work.pictures)) as ready:
+        with started(work, Actors(ray, gpus=gpus), min(count, work.images)) as ready:
             yield ready
 
 

@@ -124,9 +124,9 @@ def _prepared(
         tokenizer=tokenizer or _tokenizer(snapshot, jobs, strict, listener),
         settings=settings,
         chosen=chosen,
-        placement=placement.settled(gpus=gpus, pictures=len(jobs)),
+        placement=placement.settled(gpus=gpus, images=len(jobs)),
         gpus=gpus,
-        pictures=len(jobs),
+        images=len(jobs),
         listener=listener,
     )
 

@@ -87,6 +87,6 @@ def _tell(where: Destination, history: History, listener: Listener, *, resume: b
     made, planned = history.progress()
     if made < planned and not resume:
         listener.note(
-            f"an earlier run in {where.folder} made {made} of its {planned} pictures: "
+            f"an earlier run in {where.folder} made {made} of its {planned} images: "
             "--resume continues it; this one begins anew"
         )

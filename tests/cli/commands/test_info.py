@@ -1,4 +1,4 @@
-"""`klein info`: the recipe of a picture, for a person and for a program."""
+"""`klein info`: the recipe of an image, for a person and for a program."""
 
 from __future__ import annotations
 
