@@ -65,7 +65,7 @@ class Settings:
         help="How the text encoder computes attention.",
     )
     engine: str = _choice(
-        "native", "diffusers", label="engine", help="Whose modules compute the image."
+        "native", "diffusers", label="engine", help="Implementation of DiT and VAE."
     )
     rng: str = _choice(
         *("cpu", "cuda"),
@@ -76,8 +76,8 @@ class Settings:
     kernels: str = _choice(
         *("auto", "triton", "torch"),
         label="kernels",
-        help="Who computes between the matrix products: Triton's kernels are quicker. auto takes "
-        "them where they can run.",
+        help="Kernels for norms, RoPE and activations: Triton's are faster. auto takes them where "
+        "they can run.",
     )
     quantize: str = _choice(
         *("none", "fp8"),

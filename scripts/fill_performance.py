@@ -102,9 +102,7 @@ TARGETS = (
     Target(
         "images a second, 1024x1024, PNGs on disk", BF16, _ours(_rate(1024)), 3.6, at_least=True
     ),
-    Target(
-        "images a second, 512x512, PNGs on disk", BF16, _ours(_rate(512)), 11.5, at_least=True
-    ),
+    Target("images a second, 512x512, PNGs on disk", BF16, _ours(_rate(512)), 11.5, at_least=True),
     Target("a cold process, page cache warm, over diffusers' own", BF16, _ratio(_cold), 0.45),
     Target("memory at 1024x1024, bfloat16", BF16, _ours(_peak), 18, " GB"),
 )

@@ -55,7 +55,7 @@ def test_it_starts_with_two_commands_that_do_their_own_set_up() -> None:
     for line, folder in ((SET_UP, ".venv"), (TEST, ".venv-test")):
         assert line.startswith(f"python3 -m venv {folder} && {folder}/bin/pip install ")
     assert "klein generate" in SET_UP
-    assert TEST.endswith(".venv-test/bin/python -m pytest")
+    assert TEST.endswith(".venv-test/bin/python -m pytest -n auto")
 
 
 def test_the_pictures_are_what_their_commands_draw() -> None:

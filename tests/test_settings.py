@@ -30,7 +30,7 @@ def test_a_number_that_torch_reads_otherwise_is_no_gpu(device: str) -> None:
     """torch takes cuda:256 for cuda:0, and answers cuda:01 with a traceback."""
     with pytest.raises(UsageError, match=r"^--device (cuda|gpu)") as caught:
         Settings(device=device)
-    assert caught.value.hint == "use auto, cuda, cuda:N, cpu"
+    assert caught.value.hint == "use auto, cuda, cuda:N, cpu, mps"
     assert Settings(device="cuda:99").device == "cuda:99"
 
 
@@ -46,7 +46,7 @@ def test_every_setting_is_listed() -> None:
     last = {name: choice.words[-1] for name, choice in CHOICES.items()}
     listed = Settings(**last).listed()
     assert listed == (
-        "cpu, float32, attention eager, engine diffusers, noise from cuda, kernels torch, "
+        "mps, float32, attention eager, engine diffusers, noise from cuda, kernels torch, "
         "quantize fp8"
     )
     assert Settings(**last).listed(leave_out=("device", "rng")).startswith("float32, attention")

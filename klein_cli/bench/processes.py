@@ -77,9 +77,9 @@ def _failure(command: Sequence[str], code: int, said: str) -> KleinError:
     told = _TOLD.search(said)
     if told:
         kind = _KINDS.get(code, KleinError)
-        return kind(f"in a process that was to be timed: {told[1]}", told[2])
+        return kind(f"in a timed process: {told[1]}", told[2])
     last = "; ".join(said.strip().splitlines()[-_LAST_LINES:])
     return KleinError(
-        f"a process that was to be timed ended with {code}: {last or 'no words'}",
+        f"a timed process ended with {code}: {last or 'no message'}",
         f"run it by itself: {shlex.join(command)}",
     )

@@ -208,7 +208,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         missing = [path for path in paths if not path.is_file()]
     except OSError as error:  # a name too long, for one
-        raise ModelError(f"{index} names what no file can be: {error.strerror}", DAMAGED) from None
+        raise ModelError(f"{index} names an invalid file: {error.strerror}", DAMAGED) from None
     if missing:
         raise ModelError(f"{missing[0]} is missing, though {index.name} names it", DAMAGED)
     return paths

@@ -254,7 +254,7 @@ def _keeps_manifest(asked: _Run) -> bool:
     files, where = asked.files, asked.output.where
     if where.is_stdout:
         if files.resume:
-            raise UsageError("-o - leaves nothing for --resume", "give a folder")
+            raise UsageError("-o - keeps nothing that --resume could use", "give a folder")
         return False
     in_folder = files.output is not None and not where.exact
     several = makes_several(Row(prompt="a"), asked.defaults)

@@ -28,7 +28,7 @@ image_option = partial(typer.Option, rich_help_panel="The image")
 _output = partial(typer.Option, rich_help_panel="Where it goes")
 _output_flag = partial(_output, metavar=" ")
 _machine = partial(typer.Option, rich_help_panel="Model and machine")
-_report = partial(typer.Option, rich_help_panel="What is said")
+_report = partial(typer.Option, rich_help_panel="Reporting")
 _report_flag = partial(_report, metavar=" ")
 _DEFAULT = Settings()
 
@@ -251,7 +251,9 @@ class ImageOptions:
         )
         sweep = parse_seeds(self.seeds) if self.seeds is not None else ()
         if sweep and (self.seed is not None or self.num_images != 1):
-            raise UsageError("--seeds goes with neither --seed nor --num-images", "use one of them")
+            raise UsageError(
+                "--seeds cannot be combined with --seed or --num-images", "use one of them"
+            )
         return Defaults(
             preset=preset,
             width=width,
@@ -296,9 +298,8 @@ class OutputOptions:
         bool,
         _output_flag(
             "--resume",
-            help="Go on with the run that was begun in the output folder: make only what is "
-            "missing there or is no longer whole. The prompts file may have grown or been put in "
-            "another order.",
+            help="Resume the run in the output folder: make only what is missing there or damaged. "
+            "The prompts file may have grown or been reordered.",
         ),
     ] = False
     gallery: Annotated[
@@ -336,7 +337,7 @@ class MachineOptions:
         _machine(
             "--batch-size",
             metavar="auto|N",
-            help="Images made at the same time. It changes the speed, and on a GPU perhaps a bit.",
+            help="Images per batch. It changes the speed, and on a GPU it may change single bits.",
         ),
     ] = "auto"
     workers: Annotated[

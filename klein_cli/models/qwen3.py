@@ -165,7 +165,7 @@ class Qwen3Model(nn.Module):
         depth = max(tapped_layers)
         if depth >= config.num_hidden_layers:
             raise ModelError(
-                f"hidden state {depth} is wanted of a text encoder of "
+                f"hidden state {depth} is needed, and the text encoder has "
                 f"{config.num_hidden_layers} layers",
                 "this is not the text encoder that the model was trained with",
             )

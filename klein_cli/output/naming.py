@@ -209,7 +209,7 @@ def _templated(template: str) -> Destination:
         parts = list(Formatter().parse(template))
     except ValueError as error:
         raise UsageError(
-            f"-o {template} is no template: {error}", "write {{ and }} for plain braces"
+            f"-o {template} is not a valid template: {error}", "write {{ and }} for plain braces"
         ) from None
     for _, field, spec, conversion in parts:
         if conversion:
@@ -260,7 +260,9 @@ def _inside(folder: Path, output: str) -> Path:
     climbs = Path(os.path.normpath(name)).parts[:1] == ("..",)
     leaves = climbs or name.is_absolute() or name.drive or name.root
     if not name.name or output.endswith(_SEPARATORS) or _is_unprintable(output):
-        raise UsageError(f"output {output!r} is no file name", "use a name such as cat.png")
+        raise UsageError(
+            f"output {output!r} is not a valid file name", "use a name such as cat.png"
+        )
     check_extension(name)
     path = folder / name
     if leaves or not path.parent.resolve().is_relative_to(folder.resolve()):

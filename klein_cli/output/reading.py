@@ -95,7 +95,7 @@ def read_record(path: Path) -> Record:
     except (KeyError, TypeError, AttributeError, ValueError, KleinError) as error:
         missing = isinstance(error, KeyError)
         reason = f"it has no {error}" if missing else str(error)[:200]
-        raise UsageError(f"the recipe in {path} does not make sense: {reason}", _NOT_OURS) from None
+        raise UsageError(f"the recipe in {path} is not valid: {reason}", _NOT_OURS) from None
 
 
 def read_pixels(path: Path) -> NDArray[numpy.uint8]:
@@ -190,7 +190,7 @@ def _record(table: Mapping[str, Any]) -> Record:
     """A record from JSON. Raises KeyError, TypeError, ValueError or KleinError."""
     for name in ("recipe", "settings", "model"):
         if not isinstance(table[name], dict):
-            raise TypeError(f"{name} is no table")
+            raise TypeError(f"{name} is not a table")
     recipe, settings, model = table["recipe"], table["settings"], table["model"]
     strange = [
         *(f"recipe.{_word('a key', name)}" for name in unknown(Recipe, recipe)),
@@ -238,7 +238,7 @@ def _sigmas(levels: Any) -> tuple[float, ...]:
 
 def _words(name: str, table: Any) -> dict[str, str]:
     if not isinstance(table, dict) or len(table) > _MAX_ENTRIES:
-        raise TypeError(f"{name} is no short table")
+        raise TypeError(f"{name} is not a short table")
     return {_word(name, key): _word(key, value) for key, value in table.items()}
 
 

@@ -129,7 +129,7 @@ def parse_csv(lines: Iterable[str]) -> Iterator[Row | BadRow]:
             return
         except csv.Error as error:
             # After a broken quote nothing tells where the next row begins.
-            yield BadRow(line=number, message=f"malformed CSV: {error}", hint="mend the quotes")
+            yield BadRow(line=number, message=f"malformed CSV: {error}", hint="fix the quotes")
             return
         if not any(cell.strip() for cell in cells):
             continue
@@ -156,7 +156,7 @@ def complain(source: str, faults: Iterable[BadRow]) -> NoReturn:
         shown.append(f"  and {len(faults) - _LISTED} more")
     raise UsageError(
         "\n".join([f"{name} has {len(faults)} bad lines", *shown]),
-        "mend these lines; no image was made",
+        "fix these lines; no image was made",
     )
 
 
@@ -274,7 +274,7 @@ def _parser(source: str) -> Callable[[Iterable[str]], Iterator[Row | BadRow]]:
     parsers = {"": parse_untold, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
     if suffix not in parsers:
         raise UsageError(
-            f"{source} is no kind of prompts file that klein knows",
+            f"{source} is not a prompts file that klein can read",
             "use .txt (one prompt a line), .jsonl or .csv",
         )
     return parsers[suffix]

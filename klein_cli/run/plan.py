@@ -102,7 +102,7 @@ def plan(
     recipe_of(Row(prompt="a"), defaults, seed)
     where = output.where.of(several=_several(head, defaults))
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
-        raise UsageError("-o - leaves no place for a row's output", "give a folder")
+        raise UsageError("-o - ignores a row's output", "give a folder")
     names = Names(where, overwrite=output.overwrite, today=output.today)
     planner = _Planner(defaults, seed, history, where, names, output)
     for row in chain(head, rows):

@@ -209,7 +209,7 @@ class Reproduction:
         lossy = [one for one in (source.path, path) if one.suffix.lower() != ".png"]
         if lossy:
             say = self._listener.detail if self._several else self._listener.note
-            say(f"not compared: {lossy[0]} does not keep every pixel")
+            say(f"not compared: {lossy[0]} is lossy")
             return
         try:
             found = likeness(path, read_pixels(source.path))

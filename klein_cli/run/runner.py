@@ -220,6 +220,6 @@ class Run:
         if isinstance(error, FileExistsError):
             return KleinError(what, "-y replaces it; or give another name")
         if self._journal is not None:
-            return KleinError(what, "mend that, then give the same command with --resume")
+            return KleinError(what, "fix that, then give the same command with --resume")
         where = "send it elsewhere" if path is None else "make room there, or give another -o"
         return KleinError(what, where)

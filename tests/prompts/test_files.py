@@ -116,8 +116,8 @@ def test_jsonl_null_is_unsaid() -> None:
         ('{"prompt": "a", "seed": true}', "seed must be a whole number, not true"),
         ('{"prompt": "a", "guidance": "4"}', "guidance must be a number"),
         ('{"prompt": "a", "guidance": false}', "guidance must be a number"),
-        ('{"prompt": "a", "guidance": NaN}', "malformed JSON: NaN is no number"),
-        ('{"prompt": "a", "guidance": -Infinity}', "malformed JSON: -Infinity is no number"),
+        ('{"prompt": "a", "guidance": NaN}', "malformed JSON: NaN is not a number"),
+        ('{"prompt": "a", "guidance": -Infinity}', "malformed JSON: -Infinity is not a number"),
         ('{"prompt": "a", "output": 1}', "output must be text"),
         ('{"prompt": "a", "n": 0}', "n 0 is out of range"),
         ('{"prompt": "a", "n": 1000000000}', "n 1000000000 is out of range"),
@@ -416,13 +416,13 @@ def test_recipes_refuse_what_no_picture_can_have() -> None:
 
 
 def fault(line: int) -> BadRow:
-    return BadRow(line=line, message=f"wrong {line}", hint="mend it")
+    return BadRow(line=line, message=f"wrong {line}", hint="fix it")
 
 
 def test_one_bad_line_is_one_line_of_message() -> None:
     with pytest.raises(UsageError) as caught:
         complain("p.jsonl", [fault(3)])
-    assert (caught.value.message, caught.value.hint) == ("p.jsonl line 3: wrong 3", "mend it")
+    assert (caught.value.message, caught.value.hint) == ("p.jsonl line 3: wrong 3", "fix it")
 
 
 def test_bad_lines_are_reported_together() -> None:
@@ -430,7 +430,7 @@ def test_bad_lines_are_reported_together() -> None:
         complain("-", [fault(3), fault(9)])
     first, *rest = caught.value.message.splitlines()
     assert first == "standard input has 2 bad lines"
-    assert rest == ["  line 3: wrong 3 (mend it)", "  line 9: wrong 9 (mend it)"]
+    assert rest == ["  line 3: wrong 3 (fix it)", "  line 9: wrong 9 (fix it)"]
 
 
 def test_a_flood_of_bad_lines_is_cut_short_and_counted() -> None:
@@ -438,7 +438,7 @@ def test_a_flood_of_bad_lines_is_cut_short_and_counted() -> None:
         complain("p.csv", [fault(line) for line in range(1, 1001)])
     lines = caught.value.message.splitlines()
     assert lines[0] == "p.csv has 1000 bad lines"
-    assert lines[20:] == ["  line 20: wrong 20 (mend it)", "  and 980 more"]
+    assert lines[20:] == ["  line 20: wrong 20 (fix it)", "  and 980 more"]
 
 
 def test_a_typed_prompt_has_no_line_to_name() -> None:

@@ -79,7 +79,7 @@ def test_a_full_disk_stops_the_run_with_what_is_done_intact(klein: Any, disk: Di
     *_, what, todo, tally = err.splitlines()
     assert what.startswith("error: cannot write d/")
     assert what.endswith("No space left on device")
-    assert todo == "hint: mend that, then give the same command with --resume"
+    assert todo == "hint: fix that, then give the same command with --resume"
     assert tally == f"{len(made)} of 12 images made, 0 failed"
     assert names("d") == [*sorted(Path(path).name for path in made), "manifest.jsonl"]
     assert all(is_whole(Path(path)) for path in made)

@@ -101,7 +101,7 @@ def test_all_bad_lines_are_reported_together_in_order() -> None:
             Row(prompt="a", line=1, width=100),
             Row(prompt="fine", line=2),
             Row(prompt="b", line=3, output="../x.png"),
-            BadRow(line=4, message="malformed JSON", hint="mend it"),
+            BadRow(line=4, message="malformed JSON", hint="fix it"),
             Row(prompt="c", line=5, height=512),
             Row(prompt="d", line=6, seed=2**63 - 1, n=2),
         )

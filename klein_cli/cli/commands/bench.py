@@ -90,7 +90,7 @@ def _wanted(
     if what.peer:
         check_official("--peer")
     if what.compile_vae and not what.peer:
-        raise UsageError("--compile-vae is for diffusers, which is not there", "add --peer")
+        raise UsageError("--compile-vae is for diffusers, which is not measured", "add --peer")
     return wanted
 
 
@@ -184,7 +184,7 @@ def warn_of_other_images(result: Mapping[str, Any], report: Report) -> None:
             if apart > _FAR_APART:
                 report.warn(
                     f"the images of klein and {side} are {apart:.1f} of 255 apart: they are not "
-                    "the same; klein verify looks closer"
+                    "the same; klein verify compares them in detail"
                 )
 
 

@@ -13,7 +13,7 @@ from klein_cli.bench.scope import FULL, PARTS, QUICK
 from klein_cli.presets import DEFAULT_MODEL
 
 _what = partial(typer.Option, rich_help_panel="What is measured")
-_report = partial(typer.Option, rich_help_panel="What is said")
+_report = partial(typer.Option, rich_help_panel="Reporting")
 _FLAG = " "
 
 Model = Annotated[

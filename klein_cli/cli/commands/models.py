@@ -157,7 +157,7 @@ def remove_model(name: Name, yes: Yes = False, quiet: Quiet = False) -> None:
     size = gigabytes(held)
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"removing {name} ({size}) needs a yes", "give -y")
+            raise UsageError(f"removing {name} ({size}) needs confirmation", "give -y")
         typer.confirm(
             f"Remove {size} of {repo}, for other programs that use it too?", abort=True, err=True
         )
@@ -221,7 +221,7 @@ def _cut(line: str, columns: int) -> str:
 def _say_licence(preset: Preset, repo: str, report: Report) -> None:
     page = f"https://huggingface.co/{repo}"
     if preset.name not in presets():
-        report.note(f"the licence of {repo} stands at {page}")
+        report.note(f"the licence of {repo}: {page}")
     elif not preset.free:
         report.warn(f"{preset.name} is not free: its licence is {preset.licence}, see {page}")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from klein_cli.check.verify import Comparison
 
 _LONGEST_TITLE = 60
-_REPORT = "What is said"
+_REPORT = "Reporting"
 
 Clip = Annotated[
     Path | None,

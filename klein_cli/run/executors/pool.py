@@ -163,8 +163,8 @@ class Pool(Generic[L]):
         waiting = [seat for seat in self._seats if seat.owes]
         if not waiting:
             raise KleinError(
-                f"all workers died, the last one so: {self._last_words}",
-                "see that there is memory enough, and klein on every machine",
+                f"all workers died; the last error: {self._last_words}",
+                "check that every machine has klein and enough memory",
             )
         link = self._transport.wait([seat.link for seat in waiting])
         return next(seat for seat in waiting if seat.link is link)

@@ -124,8 +124,8 @@ def _connected(address: str | None) -> Iterator[Any]:
         except Exception as error:
             raise KleinError(
                 f"Ray does not start: {first_line(error)}",
-                "see that the address and RAY_AUTH_TOKEN are right, "
-                "and klein and Ray the same on all machines",
+                "check the address and RAY_AUTH_TOKEN, and that klein and Ray are the same "
+                "versions on all machines",
             ) from None
         yield ray
     finally:

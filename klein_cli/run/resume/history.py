@@ -259,7 +259,7 @@ def _check_format(path: Path, entry: Any) -> None:
     if not isinstance(entry, dict) or entry.get("kind") != "run" or "format" not in entry:
         raise _not_ours(path)
     if int(entry["format"]) > FORMAT:
-        raise UsageError(f"{path} was written by a newer klein", "update klein to go on with it")
+        raise UsageError(f"{path} was written by a newer klein", "update klein to resume it")
 
 
 def _not_ours(path: Path) -> UsageError:
@@ -273,7 +273,7 @@ def _item(line: dict[str, Any]) -> Item:
     if PurePath(file).is_absolute() or ".." in PurePath(file).parts or not file:
         raise ValueError(f"{file} leaves the folder")
     if PurePath(file).suffix.lower() not in EXTENSIONS:
-        raise ValueError(f"{file} is no image")
+        raise ValueError(f"{file} is not an image")
     occurrence = line.get("occurrence")
     return Item(
         run=int(line["run"]),

@@ -372,7 +372,7 @@ def test_a_model_that_fails_does_not_keep_others_from_drawing(
     load = Pipeline.load
 
     def broken(*_: object, **__: object) -> Any:
-        raise ModelError("it is broken", "mend it")
+        raise ModelError("it is broken", "fix it")
 
     def fails(snapshot: Any, settings: Settings, **options: Any) -> Pipeline:
         if settings.dtype == "bfloat16" and not late:
@@ -385,7 +385,7 @@ def test_a_model_that_fails_does_not_keep_others_from_drawing(
     monkeypatch.setattr(Pipeline, "load", fails)
     code, out, err = klein("reproduce", "other.png", circle, "-o", "d/")
     assert (code, out) == (1, "d/0002-a-red-circle-on-a-white-background-7.png\n")
-    assert "error: image 1: it is broken\nhint: mend it\n" in err
+    assert "error: image 1: it is broken\nhint: fix it\n" in err
     assert err.endswith("1 of 2 images made, 1 failed\n")
     assert klein("reproduce", "other.png")[0] == 3
 

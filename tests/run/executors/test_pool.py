@@ -187,7 +187,7 @@ def test_workers_that_die_again_and_again_are_given_up(workers: Workers) -> None
             assert pool.next() is None
     assert len(workers.links) == 3
     assert not pool.capacity()
-    with pytest.raises(KleinError, match="all workers died, the last one so: it was killed"):
+    with pytest.raises(KleinError, match="all workers died; the last error: it was killed"):
         pool.next()
 
 
@@ -226,7 +226,7 @@ def test_when_the_last_one_cannot_load_again_the_run_ends_as_of_a_death(workers:
     assert pool.next() is not None
     workers.links[-1].answers.append(NO_ROOM)
     assert pool.next() is None
-    with pytest.raises(KleinError, match="all workers died, the last one so: no room"):
+    with pytest.raises(KleinError, match="all workers died; the last error: no room"):
         pool.next()
 
 

@@ -304,7 +304,7 @@ def test_nothing_that_a_worker_prints_is_a_result(tmp_path: Path) -> None:
 def test_when_no_worker_can_start_the_last_that_it_printed_is_told(tmp_path: Path) -> None:
     done = run_with_noise(tmp_path, KLEIN_TEST_FAILS="1")
     assert done.returncode == 1
-    assert "error: all workers died, the last one so: no such library" in done.stderr
+    assert "error: all workers died; the last error: no such library" in done.stderr
     assert "noise" not in done.stdout
 
 
