@@ -74,7 +74,7 @@ def _(ground: Ground) -> tuple[int, str]:
     return ground.klein("generate", "a cat")
 
 
-@provoke("--device cuda cannot be had: …")
+@provoke("--device cuda is not available: …")
 def _(ground: Ground) -> tuple[int, str]:
     without_gpu()
     return ground.klein("generate", "a cat", "-m", "tiny", "--device", "cuda")
