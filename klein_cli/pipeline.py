@@ -303,8 +303,8 @@ class Pipeline:
         with watch.phase("denoise", f"step 1 of {steps}"):
             latents = self.noise([recipe.seed for recipe in recipes], width=width, height=height)
             sigmas = schedule.sigmas(latents.packed.shape[1], steps)
-            told = watch.steps(steps, callback, trace)
-            latents = self._denoise(latents, text, sigmas, guidance, negative, told)
+            on_step = watch.steps(steps, callback, trace)
+            latents = self._denoise(latents, text, sigmas, guidance, negative, on_step)
         with watch.phase("decode", "decoding"):
             return self._decode(latents, tiled=tiled)
 

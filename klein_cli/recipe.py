@@ -85,7 +85,7 @@ class Recipe:
 
 
 def check_guidance(guidance: float) -> None:
-    """Raise UsageError for a number that is no guidance, NaN among them."""
+    """Raise UsageError for a number that is not a valid guidance, NaN among them."""
     if not 0.0 <= guidance <= 100.0:
         raise UsageError(f"guidance {guidance} is out of range", "use a number from 0 to 100")
 

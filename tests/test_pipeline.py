@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from klein_cli.checkpoints.reader import Arrival
+from klein_cli.checkpoints.reader import ReadHandle
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.engines.native import NativeEngine
 from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
@@ -181,7 +181,7 @@ def test_a_model_that_proves_too_large_when_its_weights_come_is_no_pictures_faul
 ) -> None:
     """Nor would fewer images, smaller ones or tiles help."""
     pipeline = load(small_snapshot, CPU)
-    arrival = Arrival(1, 0, None)
+    arrival = ReadHandle(1, 0, None)
     arrival.finish(torch.OutOfMemoryError("CUDA out of memory"))
     part = Part(torch.nn.Module(), arrival)
     pipeline.parts["transformer"] = part

@@ -110,24 +110,24 @@ def encoder(config: Qwen3Config, layers: int) -> int:
 def vae_decoder(config: VaeConfig, width: int, height: int) -> int:
     """The VAE's decoder: convolutions, and one attention over all places."""
     side = PIXELS_PER_TOKEN // LATENTS_PER_TOKEN_SIDE
-    places = width // side * (height // side)
+    positions = width // side * (height // side)
     latents, widths = config.latent_channels, config.block_out_channels[::-1]
     first, last = widths[0], widths[-1]
-    count = places * latents * latents + places * 9 * latents * first
-    count += 2 * _resnet(first, first, places)
-    count += places * 4 * first * first + 2 * places * places * first
+    count = positions * latents * latents + positions * 9 * latents * first
+    count += 2 * _resnet(first, first, positions)
+    count += positions * 4 * first * first + 2 * positions * positions * first
     before = first
     for level, channels in enumerate(widths):
-        count += _resnet(before, channels, places)
-        count += config.layers_per_block * _resnet(channels, channels, places)
+        count += _resnet(before, channels, positions)
+        count += config.layers_per_block * _resnet(channels, channels, positions)
         if level < len(widths) - 1:
-            places *= 4
-            count += places * 9 * channels * channels
+            positions *= 4
+            count += positions * 9 * channels * channels
         before = channels
-    count += places * 9 * last * 3
+    count += positions * 9 * last * 3
     return 2 * count
 
 
-def _resnet(before: int, after: int, places: int) -> int:
+def _resnet(before: int, after: int, positions: int) -> int:
     shortcut = before * after if before != after else 0
-    return places * (9 * before * after + 9 * after * after + shortcut)
+    return positions * (9 * before * after + 9 * after * after + shortcut)

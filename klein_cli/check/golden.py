@@ -42,7 +42,7 @@ class Golden:
 
 
 def read_golden(path: Path = FILE) -> Golden:
-    """The golden image. Raises OSError when it is not there or no image."""
+    """The golden image. Raises OSError when it is missing or not an image."""
     import numpy
     from PIL import Image
 

@@ -46,7 +46,7 @@ class Measure:
 
     @property
     def passed(self) -> bool:
-        """False also for a value that is no number."""
+        """False also for NaN."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def words(self) -> tuple[str, str]:

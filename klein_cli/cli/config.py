@@ -251,7 +251,7 @@ def _options(place: Any) -> dict[str, Any]:
 
 
 def _values(table: Mapping[str, Any], ctx: Any) -> dict[str, Any]:
-    """The defaults for the command of `ctx`, by parameter: deeper tables go before higher ones."""
+    """The defaults for the command of `ctx`, by parameter; deeper tables take precedence."""
     options = _options(ctx.command)
     path: list[str] = []
     while ctx.parent is not None:

@@ -386,7 +386,7 @@ class MachineOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """What is said of a run, and how."""
+    """What is reported of a run, and how."""
 
     json: Json = False
     quiet: Quiet = False

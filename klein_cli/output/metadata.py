@@ -71,8 +71,8 @@ def record(
 
     `revision` is the model's commit in the hub's `repo`; `weights` its fingerprint; `sigmas` are
     the noise levels, steps + 1 of them; `provenance` names the versions and the machine;
-    `step_down` says what was done differently for want of memory. No time of day and no path goes
-    in: the same recipe gives the same file, and a file tells nothing of whose disk it came from.
+    `step_down` says what was done differently because memory ran out. No time of day and no
+    path goes in: the same recipe gives the same file, which says nothing of whose disk it is from.
     """
     written: dict[str, Any] = {
         "format": FORMAT,

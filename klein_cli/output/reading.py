@@ -52,7 +52,7 @@ class Record:
 
     `repo` and `revision` are the model's place on the hub, None for a folder or the embedded
     model; `weights` is its fingerprint; `sigmas` are the noise levels; `provenance` names versions
-    and machine; `step_down` what was done for want of memory. An older `format` leaves some of
+    and machine; `step_down` what was done because memory ran out. An older `format` leaves some of
     them empty. `unknown` names what a klein of this format said that this klein does not know.
     """
 
@@ -72,7 +72,7 @@ class Record:
 def read_record(path: Path) -> Record:
     """The record in a PNG, JPEG or WebP file.
 
-    Raises UsageError when the file cannot be read, is no image, or holds no record that makes
+    Raises UsageError when the file cannot be read, is not an image, or holds no record that makes
     sense.
     """
     text = _text(path)
@@ -114,10 +114,10 @@ def is_whole(path: Path) -> bool:
     return _is_whole(path.read_bytes())
 
 
-def is_wreck(path: Path) -> bool:
+def is_torn(path: Path) -> bool:
     """Whether `path` is what is left of such an image: nothing, zeros, or no whole one.
 
-    What begins as no image is a file of somebody else's. Raises OSError if it cannot be read.
+    What does not begin as an image is somebody else's file. Raises OSError if it cannot be read.
     """
     data = path.read_bytes()
     begun = any(beginning.startswith(data[: len(beginning)]) for beginning in _BEGINNINGS)

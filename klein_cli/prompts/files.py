@@ -86,7 +86,7 @@ def parse_txt(lines: Iterable[str]) -> Iterator[Row | BadRow]:
             yield Row(prompt=line, line=number)
 
 
-def parse_untold(lines: Iterable[str]) -> Iterator[Row | BadRow]:
+def parse_undeclared(lines: Iterable[str]) -> Iterator[Row | BadRow]:
     """From a pipe, which has no name to tell its format: JSON Lines where the first line that is
     not blank is an object with a prompt, else a prompt a line.
     """
@@ -143,19 +143,19 @@ def parse_csv(lines: Iterable[str]) -> Iterator[Row | BadRow]:
             yield _row_or_fault(number, _csv_values, header, cells)
 
 
-def complain(source: str, faults: Iterable[BadRow]) -> NoReturn:
+def refuse_rows(source: str, bad_rows: Iterable[BadRow]) -> NoReturn:
     """Raise one UsageError that names every bad line of `source`, the first twenty in full."""
-    faults = list(faults)
+    bad_rows = list(bad_rows)
     name = name_of(source)
-    if len(faults) == 1:
-        fault = faults[0]
+    if len(bad_rows) == 1:
+        fault = bad_rows[0]
         where = f"{name} line {fault.line}: " if source else ""
         raise UsageError(where + fault.message, fault.hint)
-    shown = [f"  line {fault.line}: {fault.message} ({fault.hint})" for fault in faults[:_LISTED]]
-    if len(faults) > _LISTED:
-        shown.append(f"  and {len(faults) - _LISTED} more")
+    shown = [f"  line {fault.line}: {fault.message} ({fault.hint})" for fault in bad_rows[:_LISTED]]
+    if len(bad_rows) > _LISTED:
+        shown.append(f"  and {len(bad_rows) - _LISTED} more")
     raise UsageError(
-        "\n".join([f"{name} has {len(faults)} bad lines", *shown]),
+        "\n".join([f"{name} has {len(bad_rows)} bad lines", *shown]),
         "fix these lines; no image was made",
     )
 
@@ -271,7 +271,7 @@ def _csv_number(name: str, cell: str) -> Any:
 def _parser(source: str) -> Callable[[Iterable[str]], Iterator[Row | BadRow]]:
     suffix = "" if source == STDIN else Path(source).suffix.lower()
     # No ending is what a shell's process substitution gives.
-    parsers = {"": parse_untold, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
+    parsers = {"": parse_undeclared, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
     if suffix not in parsers:
         raise UsageError(
             f"{source} is not a prompts file that klein can read",

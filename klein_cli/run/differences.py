@@ -58,7 +58,7 @@ def model_of(path: Path, record: Record) -> Snapshot:
     return snapshot
 
 
-def row_again(then: Recipe, defaults: Defaults, *, prompt: str | None = None) -> Row:
+def row_of_recipe(then: Recipe, defaults: Defaults, *, prompt: str | None = None) -> Row:
     """A row for the image of a recipe, but for what `defaults` and `prompt` say instead of it.
 
     A model of the other kind (distilled, or base) keeps its own steps and guidance.
@@ -76,7 +76,7 @@ def settings_here(
     """How to compute it here, and in which ways that is not what was done then.
 
     `given` are the user's own words; `device` is where they like to run if it is of the image's
-    kind. Raises UsageError for what cannot be had here and changes the image beyond recognition.
+    kind. Raises UsageError for what is not available here and changes the image beyond recognition.
     """
     import torch
 
@@ -113,7 +113,7 @@ def settings_here(
 
 
 def _possible(wanted: Settings, free: Mapping[str, str], preset: Preset) -> Settings:
-    """`wanted`, with the free ones of its fields given up, one by one, that cannot be had here."""
+    """`wanted` without those of its free fields that are not available here, tried one by one."""
     while (complaint := _complaint(wanted, preset)) is not None:
         without = (wanted.with_(**{name: other}) for name, other in free.items())
         better = (less for less in without if _complaint(less, preset) != complaint)

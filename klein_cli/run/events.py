@@ -1,4 +1,4 @@
-"""What a run tells while it goes: events of its images, and words for whoever listens."""
+"""What a run reports on its way: events of its images, and words for whoever listens."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """An image could not be made or saved. An `error` that is no KleinError is a bug."""
+    """An image could not be made or saved. An `error` that is not a KleinError is a bug."""
 
     job: Job
     error: Exception

@@ -13,7 +13,7 @@ from types import FrameType
 def defer_sigint() -> Iterator[None]:
     """An interrupt within the block comes behind it; a second one comes at once.
 
-    Python's imports do not bear one: torch would go on without the numpy that was half imported,
+    Python's imports do not survive one: torch would run without the numpy that was half imported,
     and every image fail of it.
     """
     before = signal.getsignal(signal.SIGINT)

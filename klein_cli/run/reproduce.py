@@ -61,7 +61,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class Overrides:
     """How the user wants images drawn again: the `settings` that were typed, the `device` where
     they like to run, None for the image's, and as for a run of other images.
     """
@@ -77,14 +77,18 @@ class Reproduction:
     """The images of one command, drawn by one model after another."""
 
     def __init__(
-        self, sources: Sequence[Source], jobs: Sequence[Job], wishes: Wishes, listener: Listener
+        self,
+        sources: Sequence[Source],
+        jobs: Sequence[Job],
+        overrides: Overrides,
+        listener: Listener,
     ) -> None:
         origins = [source for source in sources for _ in source.recipes]
         self._origin = dict(zip((job.index for job in jobs), origins, strict=True))
         self._jobs = jobs
         self._several = len(sources) > 1
         self._compared = self._same = 0
-        self._wishes = wishes
+        self._overrides = overrides
         self._listener = listener
         self._run: Run | None = None
 
@@ -97,7 +101,7 @@ class Reproduction:
             if snapshot is None:
                 continue
             tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
-            strict, several = self._wishes.strict, len(self._jobs) > 1
+            strict, several = self._overrides.strict, len(self._jobs) > 1
             check_lengths(tokenize, jobs, several=several, strict=strict, listener=self._listener)
             tokens |= {job.index: tokenize(job.recipe.prompt) for job in jobs}
         return tokens
@@ -129,7 +133,7 @@ class Reproduction:
 
     def _draw(self, jobs: Sequence[Job]) -> Iterator[Event]:
         timings = Timings()
-        source, wishes = self._origin[jobs[0].index], self._wishes
+        source, overrides = self._origin[jobs[0].index], self._overrides
         self._listener.doing("starting torch")
         # Here, before torch's threads are counted.
         with quick_start(), timings.imports(), defer_sigint():
@@ -141,10 +145,10 @@ class Reproduction:
             self._listener.expect(len(self._jobs))
             self._run = Run(
                 executor=ready.executor,
-                batch_size=wishes.batch_size or ready.batch_size,
-                overwrite=wishes.output.overwrite,
+                batch_size=overrides.batch_size or ready.batch_size,
+                overwrite=overrides.output.overwrite,
                 stdout=sys.stdout.buffer,
-                bare=wishes.output.bare,
+                no_metadata=overrides.output.no_metadata,
                 threads=ready.writers,
             )
             for event in self._run.events(jobs):
@@ -158,25 +162,25 @@ class Reproduction:
     def _started(
         self, jobs: Sequence[Job], source: Source, timings: Timings
     ) -> Iterator[ReadyExecutor]:
-        wishes = self._wishes
+        overrides = self._overrides
         settings, lines = settings_here(
-            source.record.settings, wishes.settings, wishes.device, source.preset
+            source.record.settings, overrides.settings, overrides.device, source.preset
         )
         started = start(
             source.model,
             settings,
             Placement(),
             jobs,
-            strict=wishes.strict,
+            strict=overrides.strict,
             listener=self._listener,
             timings=timings,
             snapshot=source.snapshot,
         )
         with started as ready:
-            self._say_differences(jobs, lines, source.preset.name, ready.origin)
+            self._report_differences(jobs, lines, source.preset.name, ready.origin)
             yield ready
 
-    def _say_differences(
+    def _report_differences(
         self, jobs: Sequence[Job], lines: Sequence[str], model: str, origin: Origin
     ) -> None:
         """A warning a difference; of variations, where they say little, a detail."""

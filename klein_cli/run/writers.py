@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _WAITING = 2
-"""Images a thread may have, the one in hand included: the memory they take has a bound."""
+"""Images a thread may have, the one it writes included: the memory they take has a bound."""
 
 
 class _Task(Generic[T]):

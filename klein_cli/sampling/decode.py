@@ -97,18 +97,18 @@ def _tiles(length: int) -> list[tuple[slice, Tensor]]:
     side = min(_TILE, math.ceil(length * 4 / 7))
     count = math.ceil((length - side // 4) / (side - side // 4))
     steps = max(count - 1, 1)
-    places = [
+    spans = [
         slice(start, start + side)
         for start in (round(n * (length - side) / steps) for n in range(count))
     ]
     weights = torch.zeros(count, _SCALE * length)
-    for weight, place in zip(weights, places, strict=True):
+    for weight, span in zip(weights, spans, strict=True):
         # From 1 at the edge to the tile's middle and back: what two tiles share fades evenly.
         ramp = torch.arange(1.0, _SCALE * side + 1)
-        weight[_scaled(place)] = torch.minimum(ramp, ramp.flip(0))
+        weight[_scaled(span)] = torch.minimum(ramp, ramp.flip(0))
     weights /= weights.sum(0)
-    return [(place, weight[_scaled(place)]) for place, weight in zip(places, weights, strict=True)]
+    return [(span, weight[_scaled(span)]) for span, weight in zip(spans, weights, strict=True)]
 
 
-def _scaled(place: slice) -> slice:
-    return slice(_SCALE * place.start, _SCALE * place.stop)
+def _scaled(span: slice) -> slice:
+    return slice(_SCALE * span.start, _SCALE * span.stop)

@@ -86,7 +86,7 @@ def _(ground: Ground) -> tuple[int, str]:
     return ground.klein(*line)
 
 
-@provoke("--quantize fp8 needs a GPU")
+@provoke("--quantize fp8 needs an NVIDIA GPU")
 def _(ground: Ground) -> tuple[int, str]:
     return ground.klein("generate", "a cat", "-m", "tiny", "--device", "cpu", "--quantize", "fp8")
 

@@ -14,12 +14,12 @@ from klein_cli.errors import UsageError
 from klein_cli.presets import presets
 from klein_cli.prompts.files import (
     BadRow,
-    complain,
     parse_csv,
     parse_jsonl,
     parse_txt,
     read_prompt,
     read_rows,
+    refuse_rows,
 )
 from klein_cli.prompts.rows import Defaults, Row, own_seeds, prompt_fault, recipe_of
 from klein_cli.prompts.utf8 import decode, lines_of
@@ -421,13 +421,13 @@ def fault(line: int) -> BadRow:
 
 def test_one_bad_line_is_one_line_of_message() -> None:
     with pytest.raises(UsageError) as caught:
-        complain("p.jsonl", [fault(3)])
+        refuse_rows("p.jsonl", [fault(3)])
     assert (caught.value.message, caught.value.hint) == ("p.jsonl line 3: wrong 3", "fix it")
 
 
 def test_bad_lines_are_reported_together() -> None:
     with pytest.raises(UsageError) as caught:
-        complain("-", [fault(3), fault(9)])
+        refuse_rows("-", [fault(3), fault(9)])
     first, *rest = caught.value.message.splitlines()
     assert first == "standard input has 2 bad lines"
     assert rest == ["  line 3: wrong 3 (fix it)", "  line 9: wrong 9 (fix it)"]
@@ -435,7 +435,7 @@ def test_bad_lines_are_reported_together() -> None:
 
 def test_a_flood_of_bad_lines_is_cut_short_and_counted() -> None:
     with pytest.raises(UsageError) as caught:
-        complain("p.csv", [fault(line) for line in range(1, 1001)])
+        refuse_rows("p.csv", [fault(line) for line in range(1, 1001)])
     lines = caught.value.message.splitlines()
     assert lines[0] == "p.csv has 1000 bad lines"
     assert lines[20:] == ["  line 20: wrong 20 (fix it)", "  and 980 more"]
@@ -443,5 +443,5 @@ def test_a_flood_of_bad_lines_is_cut_short_and_counted() -> None:
 
 def test_a_typed_prompt_has_no_line_to_name() -> None:
     with pytest.raises(UsageError) as caught:
-        complain("", [fault(0)])
+        refuse_rows("", [fault(0)])
     assert caught.value.message == "wrong 0"

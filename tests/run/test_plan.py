@@ -149,7 +149,7 @@ def test_standard_output_takes_one_picture_without_a_name() -> None:
     assert first(planned(Row(prompt="a"), output="-")).path is None
     with pytest.raises(UsageError, match="one image"):
         planned(Row(prompt="a"), output="-", n=2)
-    with pytest.raises(UsageError, match="no place for a row's output"):
+    with pytest.raises(UsageError, match="cannot be combined with a row's output"):
         planned(Row(prompt="a", output="x.png"), output="-")
 
 

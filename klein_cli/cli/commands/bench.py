@@ -38,8 +38,8 @@ _SIZES = ((1024, 1024), (512, 512))
 _EVENT = "benched"
 _PIPED_WIDTH = 160
 _FAR_APART = 5.0
-"""Mean levels of 255 from which on two images are not one, by two hands: sglang's own limit for
-this model. Rounding in bfloat16 makes about 1."""
+"""Mean levels of 255 from which on two implementations do not make one image: sglang's own
+limit for this model. Rounding in bfloat16 makes about 1."""
 
 
 @grouped(leave_out=("workers", "ray"))
@@ -113,7 +113,7 @@ def _amount(quick: bool, rounds: int | None, pictures: int | None) -> Amount:
 def images_of(
     preset: Preset, steps: int | None, sizes: Sequence[str] | None, quick: bool
 ) -> dict[str, Any]:
-    """Sizes, steps and guidance of the images. Raises UsageError for one that cannot be."""
+    """Sizes, steps and guidance of the images. Raises UsageError for one that is not valid."""
     wanted = [parse_size(size) for size in sizes or ()] or _usual_sizes(preset)[: 1 if quick else 2]
     recipes = [
         recipe_of(

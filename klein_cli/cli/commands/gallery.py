@@ -55,14 +55,14 @@ def add_page(folder: Path, report: Report, *, overwrite: bool) -> int:
     try:
         made = write_page(folder, report, overwrite=overwrite)
     except KleinError as error:
-        report.warn(f"{error.message}: there is no gallery of this run")
+        report.warn(f"{error.message}: this run has no gallery")
         return 1
     report.note(f"gallery: {made.page} ({made.images} images)")
     return 0
 
 
 def write_page(folder: Path, report: Report, *, overwrite: bool) -> Gallery:
-    """Make the page; warns of files that are no images. Raises KleinError."""
+    """Make the page; warns of files that are not images. Raises KleinError."""
     try:
         made = write_gallery(
             folder,

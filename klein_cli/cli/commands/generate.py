@@ -23,7 +23,7 @@ def generate(
     model: options.Model = DEFAULT_MODEL,
     machine: options.MachineOptions,
     show: options.Show = False,
-    told: options.ReportOptions,
+    reporting: options.ReportOptions,
 ) -> None:
     """Draw images from words. Paths go to standard output, all else to standard error."""
     from klein_cli.cli.generation import run_generate
@@ -37,6 +37,6 @@ def generate(
         model=model,
         machine=machine,
         show=show,
-        told=told,
+        reporting=reporting,
     )
     raise typer.Exit(code)

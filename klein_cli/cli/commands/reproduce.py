@@ -30,10 +30,10 @@ from klein_cli.output.reading import read_record
 from klein_cli.presets import Preset
 from klein_cli.prompts.rows import ignored, recipe_of
 from klein_cli.prompts.source import typed_prompt
-from klein_cli.run.differences import model_of, row_again
+from klein_cli.run.differences import model_of, row_of_recipe
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, check_folders
-from klein_cli.run.reproduce import Reproduction, Source, Wishes, names_of
+from klein_cli.run.reproduce import Overrides, Reproduction, Source, names_of
 from klein_cli.settings import CHOICES
 
 THE_IMAGES = "the image's"
@@ -118,7 +118,7 @@ def reproduce(
     files: options.OutputOptions,
     model: options.Model,
     machine: options.MachineOptions,
-    told: options.ReportOptions,
+    reporting: options.ReportOptions,
 ) -> None:
     """Draw an image again from the recipe inside it; any option makes a variation of it.
 
@@ -130,7 +130,7 @@ def reproduce(
     """
 
     def run(report: Report) -> int:
-        wishes = _wishes(context, machine, strict, parsed_output(files, told))
+        overrides = _overrides(context, machine, strict, parsed_output(files, reporting))
         typed = only_typed(context, prompts)
         prompt = typed.prompt_option
         asked = _Variation(
@@ -144,20 +144,22 @@ def reproduce(
             report.detail(line)
         report.detail(f"from {names_of(images)}: all else that the recipe says")
         _warn_of_no_effect(sources, asked, report)
-        return _reproduce(sources, wishes, report, only_plan=files.dry_run)
+        return _reproduce(sources, overrides, report, only_plan=files.dry_run)
 
-    raise typer.Exit(run_command(run, output=files.output, dry_run=files.dry_run, **asdict(told)))
+    raise typer.Exit(
+        run_command(run, output=files.output, dry_run=files.dry_run, **asdict(reporting))
+    )
 
 
-def _wishes(
+def _overrides(
     context: typer.Context,
     machine: options.MachineOptions,
     strict: bool,
     output: Output,
-) -> Wishes:
+) -> Overrides:
     typed = only_typed(context, machine)
     typed.settings()  # which refuses what is not valid
-    return Wishes(
+    return Overrides(
         settings={name: getattr(typed, name) for name in CHOICES if was_typed(context, name)},
         device=None if machine.device == THE_IMAGES else machine.device,
         batch_size=machine.images_per_batch(),
@@ -167,38 +169,38 @@ def _wishes(
 
 
 def _reproduce(
-    sources: Sequence[Source], wishes: Wishes, report: Report, *, only_plan: bool
+    sources: Sequence[Source], overrides: Overrides, report: Report, *, only_plan: bool
 ) -> int:
-    jobs = _named(sources, wishes.output)
-    again = Reproduction(sources, jobs, wishes, report)
+    jobs = _named(sources, overrides.output)
+    reproduction = Reproduction(sources, jobs, overrides, report)
     if only_plan:
-        tokens = again.tokens()
+        tokens = reproduction.tokens()
         dry_run(jobs, lambda job: tokens.get(job.index), None, report=report)
         return 0
     report.event("started", klein=__version__, pictures=len(jobs))
     with report.bar:
-        return RunReporter(report, len(jobs)).follow(again, jobs)
+        return RunReporter(report, len(jobs)).follow(reproduction, jobs)
 
 
 def _sources(images: Sequence[Path], asked: _Variation) -> list[Source]:
     """Every image read and its recipes made. Raises one error that names all that cannot be."""
-    sources, faults = [], []
+    sources, errors = [], []
     named = preset_for(asked.model) if asked.model is not None else None
     snapshots: dict[tuple[str, str | None], Snapshot] = {}
     for path in images:
         try:
             sources.append(_read(path, asked, named, snapshots))
         except KleinError as error:
-            faults.append(error)
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        lines = [f"  {fault.message}" for fault in faults]
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = [f"  {error.message}" for error in errors]
         # One kind of fault keeps its exit code.
-        kind = type(faults[0]) if len({fault.exit_code for fault in faults}) == 1 else UsageError
+        kind = type(errors[0]) if len({error.exit_code for error in errors}) == 1 else UsageError
         raise kind(
-            "\n".join([f"{len(faults)} of {len(images)} images cannot be used", *lines]),
-            f"{faults[0].hint}; no image was made",
+            "\n".join([f"{len(errors)} of {len(images)} images cannot be used", *lines]),
+            f"{errors[0].hint}; no image was made",
         )
     return sources
 
@@ -222,7 +224,7 @@ def _read(
         negative_prompt=asked.negative_prompt,
         like=(then.width, then.height),
     )
-    row = row_again(then, defaults, prompt=asked.prompt)
+    row = row_of_recipe(then, defaults, prompt=asked.prompt)
     seed = then.seed if asked.image.seed is None else asked.image.seed
     return Source(
         path=path,
@@ -244,7 +246,7 @@ def _named(sources: Sequence[Source], output: Output) -> list[Job]:
     jobs = []
     for index, recipe in enumerate(drawn, start=1):
         path = names.of(index, recipe)
-        if not output.bare:
+        if not output.no_metadata:
             check_room(recipe, path.suffix)
         jobs.append(Job(index=index, recipe=recipe, path=path, exact=where.exact))
     check_folders({job.path.parent for job in jobs if job.path is not None})

@@ -55,16 +55,16 @@ def dry_run(
 
 
 def _summary(images: int, there: int, groups: Counter[Group]) -> str:
-    said = [
+    parts = [
         f"{count} of {width}x{height}, {steps} step{'s' * (steps > 1)}"
         for (width, height, steps, _), count in groups.most_common(_GROUPS)
     ]
     if len(groups) > _GROUPS:
-        said.append(f"and {len(groups) - _GROUPS} more groups")
+        parts.append(f"and {len(groups) - _GROUPS} more groups")
     whole = f"{images} image{'s' * (images != 1)} to make"
     if there:
         whole += f", {there} there already"
-    return f"{whole}: {'; '.join(said)}" if len(groups) > 1 or (there and groups) else whole
+    return f"{whole}: {'; '.join(parts)}" if len(groups) > 1 or (there and groups) else whole
 
 
 def _facts(group: Group, count: int) -> dict[str, object]:

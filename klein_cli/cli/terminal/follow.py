@@ -1,4 +1,4 @@
-"""A run's events -> what the user is told, and the exit code."""
+"""A run's events -> what the user sees, and the exit code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Runnable(Protocol):
 class RunReporter:
     """Counts what becomes of a run's `wanted` images, while it tells of each.
 
-    `failures` is the file that failed rows are kept in, and None when the run cannot be taken up
+    `failures` is the file that failed rows are kept in, and None when the run cannot be resumed
     again.
     """
 

@@ -48,14 +48,14 @@ def preview(*, wanted: bool) -> Preview | None:
 
 def _kind(*, in_colour: bool) -> type:
     """The best of the library's ways for this terminal."""
-    with _nobody_to_ask() if not sys.stdin.isatty() else contextlib.nullcontext():
+    with _without_queries() if not sys.stdin.isatty() else contextlib.nullcontext():
         from textual_image.renderable import Image, UnicodeImage
     # Half-blocks without colours are bars; shades of characters still show something.
     return Image if in_colour else UnicodeImage
 
 
 @contextlib.contextmanager
-def _nobody_to_ask() -> Iterator[None]:
+def _without_queries() -> Iterator[None]:
     """With standard input elsewhere no answer can come: the library then takes half-blocks."""
     kept = sys.__stdin__
     vars(sys)["__stdin__"] = None

@@ -94,29 +94,29 @@ class Bar(Shown):
     def _describe(self) -> None:
         if not self._progress or self._task is None:
             return
-        said = []
+        parts = []
         if self._wanted > 1:
-            said.append(f"{self._made} of {self._wanted} images")
-            said += self._pace()
+            parts.append(f"{self._made} of {self._wanted} images")
+            parts += self._pace()
         if self._doing:
-            said.append(self._doing)
+            parts.append(self._doing)
         if self._wanted == 1 and 0 < self._reached < 1:
             spent = time.monotonic() - self._began
             left = round(spent * (1 - self._reached) / self._reached)
             if left:
-                said.append(f"about {f'{left} s' if left < 60 else timedelta(seconds=left)} left")
-        self._progress.update(self._task, description=", ".join(said))
+                parts.append(f"about {f'{left} s' if left < 60 else timedelta(seconds=left)} left")
+        self._progress.update(self._task, description=", ".join(parts))
 
     def _pace(self) -> list[str]:
-        said = []
+        parts = []
         spent = self._times[-1] - self._times[0]
         if self._made and spent > 0:
             rate = (len(self._times) - 1) / spent
-            said.append(f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each")
-            said.append(f"{timedelta(seconds=round((self._wanted - self._made) / rate))} left")
+            parts.append(f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each")
+            parts.append(f"{timedelta(seconds=round((self._wanted - self._made) / rate))} left")
         if self._failed:
-            said.append(f"{self._failed} failed")
-        return said
+            parts.append(f"{self._failed} failed")
+        return parts
 
 
 def watched() -> bool:

@@ -55,7 +55,7 @@ class Report:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """An error of the block, which goes on its way, is an event too."""
+        """An error of the block, which propagates, is an event too."""
         try:
             yield
         except KleinError as error:

@@ -34,7 +34,7 @@ def _add_biased(
 
 
 @triton.jit
-def _enlarge(
+def _upsample(
     x, out, pixels, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr
 ):  # fmt: skip
     pixel, channel, inside = _tile(pixels, CHANNELS, BLOCK, PIXELS)
@@ -63,7 +63,7 @@ def upsample(x: Tensor) -> Tensor:
     images, channels, height, width = x.shape
     out = x.new_empty(images, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
     channels, block, tile, pixels = _tiles(x)
-    _enlarge[(triton.cdiv(pixels, tile),)](
+    _upsample[(triton.cdiv(pixels, tile),)](
         x, out, pixels, width, CHANNELS=channels, BLOCK=block, PIXELS=tile, **options(8)
     )
     return out

@@ -122,15 +122,15 @@ class ReadyExecutor:
 
 
 def draw(
-    renderer: Renderer, recipes: Sequence[Recipe], *, tiled: bool, **told: Any
+    renderer: Renderer, recipes: Sequence[Recipe], *, tiled: bool, **watching: Any
 ) -> tuple[list[Pixels], Exception | None]:
     """The images of a batch, or what went wrong, of which no memory hangs.
 
-    `told` goes to `Renderer.render`. When an image does not fit in any way, the error says what
+    `watching` goes to `Renderer.render`. When an image does not fit in any way, the error says what
     would.
     """
     try:
-        return renderer.render(recipes, tiled=tiled, **told), None
+        return renderer.render(recipes, tiled=tiled, **watching), None
     except Exception as error:
         # A traceback's frames hold the tensors that the next try needs the place of.
         traceback.clear_frames(error.__traceback__)

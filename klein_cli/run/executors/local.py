@@ -124,9 +124,9 @@ def grouped(names: Iterable[str]) -> str:
             kin.setdefault(".".join(name.split(".")[:2]), []).append(name)
     # Numbers that follow each other are as far apart as their places in the list.
     runs = groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0])
-    said = [_run([number for _, number in run]) for _, run in runs]
-    said += [alike[0] if len(alike) == 1 else f"{top}.*" for top, alike in kin.items()]
-    return ", ".join(said)
+    parts = [_run([number for _, number in run]) for _, run in runs]
+    parts += [alike[0] if len(alike) == 1 else f"{top}.*" for top, alike in kin.items()]
+    return ", ".join(parts)
 
 
 def _run(numbers: list[int]) -> str:

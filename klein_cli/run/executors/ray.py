@@ -118,8 +118,8 @@ def _connected(address: str | None) -> Iterator[Any]:
     sys.modules["ray._private.worker"]._worker_logs_enabled = False  # type: ignore[attr-defined]
     try:
         try:
-            _knock(address or "")
-            with defer_sigint():  # Ray's own threads do not bear one while they start
+            _check_reachable(address or "")
+            with defer_sigint():  # Ray's own threads do not survive one while they start
                 ray.init(address=address, logging_level="CRITICAL", log_to_driver=False)
         except Exception as error:
             raise KleinError(
@@ -132,7 +132,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise OSError when nobody answers at HOST:PORT: Ray would try again for many minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from klein_cli.errors import KleinError
-from klein_cli.output.reading import Record, is_wreck, read_record
+from klein_cli.output.reading import Record, is_torn, read_record
 from klein_cli.recipe import Recipe
 from klein_cli.run.resume.history import Item, file_hash, recipe_hash
 
@@ -43,7 +43,7 @@ def look(
             return Existing.MADE
         if found == item.begun:
             return Existing.UNRECORDED
-        if is_wreck(path):
+        if is_torn(path):
             return Existing.TORN
         record = read_record(path)
         is_it = record.recipe == recipe and _computed_by(settings or {}, record)

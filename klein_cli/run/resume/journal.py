@@ -68,15 +68,15 @@ class RunJournal:
             self._run = self._last + 1
             self._manifest.begin(self._run, model=model, seed=seed)
 
-    def computed_with(self, origin: Origin, *, bare: bool) -> str | None:
+    def computed_with(self, origin: Origin, *, no_metadata: bool) -> str | None:
         """Write down by which weights and how images are computed, and whether they tell of it
-        (they are `bare` if not); what to say if the earlier ones were made otherwise.
+        (not if `no_metadata`); what to say if the earlier ones were made otherwise.
         """
         now = {"weights": str(origin.model.weights)}
         now |= {name: str(value) for name, value in asdict(origin.settings).items()}
         if "threads" in origin.provenance:
             now["threads"] = origin.provenance["threads"]
-        now["metadata"] = "no" if bare else "yes"
+        now["metadata"] = "no" if no_metadata else "yes"
         before = self._settings or {}
         if now == before:
             return None
