@@ -1,6 +1,6 @@
 """Bytes of files -> tensors on one device, by several threads, in the order asked for.
 
-Whoever asks goes on with something else and waits for what is needed next. On the host each thread
+Whoever asks does something else and waits for what is needed next. On the host each thread
 holds one buffer and nothing more.
 """
 

@@ -95,6 +95,7 @@ class BenchOptions:
     pictures: Annotated[
         int | None,
         _what(
+            "--images",
             "--pictures",
             metavar="N",
             min=1,

@@ -25,7 +25,7 @@ from klein_cli.cli.app import main
 codes = [main(line) for line in ast.literal_eval(sys.argv[1])]
 print("codes", codes, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 """
-SMALL = ("--device", "cpu", "--quick", "--size", "64x64", "--rounds", "2", "--pictures", "2")
+SMALL = ("--device", "cpu", "--quick", "--size", "64x64", "--rounds", "2", "--images", "2")
 Bench = Callable[..., tuple[int, str, str]]
 
 
