@@ -36,13 +36,13 @@ def test_a_number_that_torch_reads_otherwise_is_no_gpu(device: str) -> None:
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_changed_copy_is_checked_as_the_first_one_was(name: str) -> None:
-    """A picture's record and a worker's message end here too."""
+    """An image's record and a worker's message end here too."""
     with pytest.raises(UsageError, match=f"--{name} nonsense is not valid"):
         Settings().with_(**{name: "nonsense"})
 
 
 def test_every_setting_is_listed() -> None:
-    """A new field that -v does not tell of would change pictures in silence."""
+    """A new field that -v does not tell of would change images in silence."""
     last = {name: choice.words[-1] for name, choice in CHOICES.items()}
     listed = Settings(**last).listed()
     assert listed == (

@@ -42,7 +42,7 @@ class Ceiling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """Seconds below which no picture can be made if every operation ran at the best rate."""
+    """Seconds below which no image can be made if every operation ran at the best rate."""
 
     encode: float
     step: float
@@ -124,7 +124,7 @@ def _matmul(
 def _fp8(shape: tuple[int, int, int], device: torch.device, budget: float) -> Ceiling:
     """klein's own layer: a scale for every row of the left and every column of the right matrix."""
     if not device_for(device).fp8:
-        raise NotImplementedError("fp8 products need a GPU")
+        raise NotImplementedError("fp8 matrix products need a GPU")
     rows, inner, columns = shape
     layer = Fp8Linear({"weight": torch.randn(columns, inner, device=device)}, scaled)
     left = scaled(torch.randn(rows, inner, device=device))

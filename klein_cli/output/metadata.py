@@ -1,7 +1,7 @@
-"""What a picture says about itself: everything needed to make it again.
+"""What an image says about itself: everything needed to make it again.
 
 Two forms travel in the file: the record, JSON that klein reads back, and the `parameters` text
-that other picture tools show.
+that other image tools show.
 
 The record's `format` says which of these it is; `klein_cli.output.reading` reads them all:
 
@@ -67,12 +67,12 @@ def record(
     repo: str | None = None,
     weights: str | None = None,
 ) -> dict[str, Any]:
-    """The record of one picture, ready for JSON.
+    """The record of one image, ready for JSON.
 
     `revision` is the model's commit in the hub's `repo`; `weights` its fingerprint; `sigmas` are
     the noise levels, steps + 1 of them; `provenance` names the versions and the machine;
-    `step_down` says what was done differently for want of memory. No time of day and no path goes
-    in: the same recipe gives the same file, and a file tells nothing of whose disk it came from.
+    `step_down` says what was done differently because memory ran out. No time of day and no
+    path goes in: the same recipe gives the same file, which says nothing of whose disk it is from.
     """
     written: dict[str, Any] = {
         "format": FORMAT,
@@ -94,7 +94,7 @@ def to_json(written: Mapping[str, Any]) -> str:
 
 
 def parameters(recipe: Recipe) -> str:
-    """The recipe as the `parameters` text that other picture tools read.
+    """The recipe as the `parameters` text that other image tools read.
 
     The prompt stands as it is, lines and all; then "Negative prompt: ", if there is one; then one
     line of "Name: value" separated by commas. Readers know a part by how a line begins, and the

@@ -58,7 +58,7 @@ class WorkerProcess:
     def answer(self) -> WorkerInfo | Drawn | Failure:
         message = wire.receive(self.connection)
         if message is None:
-            raise WorkerLost(self._last_words())
+            raise WorkerLost(self._last_output())
         assert isinstance(message, WorkerInfo | Drawn | Failure)
         return message
 
@@ -76,7 +76,7 @@ class WorkerProcess:
         with suppress(OSError):  # it has died: the lack of an answer will tell
             wire.send(self.connection, request)
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE)
         code = self._process.returncode
