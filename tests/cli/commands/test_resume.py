@@ -183,7 +183,7 @@ def test_a_run_that_was_never_begun_is_begun(klein: Klein) -> None:
 def test_nothing_can_be_resumed_on_standard_output(klein: Klein) -> None:
     code, _, err = klein("a cat", "-o", "-", "--resume")
     assert code == 2
-    assert "nothing for --resume" in err
+    assert "keeps nothing that --resume could use" in err
 
 
 def test_a_new_run_beside_one_that_is_not_finished_says_so(klein: Klein) -> None:
