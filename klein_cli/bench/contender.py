@@ -28,15 +28,12 @@ class Contender(Protocol):
 
     def draw(self, recipe: Recipe) -> Image.Image:
         """The whole way of one picture, from its words to the host's memory."""
-        ...
 
     def stages(self, recipe: Recipe) -> dict[str, float]:
         """Draw a picture and say how many seconds encode, denoise and decode took."""
-        ...
 
     def png(self, picture: Image.Image, recipe: Recipe) -> bytes:
         """A picture as the bytes of its file."""
-        ...
 
 
 class Klein:

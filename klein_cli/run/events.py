@@ -19,35 +19,27 @@ class Listener(Protocol):
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
-        ...
 
     def detail(self, text: str) -> None:
         """Something for those who want to know more."""
-        ...
 
     def warn(self, text: str) -> None:
         """Something that may spoil the images."""
-        ...
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something that a program may act on; see docs/runs.md for the kinds."""
-        ...
 
     def doing(self, text: str) -> None:
         """What is being done now, "" for nothing worth a word."""
-        ...
 
     def expect(self, pictures: int) -> None:
         """So many images are going to be made."""
-        ...
 
     def progress(self, pictures: float) -> None:
         """So many images' worth is done beyond those that were finished."""
-        ...
 
     def downloading(self) -> AbstractContextManager[Watch]:
         """Who watches a download, for as long as it may take."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,15 +50,12 @@ class Link(Protocol):
 
     def load(self, request: LoadRequest) -> None:
         """Ask for the model, without waiting."""
-        ...
 
     def draw(self, request: DrawRequest) -> None:
         """Ask for pictures, without waiting."""
-        ...
 
     def answer(self) -> WorkerInfo | Drawn | Failure:
         """The next answer. Raises WorkerLost when none will come."""
-        ...
 
 
 L = TypeVar("L", bound=Link)
@@ -69,15 +66,12 @@ class Transport(Protocol[L]):
 
     def start(self) -> L:
         """A new process. Raises KleinError when there can be none."""
-        ...
 
     def wait(self, links: Sequence[L]) -> L:
         """Wait for the first of these that has an answer, or is lost."""
-        ...
 
     def end(self, links: Sequence[L]) -> None:
         """End these processes."""
-        ...
 
 
 @dataclass(slots=True)
