@@ -77,12 +77,11 @@ def ceilings(
 
 def limits(flops: Flops, steps: int, found: Sequence[Ceiling], dtype: str) -> dict[str, Limit]:
     """The limit in `dtype`, and with the DiT's linears in fp8 where the machine has it."""
-    best = {kind: _fastest(found, kind) for kind in ("matmul", "fp8")}
-    plain = best["matmul"]
-    assert plain is not None
+    plain = max(ceiling.rate for ceiling in found if ceiling.kind == "matmul")
+    fp8 = [ceiling.rate for ceiling in found if ceiling.kind == "fp8"]
     by_name = {dtype: _limit(flops, steps, plain, plain)}
-    if best["fp8"] is not None:
-        by_name["fp8"] = _limit(flops, steps, plain, best["fp8"])
+    if fp8:
+        by_name["fp8"] = _limit(flops, steps, plain, max(fp8))
     return by_name
 
 
@@ -96,10 +95,6 @@ def _limit(flops: Flops, steps: int, rate: float, linear_rate: float) -> Limit:
         decode=decode,
         picture=encode + denoise + decode,
     )
-
-
-def _fastest(found: Sequence[Ceiling], kind: str) -> float | None:
-    return max((ceiling.rate for ceiling in found if ceiling.kind == kind), default=None)
 
 
 def _copy(device: torch.device, budget: float) -> Ceiling:
