@@ -63,15 +63,8 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SteppedDown:
-    """Something did not go as it should; `reason` says what, and what is done instead."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """Something about the executor that the user should know."""
+    """Something did not go as it should; `text` says what, and what is done instead."""
 
     text: str
 
@@ -83,7 +76,7 @@ class Stopped:
     error: KleinError
 
 
-Event = Saved | Failed | SteppedDown | Notice | Stopped
+Event = Saved | Failed | Notice | Stopped
 
 
 def words(error: Exception) -> str:

@@ -26,7 +26,7 @@ from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
 from klein_cli.run.batching import Batch, batches
-from klein_cli.run.events import Event, Failed, Notice, Saved, SteppedDown, Stopped, words
+from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped, words
 from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
 from klein_cli.run.jobs import Job
@@ -145,7 +145,7 @@ class Run:
             return
         again, said = self._instead(batch, error)
         if said is not None:
-            yield SteppedDown(reason=said)
+            yield Notice(text=said)
         self._retries.extendleft(reversed(again))
         if not again:
             failures = (Failed(job=job, error=error) for job in batch.jobs)
