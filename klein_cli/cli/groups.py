@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import typer
@@ -30,6 +31,7 @@ def grouped(
         hints = get_type_hints(command)
         groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
 
+        @wraps(command)
         def run(**values: Any) -> None:
             for name, kind in groups.items():
                 options = {field.name for field in fields(kind)} & values.keys()
@@ -37,11 +39,6 @@ def grouped(
             command(**values)
 
         parameters = list(_parameters(command, leave_out, defaults or {}))
-        run.__name__, run.__doc__, run.__module__ = (
-            command.__name__,
-            command.__doc__,
-            command.__module__,
-        )
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return run

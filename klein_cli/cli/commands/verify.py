@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from klein_cli.check.prompts import PROMPTS
-from klein_cli.checkpoints.resolve import preset_for
+from klein_cli.checkpoints.resolve import preset_for, resolve
 from klein_cli.cli import options
 from klein_cli.cli.groups import grouped
-from klein_cli.cli.terminal.download_bar import fetch
 from klein_cli.cli.terminal.report import Report
 from klein_cli.device.packages import check_official
 from klein_cli.errors import KleinError, UsageError
@@ -157,7 +157,8 @@ def _compare(
         from klein_cli.pipeline import choose
 
     chosen = choose(settings, preset)
-    snapshot = fetch(model, report)
+    with report.downloading() as watch:
+        snapshot = resolve(model, watch)
     likeness = None if clip is None else clip_likeness(clip)
     comparisons = compare(
         snapshot,
@@ -226,11 +227,8 @@ def _lines_of(comparison: Comparison) -> Iterator[str]:
 def _event(comparison: Comparison) -> dict[str, Any]:
     measures = [
         {
-            "part": measure.part,
-            "name": measure.name,
+            **asdict(measure),
             "value": measure.value if math.isfinite(measure.value) else str(measure.value),
-            "limit": measure.limit,
-            "at_least": measure.at_least,
             "passed": measure.passed,
         }
         for measure in comparison.measures
