@@ -23,7 +23,6 @@ from klein_cli.bench import scope as w
 from klein_cli.bench.cold import cold
 from klein_cli.bench.contender import KLEIN, Klein
 from klein_cli.bench.flops import Model, flops
-from klein_cli.bench.measure import LeftOut
 from klein_cli.bench.peers import TUNED, Diffusers, load_peers
 from klein_cli.bench.prompts import alike
 from klein_cli.bench.roofline import Ceiling, ceilings, limits
@@ -80,7 +79,7 @@ class _Bench:
     scope: Scope
     difference: Difference
     on_event: OnEvent
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     sizes: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -111,7 +110,7 @@ class _Bench:
             "ceilings": [asdict(ceiling) for ceiling in found],
             "sizes": self.sizes,
             "cold": {name: asdict(side) for name, side in processes.items()},
-            "left_out": [asdict(thing) for thing in self.left_out],
+            "left_out": [{"what": what, "why": why} for what, why in self.left_out.items()],
             "seconds": time.perf_counter() - started,
         }
 
@@ -124,7 +123,7 @@ class _Bench:
             torch_dtype(self.settings.dtype),
             self.scope.amount.ceiling_seconds,
         )
-        self.left_out += left_out
+        self.left_out |= left_out
         release_memory()
         return found
 
@@ -138,7 +137,7 @@ class _Bench:
             "height": recipe.height,
             "steps": recipe.steps,
             "work": asdict(todo),
-            "limits": {name: asdict(limit) for name, limit in by_name.items()},
+            "limits": by_name,
             "warm": {},
             "pixels": {},
             "throughput": {},
@@ -158,7 +157,7 @@ class _Bench:
                 theirs = np.asarray(peer.draw_as_klein(recipe).convert("RGB"))
                 size["pixels"][peer.name] = self.difference(ours, theirs)
         if not klein.memory.known:
-            self.left_out.append(LeftOut(what="memory", why="it is counted on GPUs only"))
+            self.left_out["memory"] = "it is counted on GPUs only"
         return peers
 
     def _peers(self) -> list[Diffusers]:
@@ -171,7 +170,7 @@ class _Bench:
             on_event=self.on_event,
         )
         if len(peers) == 1:
-            self.left_out.append(LeftOut(what=TUNED, why="its tuning is for GPUs"))
+            self.left_out[TUNED] = "its tuning is for GPUs"
         return peers
 
     def _throughput(self, peers: Sequence[Diffusers]) -> None:
@@ -197,7 +196,7 @@ class _Bench:
         if any(side.dropped is None for side in found.values()):
             drop = self.scope.amount.drop
             why = "the system keeps it" if drop else "--quick leaves it as it is"
-            self.left_out.append(LeftOut(what="processes without page cache", why=why))
+            self.left_out["processes without page cache"] = why
         return found
 
     def _machine(self) -> dict[str, str]:
