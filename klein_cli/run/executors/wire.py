@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from socket import socket
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
@@ -38,37 +38,23 @@ def send(connection: socket, message: Message) -> None:
         }
     else:
         said = asdict(message)
-    send_frame(connection, {"kind": type(message).__name__, **said}, parts)
-
-
-def receive(connection: socket) -> Message | None:
-    """Wait for the next message; None when the other side has gone, be it amid a message."""
-    frame = receive_frame(connection)
-    if frame is None:
-        return None
-    header, parts = frame
-    kind = _KINDS[header["kind"]]
-    return _drawn(header, parts) if kind is Drawn else _built(kind, header)
-
-
-def send_frame(
-    connection: socket, header: Mapping[str, Any], parts: Sequence[memoryview] = ()
-) -> None:
-    """Send a header, which JSON can hold, and raw parts."""
-    text = json.dumps({**header, "parts": [part.nbytes for part in parts]}).encode()
+    sizes = [part.nbytes for part in parts]
+    text = json.dumps({"kind": type(message).__name__, **said, "parts": sizes}).encode()
     connection.sendall(_LENGTH.pack(len(text)) + text)
     for part in parts:
         connection.sendall(part)
 
 
-def receive_frame(connection: socket) -> tuple[dict[str, Any], list[bytearray]] | None:
-    """A header and its parts; None when the connection ends."""
+def receive(connection: socket) -> Message | None:
+    """Wait for the next message; None when the other side has gone, be it amid a message."""
     try:
         (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
         header = json.loads(_exactly(connection, length))
-        return header, [_exactly(connection, size) for size in header["parts"]]
+        parts = [_exactly(connection, size) for size in header["parts"]]
     except (EOFError, ConnectionError):
         return None
+    kind = _KINDS[header["kind"]]
+    return _drawn(header, parts) if kind is Drawn else _built(kind, header)
 
 
 def _bytes_of(picture: Pixels) -> memoryview:
