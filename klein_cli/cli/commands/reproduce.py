@@ -55,40 +55,6 @@ Pictures = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VariationOptions(options.PictureOptions):
-    """What else a picture is to be like; None leaves it as it is."""
-
-    seed: Annotated[
-        int | None,
-        options.of_picture(
-            "--seed",
-            "-s",
-            metavar="N",
-            help="Another seed; the next picture of the same original gets N+1, and so on.",
-        ),
-    ] = None
-    width: Annotated[
-        int | None,
-        options.of_picture("--width", "-W", metavar="PIXELS", help="Another width."),
-    ] = None
-    height: Annotated[
-        int | None,
-        options.of_picture("--height", "-H", metavar="PIXELS", help="Another height."),
-    ] = None
-    aspect: Annotated[
-        str | None,
-        options.of_picture(
-            "--aspect",
-            metavar="W:H",
-            help="Another shape, as in 16:9, with about as many pixels as the picture.",
-        ),
-    ] = None
-    steps: Annotated[
-        int | None, options.of_picture("--steps", metavar="N", help="Other steps.")
-    ] = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Variation:
     """What was typed, to be drawn instead of what the pictures say; None leaves that."""
 
@@ -107,6 +73,13 @@ class _Variation:
     leave_out={"prompt", "prompts_file", "wildcards", "seeds", "resume", "gallery"}
     | {"workers", "ray"},
     defaults=dict.fromkeys(("model", *CHOICES), THE_PICTURES),
+    helps={
+        "seed": "Another seed; the next picture of the same original gets N+1, and so on.",
+        "width": "Another width.",
+        "height": "Another height.",
+        "aspect": "Another shape, as in 16:9, with about as many pixels as the picture.",
+        "steps": "Other steps.",
+    },
 )
 def reproduce(
     context: typer.Context,
@@ -114,7 +87,7 @@ def reproduce(
     pictures: Pictures,
     prompts: options.PromptOptions,
     strict: options.Strict = False,
-    picture: VariationOptions,
+    picture: options.PictureOptions,
     files: options.OutputOptions,
     model: options.Model,
     machine: options.MachineOptions,

@@ -61,19 +61,6 @@ Seed = Annotated[
         rich_help_panel="The picture",
     ),
 ]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        metavar=" ",
-        help="One JSON event a line on standard output: every number, and the verdict.",
-        rich_help_panel=_REPORT,
-    ),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", metavar=" ", help="Only the verdict.", rich_help_panel=_REPORT),
-]
 Overwrite = Annotated[
     bool,
     typer.Option(
@@ -86,7 +73,13 @@ Overwrite = Annotated[
 ]
 
 
-@grouped(leave_out=("workers", "ray"))
+@grouped(
+    leave_out=("workers", "ray"),
+    helps={
+        "json": "One JSON event a line on standard output: every number, and the verdict.",
+        "quiet": "Only the verdict.",
+    },
+)
 def verify(
     *,
     model: options.Model = DEFAULT_MODEL,
@@ -97,8 +90,8 @@ def verify(
     clip: Clip = None,
     html: Html = None,
     overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Prove that klein computes what the official model computes: exit code 0 if so, 1 if not.
 
