@@ -75,7 +75,8 @@ def run_generate(
 
     def run(report: Report) -> int:
         output = parsed_output(files, told)
-        settings, placement = machine.settings(), machine.placement()
+        settings, batch_size = machine.settings(), machine.pictures_a_batch()
+        placement = machine.placement()
         check_placement(placement, settings, dry_run=files.dry_run)
         source = prompt_source(
             typed=prompts.prompt,
@@ -96,7 +97,7 @@ def run_generate(
             output=output,
             settings=settings,
             placement=placement,
-            batch_size=machine.pictures_a_batch(),
+            batch_size=batch_size,
             strict=strict,
             show=show and not (told.json or told.quiet),
         )
