@@ -4,7 +4,7 @@
      ├── UsageError       2   the command, a prompts file or an output path is wrong
      ├── ModelError       3   a model, its files or its weights
      │    └── ModelTooLargeError 4
-     └── OutOfMemoryError 4   host or device memory, for a picture
+     └── OutOfMemoryError 4   host or device memory, for an image
 
 Anything else that is raised is a bug and keeps its traceback.
 """
@@ -40,13 +40,13 @@ class ModelError(KleinError):
 
 
 class ModelTooLargeError(ModelError):
-    """The model itself does not fit in the memory of this machine: no smaller picture would."""
+    """The model itself does not fit in the memory of this machine: no smaller image would."""
 
     exit_code = 4
 
 
 class OutOfMemoryError(KleinError):
-    """The picture does not fit in the memory of this machine."""
+    """The image does not fit in the memory of this machine."""
 
     exit_code = 4
 

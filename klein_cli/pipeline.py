@@ -303,8 +303,8 @@ class Pipeline:
         with watch.phase("denoise", f"step 1 of {steps}"):
             latents = self.noise([recipe.seed for recipe in recipes], width=width, height=height)
             sigmas = schedule.sigmas(latents.packed.shape[1], steps)
-            told = watch.steps(steps, callback, trace)
-            latents = self._denoise(latents, text, sigmas, guidance, negative, told)
+            on_step = watch.steps(steps, callback, trace)
+            latents = self._denoise(latents, text, sigmas, guidance, negative, on_step)
         with watch.phase("decode", "decoding"):
             return self._decode(latents, tiled=tiled)
 
@@ -411,9 +411,9 @@ class Pipeline:
         release_memory()
         if any(part.failed for part in self.parts.values()):
             raise _too_large(self.snapshot, self.settings)
-        what, option = "a picture", "--size"
+        what, option = "an image", "--size"
         if images > 1:
-            what, option = f"{images} pictures", "--batch-size"
+            what, option = f"{images} images", "--batch-size"
         of = f" of {size[0]}x{size[1]}" if size else ""
         at_once = " at once" if images > 1 else ""
         raise OutOfMemoryError(

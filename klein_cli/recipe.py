@@ -1,4 +1,4 @@
-"""Recipe: everything one picture depends on, validated once.
+"""Recipe: everything one image depends on, validated once.
 
 The first thing made from the user's words, and the last thing written into the PNG.
 """
@@ -18,7 +18,7 @@ CPU_SEEDS = 2**32
 MAX_SIDE = 4096
 MAX_STEPS = 1000
 MAX_PROMPT = 40_000
-"""Characters: many times what a model reads, and few enough for a picture's record."""
+"""Characters: many times what a model reads, and few enough for an image's record."""
 
 
 class Shape(NamedTuple):
@@ -46,9 +46,9 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """One picture. Sizes in pixels; `guidance` 1 means no classifier-free guidance.
+    """One image. Sizes in pixels; `guidance` 1 means no classifier-free guidance.
 
-    Raises UsageError when a value cannot make a picture.
+    Raises UsageError when a value cannot make an image.
     """
 
     prompt: str
@@ -85,7 +85,7 @@ class Recipe:
 
 
 def check_guidance(guidance: float) -> None:
-    """Raise UsageError for a number that is no guidance, NaN among them."""
+    """Raise UsageError for a number that is not a valid guidance, NaN among them."""
     if not 0.0 <= guidance <= 100.0:
         raise UsageError(f"guidance {guidance} is out of range", "use a number from 0 to 100")
 

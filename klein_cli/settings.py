@@ -1,9 +1,9 @@
-"""Settings: how a run computes its pictures."""
+"""Settings: how a run computes its images."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ def _choice(*words: str, forms: tuple[str, ...] = (), **facts: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a run computes its pictures: every choice here may change a bit and is recorded.
+    """How a run computes its images: every choice here may change a bit and is recorded.
 
     `auto` stands only until `klein_cli.device.choose.choose` has looked at the machine. A field is
     an option of the same name, which takes its words and its help from here. Raises UsageError for
@@ -65,7 +65,7 @@ class Settings:
         help="How the text encoder computes attention.",
     )
     engine: str = _choice(
-        "native", "diffusers", label="engine", help="Whose modules compute the picture."
+        "native", "diffusers", label="engine", help="Implementation of DiT and VAE."
     )
     rng: str = _choice(
         *("cpu", "cuda"),
@@ -76,8 +76,8 @@ class Settings:
     kernels: str = _choice(
         *("auto", "triton", "torch"),
         label="kernels",
-        help="Who computes between the matrix products: Triton's kernels are quicker. auto takes "
-        "them where they can run.",
+        help="Kernels for norms, RoPE and activations: Triton's are faster. auto takes them where "
+        "they can run.",
     )
     quantize: str = _choice(
         *("none", "fp8"),
@@ -92,6 +92,17 @@ class Settings:
             if not choice.allows(word):
                 known = ", ".join(choice.forms)
                 raise UsageError(f"--{name} {word} is not valid", f"use {known}")
+
+    @classmethod
+    def as_recorded(cls, words: Mapping[str, str]) -> Settings:
+        """What an image says of itself, whether or not this klein knows the words.
+
+        They are there to be shown; `with_` raises UsageError for one that is not a valid choice.
+        """
+        settings = object.__new__(cls)
+        for one in fields(cls):
+            object.__setattr__(settings, one.name, words.get(one.name, one.default))
+        return settings
 
     def with_(self, **changes: str) -> Settings:
         """A copy with some fields changed."""

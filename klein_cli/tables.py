@@ -1,6 +1,6 @@
 """A table of JSON, TOML or a spreadsheet -> the fields of a dataclass, each value checked.
 
-What a preset, a prompts file, a picture's record and a model's config.json share: which keys a
+What a preset, a prompts file, an image's record and a model's config.json share: which keys a
 dataclass has, which it needs, and whether a value is of its field's type. Bounds, and the words in
 which a user hears of a fault, are the caller's.
 """
@@ -45,7 +45,7 @@ def checked(kind: type, table: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `table` that are fields of the dataclass, a list as the tuple it becomes.
 
     A whole number will do for a float and stays one, so that a record keeps its bytes; true and
-    false are no numbers. Raises WrongTypeError for the first value that its field cannot hold.
+    false are not numbers. Raises WrongTypeError for the first value that its field cannot hold.
     """
     hints = typing.get_type_hints(kind)
     found = {name: table[name] for name in hints if name in table}
@@ -57,7 +57,7 @@ def checked(kind: type, table: Mapping[str, Any]) -> dict[str, Any]:
 
 def fits(value: object, hint: Any) -> bool:
     """Whether a value from a file is of a field's type: bool, int, float, str, None, tuple, list,
-    or a union of them. NaN and infinity are no numbers.
+    or a union of them. NaN and infinity are not numbers.
     """
     if _is_union(hint):
         return any(fits(value, each) for each in typing.get_args(hint))
@@ -107,4 +107,4 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "tests" / "fixtures"))
 from injected import in_place  # noqa: E402
 from wrong_encoders import WRONG  # noqa: E402
 
-from klein_cli.check.metrics import Picture  # noqa: E402
+from klein_cli.check.metrics import Pixels  # noqa: E402
 from klein_cli.checkpoints.resolve import resolve  # noqa: E402
 from klein_cli.models.attention import AttentionLengths  # noqa: E402
 from klein_cli.pipeline import Pipeline, choose  # noqa: E402
@@ -102,7 +102,7 @@ def _legend(y: int) -> Iterator[str]:
         x += 40 + 7 * len(text)
 
 
-def draw(encoder: str) -> list[Picture]:
+def draw(encoder: str) -> list[Pixels]:
     """Pictures of PROMPTS by `tiny` with this encoder in the place of the right one."""
     with in_place(None if encoder == "right" else encoder):
         settings = choose(Settings(device="cpu", dtype="float32", attention="sdpa"))
@@ -114,7 +114,7 @@ def draw(encoder: str) -> list[Picture]:
     return [pipeline.render([recipe])[0] for recipe in recipes]
 
 
-def pictures_figure(columns: Sequence[tuple[str, list[Picture]]]) -> Image.Image:
+def pictures_figure(columns: Sequence[tuple[str, list[Pixels]]]) -> Image.Image:
     """The pictures under their encoder's name, one prompt a row."""
     width = len(columns) * (SIDE + GAP) + GAP
     sheet = Image.new("RGB", (width, LINE + len(PROMPTS) * (SIDE + LINE + GAP)), "white")

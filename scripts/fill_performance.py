@@ -94,17 +94,15 @@ def _to_limit(result: Result) -> float:
 BF16, FP8 = "h200-bf16", "h200-fp8"
 TARGETS = (
     Target(
-        "one warm 1024x1024 picture, bfloat16, over diffusers", BF16, _ratio(_picture(1024)), 0.58
+        "one warm 1024x1024 image, bfloat16, over diffusers", BF16, _ratio(_picture(1024)), 0.58
     ),
     Target("the same over the machine's limit (a stretch)", BF16, _to_limit, 1.33),
-    Target("one warm 1024x1024 picture, fp8, over diffusers", FP8, _ratio(_picture(1024)), 0.40),
-    Target("one warm 512x512 picture, bfloat16, over diffusers", BF16, _ratio(_picture(512)), 0.50),
+    Target("one warm 1024x1024 image, fp8, over diffusers", FP8, _ratio(_picture(1024)), 0.40),
+    Target("one warm 512x512 image, bfloat16, over diffusers", BF16, _ratio(_picture(512)), 0.50),
     Target(
-        "pictures a second, 1024x1024, PNGs on disk", BF16, _ours(_rate(1024)), 3.6, at_least=True
+        "images a second, 1024x1024, PNGs on disk", BF16, _ours(_rate(1024)), 3.6, at_least=True
     ),
-    Target(
-        "pictures a second, 512x512, PNGs on disk", BF16, _ours(_rate(512)), 11.5, at_least=True
-    ),
+    Target("images a second, 512x512, PNGs on disk", BF16, _ours(_rate(512)), 11.5, at_least=True),
     Target("a cold process, page cache warm, over diffusers' own", BF16, _ratio(_cold), 0.45),
     Target("memory at 1024x1024, bfloat16", BF16, _ours(_peak), 18, " GB"),
 )
@@ -130,11 +128,11 @@ class Compared:
 
 
 SUMMARY = (
-    Compared("one picture, 1024x1024, the model loaded", BF16, _picture(1024), " s"),
+    Compared("one image, 1024x1024, the model loaded", BF16, _picture(1024), " s"),
     Compared("the same with `--quantize fp8`", FP8, _picture(1024), " s"),
-    Compared("one picture, 512x512", BF16, _picture(512), " s"),
-    Compared("pictures a second, 1024x1024, PNGs on disk (more is better)", BF16, _rate(1024), ""),
-    Compared("pictures a second, 512x512 (more is better)", BF16, _rate(512), ""),
+    Compared("one image, 512x512", BF16, _picture(512), " s"),
+    Compared("images a second, 1024x1024, PNGs on disk (more is better)", BF16, _rate(1024), ""),
+    Compared("images a second, 512x512 (more is better)", BF16, _rate(512), ""),
     Compared("the whole command, from Enter to the PNG", BF16, _cold, " s"),
     Compared("GPU memory at most, 1024x1024", BF16, _peak, " GB"),
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import klein_cli.models.flux2 as flux2
 import klein_cli.models.qwen3 as qwen3
-from klein_cli.check.metrics import Picture, mean_abs_diff, psnr, relative_error
+from klein_cli.check.metrics import Pixels, mean_abs_diff, psnr, relative_error
 from klein_cli.check.official import reference
 from klein_cli.check.prompts import PROMPTS
 from klein_cli.checkpoints.resolve import Snapshot, resolve
@@ -29,7 +29,7 @@ from klein_cli.sampling.latents import Latents, noise
 from klein_cli.settings import Settings
 
 HALF = torch.bfloat16
-Made = list[tuple[Trace, Picture]]
+Made = list[tuple[Trace, Pixels]]
 
 
 def rounded(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from injected import in_place
 from wrong_encoders import WRONG
 
 from klein_cli.check.metrics import (
-    Picture,
+    Pixels,
     mean_abs_diff,
     psnr,
     row_errors,
@@ -35,7 +35,7 @@ from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
-Drawn = list[tuple[Trace, Picture]]
+Drawn = list[tuple[Trace, Pixels]]
 SSIM, PSNR, MEAN_ABS_DIFF = 0.91, 25.0, 5.0
 """sglang's limits for this model."""
 

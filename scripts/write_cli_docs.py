@@ -25,7 +25,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 _TOP = """# Commands and options
 
 Written by `scripts/write_cli_docs.py` from the app itself: do not edit it, change the help texts.
-How to use them is told in the [README](../README.md).
+How to use them is in the [README](../README.md).
 """
 
 

@@ -41,7 +41,7 @@ def distilled(small_snapshot: Path) -> Any:
 
 
 def wanted(pipe: Any, number: int, size: tuple[int, int], steps: int, guidance: float) -> Picture:
-    """diffusers' picture of PROMPTS[number], alone, its noise drawn on the CPU."""
+    """diffusers' image of PROMPTS[number], alone, its noise drawn on the CPU."""
     width, height = size
     images = pipe(
         prompt=PROMPTS[number],
@@ -55,7 +55,7 @@ def wanted(pipe: Any, number: int, size: tuple[int, int], steps: int, guidance: 
 
 
 def generate(root: Path, folder: Path, size: tuple[int, int], *options: str) -> list[Picture]:
-    """The pictures that `klein generate` leaves in `folder`, in the order of their names."""
+    """The images that `klein generate` leaves in `folder`, in the order of their names."""
     command = ["generate", "--model", str(root), "--size", f"{size[0]}x{size[1]}"]
     command += ["--device", "cpu", "--dtype", "float32", "-o", f"{folder}/", "-q", *options]
     result = CliRunner().invoke(app, command)

@@ -1,4 +1,4 @@
-"""Every picture its own: the same bits alone, in any batch, in any order, by any way to ask.
+"""Every image its own: the same bits alone, in any batch, in any order, by any way to ask.
 
 On the CPU at every batch size, for an equal number of threads; on CUDA at the default batch size.
 """
@@ -94,7 +94,7 @@ def test_in_every_batch_and_order(small_snapshot: Path, engine: str, dtype: str)
 @pytest.mark.parametrize("threads", [3, 5, 6])
 def test_whatever_the_number_of_threads(threads: int) -> None:
     """A batch that is shared out among threads changes where a thread's share ends within a row:
-    with 2, 4 or 8 threads it does not, and no smaller picture shows it.
+    with 2, 4 or 8 threads it does not, and no smaller image shows it.
     """
     drawn = [
         replace(recipe, width=256, height=256, steps=1, model="tiny") for recipe in RECIPES[:3]
@@ -112,7 +112,7 @@ def test_whatever_the_number_of_threads(threads: int) -> None:
 
 
 def run(pipe: Pipeline, recipes: Sequence[Recipe], folder: Path, batch_size: int) -> None:
-    """A run of the runner: each picture in a file named after its recipe's place in RECIPES."""
+    """A run of the runner: each image in a file named after its recipe's place in RECIPES."""
     everything = (*RECIPES, *OTHER_SHAPES)
     jobs = [
         Job(index=n, recipe=r, path=folder / f"{everything.index(r)}.png", exact=True)

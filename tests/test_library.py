@@ -40,6 +40,7 @@ def test_the_page_has_examples() -> None:
     assert len(EXAMPLES) >= 4
 
 
+@pytest.mark.process
 def test_importing_the_package_imports_nothing_heavy() -> None:
     script = (
         "import sys, json, klein_cli; dir(klein_cli); klein_cli.Recipe; klein_cli.Settings\n"
@@ -186,6 +187,7 @@ def test_several_threads_draw_as_one_would(pipe: Pipeline) -> None:
         assert np.array_equal(found[prompt].pixels, alone.pixels)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_strangers_scripts_pass_mypy(tmp_path: Path) -> None:
     """The package says that it has types: a script that uses it is checked against them."""

@@ -1,6 +1,6 @@
 """Lossless on a GPU: every stage is as near to float32 as diffusers is in the same precision.
 
-Measured on whole pictures of random weights with the true model's heads and dtype, so that the
+Measured on whole images of random weights with the true model's heads and dtype, so that the
 kernels, the graphs and the attention are those of a real run.
 """
 
@@ -62,7 +62,7 @@ def exact(root: Path) -> Made:
 
 
 def errors(found: Made, wanted: Made) -> dict[str, float]:
-    """How far each stage is off, on average over the pictures."""
+    """How far each stage is off, on average over the images."""
     pairs = list(zip(found, wanted, strict=True))
     traces = [(a, b) for (a, _), (b, _) in pairs]
     return {
@@ -78,7 +78,7 @@ def errors(found: Made, wanted: Made) -> dict[str, float]:
 def test_every_stage_is_no_further_from_float32_than_diffusers(
     medium_snapshot: Path, dtype: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """A twentieth is what the average of four pictures leaves to chance."""
+    """A twentieth is what the average of four images leaves to chance."""
     chosen = settings(dtype=dtype)
     diffusers = reference(medium_snapshot, chosen, RECIPES, lambda event: None)
     theirs = errors(diffusers, exact(medium_snapshot))
@@ -103,7 +103,7 @@ def test_float32_is_float32_with_kernels_too(medium_snapshot: Path) -> None:
 def test_fp8_says_how_far_it_is(
     medium_snapshot: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Further than bfloat16, and near enough to be the same picture."""
+    """Further than bfloat16, and near enough to be the same image."""
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no fp8 on this GPU")
     found = errors(made(medium_snapshot, settings(quantize="fp8")), exact(medium_snapshot))
@@ -127,7 +127,7 @@ def without_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_graphs_change_no_bit(
     medium_snapshot: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
 ) -> None:
-    """Of any stage of any picture, whether a graph was new to it or not."""
+    """Of any stage of any image, whether a graph was new to it or not."""
     if "quantize" in changes and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no fp8 on this GPU")
     other_size = Recipe(

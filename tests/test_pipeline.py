@@ -1,4 +1,4 @@
-"""The whole way on a small random model: what a picture depends on, and what it does not."""
+"""The whole way on a small random model: what an image depends on, and what it does not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from klein_cli.checkpoints.reader import Arrival
+from klein_cli.checkpoints.reader import ReadHandle
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.engines.native import NativeEngine
 from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError
@@ -67,7 +67,7 @@ def test_what_a_picture_depends_on(pipeline: Pipeline, changes: dict[str, Any]) 
 def test_pictures_come_in_the_order_of_their_recipes(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Equal prompts are encoded once, and still each picture gets its own prompt and seed."""
+    """Equal prompts are encoded once, and still each image gets its own prompt and seed."""
     prompts = ["a dog", "a cat", "a dog", "a much longer prompt, of a storm at sea", "a cat"]
     recipes = [replace(RECIPE, prompt=p, seed=s) for s, p in enumerate(prompts)]
     encoded: list[int] = []
@@ -166,12 +166,12 @@ def test_running_out_of_memory_has_a_hint(
     pipeline.render([replace(RECIPE, prompt="a prompt of its own")])
     assert states[0]() is not None
     monkeypatch.setattr(NativeEngine, "velocity", fail)
-    with pytest.raises(OutOfMemoryError, match="2 pictures of 64x48") as caught:
+    with pytest.raises(OutOfMemoryError, match="2 images of 64x48") as caught:
         pipeline.render([RECIPE, replace(RECIPE, seed=2)])
-    assert states[0]() is None, "embeddings of the pictures before are still there"
+    assert states[0]() is None, "embeddings of the images before are still there"
     assert "--batch-size" in caught.value.hint
     assert caught.value.__context__ is None  # whose frames would keep the memory
-    with pytest.raises(OutOfMemoryError, match="a picture of 64x48") as caught:
+    with pytest.raises(OutOfMemoryError, match="an image of 64x48") as caught:
         pipeline.render([RECIPE])
     assert "--size" in caught.value.hint
 
@@ -179,9 +179,9 @@ def test_running_out_of_memory_has_a_hint(
 def test_a_model_that_proves_too_large_when_its_weights_come_is_no_pictures_fault(
     small_snapshot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor would fewer pictures, smaller ones or tiles help."""
+    """Nor would fewer images, smaller ones or tiles help."""
     pipeline = load(small_snapshot, CPU)
-    arrival = Arrival(1, 0, None)
+    arrival = ReadHandle(1, 0, None)
     arrival.finish(torch.OutOfMemoryError("CUDA out of memory"))
     part = Part(torch.nn.Module(), arrival)
     pipeline.parts["transformer"] = part

@@ -9,7 +9,7 @@ from klein_cli.presets import TAPPED_LAYERS, presets, unnamed_preset
 
 @pytest.mark.parametrize("name", presets())
 def test_every_model_is_tapped_after_9_18_and_27_layers(name: str) -> None:
-    """Black Forest Labs' OUTPUT_LAYERS_QWEN3; other layers make other pictures, not an error."""
+    """Black Forest Labs' OUTPUT_LAYERS_QWEN3; other layers make other images, not an error."""
     assert presets()[name].tapped_layers == (9, 18, 27)
 
 

@@ -55,11 +55,11 @@ def test_it_starts_with_two_commands_that_do_their_own_set_up() -> None:
     for line, folder in ((SET_UP, ".venv"), (TEST, ".venv-test")):
         assert line.startswith(f"python3 -m venv {folder} && {folder}/bin/pip install ")
     assert "klein generate" in SET_UP
-    assert TEST.endswith(".venv-test/bin/python -m pytest")
+    assert TEST.endswith(".venv-test/bin/python -m pytest -n auto")
 
 
 def test_the_pictures_are_what_their_commands_draw() -> None:
-    """By this model too: new weights want new pictures."""
+    """By this model too: new weights want new images."""
     rows = [json.loads(line) for line in PICTURES.read_text(encoding="utf-8").splitlines()]
     shown = re.findall(r"\((docs/images/.*?)\)", README)
     assert shown[: len(rows)] == [f"docs/images/{row['output']}" for row in rows]
@@ -86,7 +86,7 @@ def a_users_folder(
 ) -> None:
     """Where the examples run: small models lie in the hub's cache under the names of large ones.
 
-    A settings file has them draw small pictures on the CPU, in one step; `tiny` is drawn in full.
+    A settings file has them draw small images on the CPU, in one step; `tiny` is drawn in full.
     """
     import huggingface_hub.constants
 

@@ -30,23 +30,23 @@ def test_a_number_that_torch_reads_otherwise_is_no_gpu(device: str) -> None:
     """torch takes cuda:256 for cuda:0, and answers cuda:01 with a traceback."""
     with pytest.raises(UsageError, match=r"^--device (cuda|gpu)") as caught:
         Settings(device=device)
-    assert caught.value.hint == "use auto, cuda, cuda:N, cpu"
+    assert caught.value.hint == "use auto, cuda, cuda:N, cpu, mps"
     assert Settings(device="cuda:99").device == "cuda:99"
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_changed_copy_is_checked_as_the_first_one_was(name: str) -> None:
-    """A picture's record and a worker's message end here too."""
+    """An image's record and a worker's message end here too."""
     with pytest.raises(UsageError, match=f"--{name} nonsense is not valid"):
         Settings().with_(**{name: "nonsense"})
 
 
 def test_every_setting_is_listed() -> None:
-    """A new field that -v does not tell of would change pictures in silence."""
+    """A new field that -v does not tell of would change images in silence."""
     last = {name: choice.words[-1] for name, choice in CHOICES.items()}
     listed = Settings(**last).listed()
     assert listed == (
-        "cpu, float32, attention eager, engine diffusers, noise from cuda, kernels torch, "
+        "mps, float32, attention eager, engine diffusers, noise from cuda, kernels torch, "
         "quantize fp8"
     )
     assert Settings(**last).listed(leave_out=("device", "rng")).startswith("float32, attention")

@@ -84,7 +84,7 @@ def test_a_key_that_stands_twice_is_named() -> None:
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_what_json_has_no_word_for_is_refused(number: str) -> None:
-    with pytest.raises(ValueError, match=f"{number} is no number"):
+    with pytest.raises(ValueError, match=f"{number} is not a number"):
         parse_json(f'{{"a": [{number}]}}')
 
 

@@ -1,6 +1,6 @@
 """The embedded model: small, whole, and a FLUX.2 [klein] that the stock libraries load unchanged.
 
-What its pictures show is judged by scripts/eval_tiny.py and
+What its images show is judged by scripts/eval_tiny.py and
 tests/cli/commands/test_generate_tiny.py.
 """
 

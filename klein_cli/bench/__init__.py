@@ -1,1 +1,1 @@
-"""How fast this machine makes pictures: beside diffusers, and beside the machine's own limit."""
+"""How fast this machine makes images: beside diffusers, and beside the machine's own limit."""

@@ -1,4 +1,4 @@
-"""The whole run: ceilings, warm pictures, throughput and cold processes -> one JSON object.
+"""The whole run: ceilings, warm images, throughput and cold processes -> one JSON object.
 
 That object is all that a run leaves: tables are made of it, today or later.
 """
@@ -37,7 +37,7 @@ from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
 
 Difference = Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
-"""How far two pictures are from each other, in levels of 255."""
+"""How far two images are from each other, in levels of 255."""
 
 OnEvent = Callable[[str], None]
 
@@ -128,7 +128,7 @@ class _Bench:
         return found
 
     def _size(self, model: Model, recipe: Recipe, found: Sequence[Ceiling]) -> dict[str, Any]:
-        """What is known of a size before a picture is drawn."""
+        """What is known of a size before an image is drawn."""
         guided = recipe.guidance > 1.0 and not self.snapshot.preset.distilled
         todo = flops(model, recipe.width, recipe.height, recipe.steps, guided=guided)
         by_name = limits(todo, recipe.steps, found, self.settings.dtype) if found else {}
@@ -144,7 +144,7 @@ class _Bench:
         }
 
     def _warm(self) -> list[Diffusers]:
-        """klein and its peers, one picture at a time; the peers stay for what follows."""
+        """klein and its peers, one image at a time; the peers stay for what follows."""
         klein = Klein.load(self.snapshot, self.settings, self.on_event)
         peers = self._peers()
         for recipe, size in zip(self.recipes, self.sizes, strict=True):
@@ -177,7 +177,7 @@ class _Bench:
         release_memory()
         pictures, batch_size = self.scope.amount.pictures, self.scope.batch_size
         for recipe, size in zip(self.recipes, self.sizes, strict=True):
-            wanted = f"{recipe.width}x{recipe.height}: {pictures} pictures"
+            wanted = f"{recipe.width}x{recipe.height}: {pictures} images"
             with tempfile.TemporaryDirectory(prefix="klein-bench-") as name:
                 folder = Path(name)
                 self.on_event(f"{wanted} by klein generate")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from klein_cli.bench.contender import KLEIN
 from klein_cli.bench.measure import Spread
-from klein_cli.bench.page_cache import environment, forget
+from klein_cli.bench.page_cache import drop_cached, environment
 from klein_cli.bench.peers import PLAIN
 from klein_cli.bench.processes import generate_command, run
 from klein_cli.bench.scope import WARM, Scope
@@ -71,7 +71,7 @@ def cold(
     dropped: dict[str, float] = {}
     for name, process in processes.items() if scope.amount.drop else ():
         on_event(f"a process of {name} without page cache")
-        if forget([snapshot.root, *environment()]):
+        if drop_cached([snapshot.root, *environment()]):
             dropped[name], _ = process()
     return {
         name: Cold(
@@ -96,9 +96,9 @@ def _klein(
 
 
 def phases(said: str, seconds: float) -> dict[str, float]:
-    """The phases that `klein generate -v` told in `said`, and what of `seconds` lies outside."""
-    told = (_PHASE.fullmatch(line) for line in said.splitlines())
-    split = {found[1]: float(found[2]) for found in told if found}
+    """The phases that `klein generate -v` printed in `said`, and what of `seconds` lies outside."""
+    matches = (_PHASE.fullmatch(line) for line in said.splitlines())
+    split = {found[1]: float(found[2]) for found in matches if found}
     whole = split.pop(_WHOLE, None)
     if whole is not None:
         split[_OUTSIDE] = seconds - whole

@@ -21,19 +21,19 @@ KLEIN = "klein"
 
 
 class Contender(Protocol):
-    """One way from a recipe to a picture, its model loaded on the device."""
+    """One way from a recipe to an image, its model loaded on the device."""
 
     name: str
     memory: Memory
 
     def draw(self, recipe: Recipe) -> Image.Image:
-        """The whole way of one picture, from its words to the host's memory."""
+        """The whole way of one image, from its words to the host's memory."""
 
     def stages(self, recipe: Recipe) -> dict[str, float]:
-        """Draw a picture and say how many seconds encode, denoise and decode took."""
+        """Draw an image and say how many seconds encode, denoise and decode took."""
 
-    def png(self, picture: Image.Image, recipe: Recipe) -> bytes:
-        """A picture as the bytes of its file."""
+    def png(self, image: Image.Image, recipe: Recipe) -> bytes:
+        """An image as the bytes of its file."""
 
 
 class Klein:
@@ -61,6 +61,6 @@ class Klein:
         self._pipeline.render([recipe], seconds=spent)
         return {name: spent[name] for name in ("encode", "denoise", "decode")}
 
-    def png(self, picture: Image.Image, recipe: Recipe) -> bytes:
+    def png(self, image: Image.Image, recipe: Recipe) -> bytes:
         record = self._pipeline.origin.record(recipe)
-        return encode(np.asarray(picture), ".png", record, parameters(recipe))
+        return encode(np.asarray(image), ".png", record, parameters(recipe))

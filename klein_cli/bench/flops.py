@@ -1,4 +1,4 @@
-"""How much arithmetic one picture is: counted from the model's configurations, not measured.
+"""How much arithmetic one image is: counted from the model's configurations, not measured.
 
 Matrix products, convolutions and attention, two operations a multiply-add. What is counted is the
 least a run can do: a text encoder that stops at its last tapped layer, no language-model head.
@@ -41,7 +41,7 @@ class Model:
         )
 
     def tokens(self, width: int, height: int) -> int:
-        """The DiT's sequence: the prompt's positions and the picture's patches."""
+        """The DiT's sequence: the prompt's positions and the image's patches."""
         return POSITIONS + width // PIXELS_PER_TOKEN * (height // PIXELS_PER_TOKEN)
 
     @property
@@ -53,7 +53,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flops:
-    """Floating-point operations of one picture, by part."""
+    """Floating-point operations of one image, by part."""
 
     encode: int
     dit_linears: int
@@ -67,12 +67,12 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """The whole picture."""
+        """The whole image."""
         return self.encode + self.denoise + self.decode
 
 
 def flops(model: Model, width: int, height: int, steps: int, *, guided: bool = False) -> Flops:
-    """One picture of `width` x `height` pixels. `guided` encodes and predicts everything twice."""
+    """One image of `width` x `height` pixels. `guided` encodes and predicts everything twice."""
     times = 2 if guided else 1
     linears, attention = dit_step(model.dit, model.tokens(width, height) - POSITIONS)
     return Flops(
@@ -84,7 +84,7 @@ def flops(model: Model, width: int, height: int, steps: int, *, guided: bool = F
 
 
 def dit_step(config: Flux2Config, image_tokens: int) -> tuple[int, int]:
-    """(linears, attention) of one forward of the DiT for one picture."""
+    """(linears, attention) of one forward of the DiT for one image."""
     width, inner = config.width, int(config.width * config.mlp_ratio)
     tokens = POSITIONS + image_tokens
     blocks = config.num_layers + config.num_single_layers
@@ -110,24 +110,24 @@ def encoder(config: Qwen3Config, layers: int) -> int:
 def vae_decoder(config: VaeConfig, width: int, height: int) -> int:
     """The VAE's decoder: convolutions, and one attention over all places."""
     side = PIXELS_PER_TOKEN // LATENTS_PER_TOKEN_SIDE
-    places = width // side * (height // side)
+    positions = width // side * (height // side)
     latents, widths = config.latent_channels, config.block_out_channels[::-1]
     first, last = widths[0], widths[-1]
-    count = places * latents * latents + places * 9 * latents * first
-    count += 2 * _resnet(first, first, places)
-    count += places * 4 * first * first + 2 * places * places * first
+    count = positions * latents * latents + positions * 9 * latents * first
+    count += 2 * _resnet(first, first, positions)
+    count += positions * 4 * first * first + 2 * positions * positions * first
     before = first
     for level, channels in enumerate(widths):
-        count += _resnet(before, channels, places)
-        count += config.layers_per_block * _resnet(channels, channels, places)
+        count += _resnet(before, channels, positions)
+        count += config.layers_per_block * _resnet(channels, channels, positions)
         if level < len(widths) - 1:
-            places *= 4
-            count += places * 9 * channels * channels
+            positions *= 4
+            count += positions * 9 * channels * channels
         before = channels
-    count += places * 9 * last * 3
+    count += positions * 9 * last * 3
     return 2 * count
 
 
-def _resnet(before: int, after: int, places: int) -> int:
+def _resnet(before: int, after: int, positions: int) -> int:
     shortcut = before * after if before != after else 0
-    return places * (9 * before * after + 9 * after * after + shortcut)
+    return positions * (9 * before * after + 9 * after * after + shortcut)

@@ -79,7 +79,7 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, budget: f
 class Memory:
     """What one of several contenders takes of a GPU's memory, in bytes; nothing is known of a CPU.
 
-    `held` stays between pictures: weights, and of graphs what goes in and out. `reserved` is what
+    `held` stays between images: weights, and of graphs what goes in and out. `reserved` is what
     torch's allocator has taken from the device for it at most, the graphs' pool included; beside
     others at least the peak, since it may work in gaps of what they have reserved.
     """

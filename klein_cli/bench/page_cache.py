@@ -18,7 +18,7 @@ def environment() -> list[Path]:
     return sorted({Path(torch.__file__).parents[1], *map(Path, installed)})
 
 
-def forget(folders: Iterable[Path]) -> bool:
+def drop_cached(folders: Iterable[Path]) -> bool:
     """Let the files in `folders` leave the page cache; False where they do not.
 
     Files that a process has mapped stay: of those that this one runs on, the libraries. Needs no

@@ -41,7 +41,7 @@ class Diffusers:
         return self._draw(recipe, **self._own_noise(recipe))
 
     def draw_as_klein(self, recipe: Recipe) -> Image.Image:
-        """With the noise that klein takes, for comparing the two pictures."""
+        """With the noise that klein takes, for comparing the two images."""
         return self._draw(recipe, latents=noise_for(self._pipe, recipe, self._settings))
 
     def stages(self, recipe: Recipe) -> dict[str, float]:
@@ -66,9 +66,9 @@ class Diffusers:
             "decode": ended - stepped[0],
         }
 
-    def png(self, picture: Image.Image, recipe: Recipe) -> bytes:
+    def png(self, image: Image.Image, recipe: Recipe) -> bytes:
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         return buffer.getvalue()
 
     def _own_noise(self, recipe: Recipe) -> dict[str, torch.Generator]:
@@ -83,8 +83,8 @@ class Diffusers:
             guidance_scale=recipe.guidance,
             **options,
         ).images
-        picture: Image.Image = images[0]
-        return picture
+        image: Image.Image = images[0]
+        return image
 
 
 def load_peers(

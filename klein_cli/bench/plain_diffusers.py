@@ -13,7 +13,7 @@ from typing import Any
 
 
 def main(options: dict[str, Any]) -> dict[str, float]:
-    """Draw one picture; seconds by phase, in their order."""
+    """Draw one image; seconds by phase, in their order."""
     marks = [time.perf_counter()]
     import torch
 

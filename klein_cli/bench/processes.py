@@ -17,20 +17,20 @@ from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
 
 _LAST_LINES = 3
-_TOLD = re.compile(r"^error: (.*)\nhint: (.*)$", re.MULTILINE)
+_ERROR = re.compile(r"^error: (.*)\nhint: (.*)$", re.MULTILINE)
 _KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, OutOfMemoryError)}
 
 
 def generate_command(root: Path, settings: Settings, recipe: Recipe, *more: str) -> list[str]:
-    """`klein generate` for pictures shaped as `recipe`, with every one of the settings."""
+    """`klein generate` for images shaped as `recipe`, with every one of the settings."""
     machine = [
         word
         for field in fields(settings)
         for word in (f"--{field.name.replace('_', '-')}", getattr(settings, field.name))
     ]
-    picture = ["--size", f"{recipe.width}x{recipe.height}", "--steps", str(recipe.steps)]
+    image = ["--size", f"{recipe.width}x{recipe.height}", "--steps", str(recipe.steps)]
     command = [sys.executable, "-m", "klein_cli", "generate", "-m", str(root)]
-    return [*command, *picture, "--seed", str(recipe.seed), *machine, *more]
+    return [*command, *image, "--seed", str(recipe.seed), *machine, *more]
 
 
 def lines(command: Sequence[str]) -> Iterator[tuple[float, str]]:
@@ -40,9 +40,9 @@ def lines(command: Sequence[str]) -> Iterator[tuple[float, str]]:
     is killed.
     """
     with (
-        tempfile.TemporaryFile("w+", errors="replace") as said,
+        tempfile.TemporaryFile("w+", errors="replace") as stderr,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True
         ) as process,
     ):
         assert process.stdout is not None
@@ -53,8 +53,8 @@ def lines(command: Sequence[str]) -> Iterator[tuple[float, str]]:
         finally:
             process.kill()
         if process.returncode:
-            said.seek(0)
-            raise _failure(command, process.returncode, said.read())
+            stderr.seek(0)
+            raise _failure(command, process.returncode, stderr.read())
 
 
 def run(command: Sequence[str]) -> tuple[float, str, str]:
@@ -72,14 +72,14 @@ def run(command: Sequence[str]) -> tuple[float, str, str]:
     return seconds, done.stdout, done.stderr
 
 
-def _failure(command: Sequence[str], code: int, said: str) -> KleinError:
-    """What klein said of itself, or else the last words of a process that knows no such manners."""
-    told = _TOLD.search(said)
-    if told:
+def _failure(command: Sequence[str], code: int, stderr: str) -> KleinError:
+    """What klein said of itself, or else the last lines of a process of another kind."""
+    reported = _ERROR.search(stderr)
+    if reported:
         kind = _KINDS.get(code, KleinError)
-        return kind(f"in a process that was to be timed: {told[1]}", told[2])
-    last = "; ".join(said.strip().splitlines()[-_LAST_LINES:])
+        return kind(f"in a timed process: {reported[1]}", reported[2])
+    last = "; ".join(stderr.strip().splitlines()[-_LAST_LINES:])
     return KleinError(
-        f"a process that was to be timed ended with {code}: {last or 'no words'}",
+        f"a timed process ended with {code}: {last or 'no message'}",
         f"run it by itself: {shlex.join(command)}",
     )

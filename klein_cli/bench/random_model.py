@@ -59,7 +59,7 @@ def _check_room(root: Path, needed: int) -> None:
     free = free_space(root)
     if free < needed + _SPARE_BYTES:
         raise KleinError(
-            f"the disk of {root} has {free / 1e9:.1f} GB free, and the random weights take "
+            f"the disk with {root} has {free / 1e9:.1f} GB free, and the random weights take "
             f"{needed / 1e9:.1f} GB",
             "give --keep a folder with room, set TMPDIR, or give -m a model",
         )

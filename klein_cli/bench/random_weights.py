@@ -2,7 +2,7 @@
 
 `4b` has the true sizes, file names, shards, keys and dtype of FLUX.2-klein-4B (16 GB), and `9b`
 those of FLUX.2-klein-9B (35 GB); `small` is the same model in miniature (a few MB, float32). The
-pictures are coloured noise. Every norm weight and batch-norm statistic differs from its default
+images are coloured noise. Every norm weight and batch-norm statistic differs from its default
 and no pad embedding is zero, so that a part left out or misplaced shows.
 """
 

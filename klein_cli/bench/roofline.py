@@ -69,7 +69,7 @@ def limits(
 ) -> dict[str, dict[str, float]]:
     """The limit in `dtype`, and with the DiT's linears in fp8 where the machine has it.
 
-    A limit: the seconds, by part, below which no picture can be made if every operation ran at the
+    A limit: the seconds, by part, below which no image can be made if every operation ran at the
     best rate.
     """
     plain = max(ceiling.rate for ceiling in found if ceiling.kind == "matmul")
@@ -110,7 +110,7 @@ def _matmul(
 def _fp8(shape: tuple[int, int, int], device: torch.device, budget: float) -> Ceiling:
     """klein's own layer: a scale for every row of the left and every column of the right matrix."""
     if not device_for(device).fp8:
-        raise NotImplementedError("fp8 products need a GPU")
+        raise NotImplementedError("fp8 matrix products need a GPU")
     rows, inner, columns = shape
     layer = Fp8Linear({"weight": torch.randn(columns, inner, device=device)}, scaled)
     left = scaled(torch.randn(rows, inner, device=device))

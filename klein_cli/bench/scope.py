@@ -14,7 +14,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amount:
-    """How much is enough: rounds of warm pictures, pictures of the throughput, processes of each
+    """How much is enough: rounds of warm images, images of the throughput, processes of each
     side, seconds a ceiling; and whether the page cache is dropped once."""
 
     rounds: int

@@ -127,15 +127,15 @@ def _measured(size: Result) -> Iterator[tuple[str, str, dict[str, _Cell]]]:
     """Each row's name, its key in the result, and a cell for every side."""
     warm, throughput = size["warm"], size["throughput"]
     kinds: dict[str, tuple[str, Callable[[Any], _Cell]]] = {
-        "picture": ("one picture", _spread),
+        "picture": ("one image", _spread),
         "encode": ("text encoder", _spread),
         "step": ("one more step", _spread),
         "denoise": (f"denoising, {size['steps']} steps", _spread),
         "decode": ("VAE, to the host's memory", _spread),
         "png": ("PNG, in memory", _spread),
-        "first": ("first picture of this size", _seconds),
+        "first": ("first image of this size", _seconds),
         "peak": ("memory, peak", _bytes),
-        "held": ("memory, between pictures", _bytes),
+        "held": ("memory, between images", _bytes),
         "reserved": ("memory, reserved", _bytes),
     }
     for key, (name, cell) in kinds.items() if warm else ():
@@ -144,7 +144,7 @@ def _measured(size: Result) -> Iterator[tuple[str, str, dict[str, _Cell]]]:
     if throughput:
         rates = {side: found["per_second"] for side, found in throughput.items()}
         cells = {side: _Cell(rate, _digits(rate)) for side, rate in rates.items()}
-        yield "pictures a second, PNGs on disk", "rate", cells
+        yield "images a second, PNGs on disk", "rate", cells
 
 
 def _notes(size: Result, limit: Result) -> Iterator[str]:
@@ -153,14 +153,14 @@ def _notes(size: Result, limit: Result) -> Iterator[str]:
     if limit:
         work = size["work"]
         parts = ", ".join(f"{words} {_tera(work[part])}" for part, words in _WORK.items())
-        yield f"A picture is {_tera(sum(work.values()))} TFLOP: {parts}."
+        yield f"An image is {_tera(sum(work.values()))} TFLOP: {parts}."
     if limit and "fp8" in size["limits"]:
         fastest = size["limits"]["fp8"]["picture"]
         ratio = size["warm"][_KLEIN]["picture"]["median"] / fastest
         yield f"With fp8 linears in the DiT the limit is {_time(fastest)}: klein / it {ratio:.2f}."
     if size["throughput"]:
         lengths = size["throughput"][_KLEIN]["pictures"]
-        yield f"Pictures a second (more is better) over {lengths} prompts of all lengths."
+        yield f"Images a second (more is better) over {lengths} prompts of all lengths."
     for peer, apart in size["pixels"].items():
         yield f"From one noise, the pixels of klein and {peer} are {apart:.2f} of 255 apart."
 

@@ -1,4 +1,4 @@
-"""Many prompts of many lengths, every picture as a PNG on disk: pictures a second."""
+"""Many prompts of many lengths, every image as a PNG on disk: images a second."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WARM_UPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """`per_second`: pictures, over the whole stretch; `interval`: seconds from one to the next."""
+    """`per_second`: images, over the whole stretch; `interval`: seconds from one to the next."""
 
     per_second: float
     interval: Spread
@@ -56,13 +56,13 @@ def of_klein(
     moments = [when for when, line in lines(command) if json.loads(line)["event"] == "picture"]
     if len(moments) != warm + counted:
         raise KleinError(
-            f"klein made {len(moments)} of {warm + counted} pictures", "see what klein verify says"
+            f"klein made {len(moments)} of {warm + counted} images", "see what klein verify says"
         )
     return _throughput(moments[warm - 1 :])
 
 
 def of_contender(contender: Contender, recipe: Recipe, pictures: int, folder: Path) -> Throughput:
-    """A loop in this process, one picture after another, as a script would have it."""
+    """A loop in this process, one image after another, as a script would have it."""
     (folder / contender.name).mkdir(exist_ok=True)
     prompts = of_all_lengths(_WARM_UPS + pictures)
     moments = list(_drawn(contender, recipe, prompts, folder / contender.name))
@@ -80,7 +80,7 @@ def _drawn(
 
 
 def _throughput(moments: Sequence[float]) -> Throughput:
-    """`moments`: when each picture was on disk, the first of them the start of the stretch."""
+    """`moments`: when each image was on disk, the first of them the start of the stretch."""
     pictures = len(moments) - 1
     return Throughput(
         per_second=pictures / (moments[-1] - moments[0]),

@@ -1,4 +1,4 @@
-"""One picture at a time, everything loaded: each contender in turn, round after round."""
+"""One image at a time, everything loaded: each contender in turn, round after round."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _WARM_UPS = 2
 class Warm:
     """Seconds of one contender at one size.
 
-    `first`: the first picture of this size, with whatever is prepared or compiled for it.
+    `first`: the first image of this size, with whatever is prepared or compiled for it.
     `picture`: the whole, from the words to the host's memory. `step`: what one more step costs, or
     None where the model takes a single one. `encode`, `denoise` and `decode` are taken from
-    pictures of their own; `png` is the file's bytes. `peak` and `held`: bytes of the device at
-    most and between pictures, `reserved` what its allocator took; None on a CPU.
+    images of their own; `png` is the file's bytes. `peak` and `held`: bytes of the device at
+    most and between images, `reserved` what its allocator took; None on a CPU.
     """
 
     first: float
@@ -65,7 +65,7 @@ def warm(
     recipes, size = Recipes(recipe), f"{recipe.width}x{recipe.height}"
     before: dict[str, tuple[float, int | None]] = {}
     for contender in contenders:
-        on_event(f"{size}: the first pictures of {contender.name}")
+        on_event(f"{size}: the first images of {contender.name}")
         before[contender.name] = _prepare(contender, recipes, recipe.steps, device)
     samples: dict[str, dict[str, list[float]]] = {contender.name: {} for contender in contenders}
     for number in range(rounds):
@@ -81,7 +81,7 @@ def warm(
 def _prepare(
     contender: Contender, recipes: Recipes, steps: int, device: torch.device
 ) -> tuple[float, int | None]:
-    """Draw a contender's first pictures of a size: (seconds of the very first, peak of memory)."""
+    """Draw a contender's first images of a size: (seconds of the very first, peak of memory)."""
     with contender.memory.watch() as peak:
         _, first = timed(device, contender.draw, recipes.next())
         for _ in range(_WARM_UPS):

@@ -57,7 +57,7 @@ def attention(name: str, device: torch.device) -> Finding:
     ]
     # A tensor's max passes a NaN on; Python's own may lose it.
     worst = float(torch.tensor(errors).max())
-    return _judged(
+    return _checked(
         name, worst, _CLOSE[str(dtype).removeprefix("torch.")], "use another --attention"
     )
 
@@ -76,7 +76,7 @@ def cudnn_attention() -> Finding:
     except RuntimeError as error:
         said = f"not here ({first_line(error)}): torch takes another, slower one"
         return Finding("cuDNN attention", NOTE, said)
-    return _judged(
+    return _checked(
         "cuDNN attention", relative_error(found, wanted), _CLOSE["bfloat16"], "update torch"
     )
 
@@ -95,7 +95,7 @@ def triton() -> Finding:
         hint = "it needs a C compiler and Python's headers: apt install gcc python3-dev"
         return Finding("triton", NOTE, said, hint)
     wanted = F.rms_norm(values.double(), (256,), weight.double(), _EPSILON)
-    return _judged(
+    return _checked(
         "triton", relative_error(found, wanted), _CLOSE["float32"], "install triton again"
     )
 
@@ -116,10 +116,12 @@ def fp8() -> Finding:
         ).cpu()
     except (RuntimeError, ValueError) as error:
         return Finding("fp8", NOTE, f"not here ({first_line(error)})", "update torch")
-    return _judged("fp8", relative_error(found, wanted), _CLOSE["bfloat16"], "leave --quantize out")
+    return _checked(
+        "fp8", relative_error(found, wanted), _CLOSE["bfloat16"], "leave --quantize out"
+    )
 
 
-def _judged(name: str, error: float, limit: float, hint: str) -> Finding:
+def _checked(name: str, error: float, limit: float, hint: str) -> Finding:
     data = {"error": error if error == error else "nan", "limit": limit}
     if error <= limit:
         return Finding(name, OK, f"right, to {error:.0e}", data=data)

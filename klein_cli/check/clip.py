@@ -1,4 +1,4 @@
-"""How alike two pictures are to CLIP, from a CLIP model on disk."""
+"""How alike two images are to CLIP, from a CLIP model on disk."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from klein_cli.check.metrics import Picture
+from klein_cli.check.metrics import Pixels
 from klein_cli.errors import ModelError
 
 
-def clip_likeness(folder: Path) -> Callable[[Picture, Picture], float]:
-    """The cosine of two pictures' image embeddings by the CLIP model in `folder`, on the CPU.
+def clip_likeness(folder: Path) -> Callable[[Pixels, Pixels], float]:
+    """The cosine of two images' image embeddings by the CLIP model in `folder`, on the CPU.
 
     `folder` is in transformers' layout; sglang's limits are for openai/clip-vit-large-patch14.
     Raises ModelError when there is no such model.
@@ -32,9 +32,9 @@ def clip_likeness(folder: Path) -> Callable[[Picture, Picture], float]:
             "download openai/clip-vit-large-patch14 into a folder, or leave --clip out",
         ) from None
 
-    def likeness(found: Picture, wanted: Picture) -> float:
-        pictures = [Image.fromarray(found), Image.fromarray(wanted)]
-        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    def likeness(found: Pixels, wanted: Pixels) -> float:
+        images = [Image.fromarray(found), Image.fromarray(wanted)]
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             pooled = model.vision_model(pixel_values=pixels).pooler_output
             both = model.visual_projection(pooled)

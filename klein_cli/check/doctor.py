@@ -1,4 +1,4 @@
-"""`klein doctor`: everything about this machine and installation that makes or spoils a picture.
+"""`klein doctor`: everything about this machine and installation that makes or spoils an image.
 
 Imports nothing that may be broken: torch is tried in a process of its own (`check.probes`), and
 whatever else fails to be looked at is a finding as well.
@@ -18,10 +18,10 @@ from packaging.requirements import Requirement
 
 from klein_cli import __version__
 from klein_cli.check.finding import BAD, DISTRIBUTION, NOTE, OK, SKIPPED, Finding, guarded
-from klein_cli.check.gpu import driver, judge_gpu, judge_torch
+from klein_cli.check.gpu import check_gpu, check_torch, driver
 from klein_cli.check.installed_models import look_at_embedded, look_at_models
 from klein_cli.check.probing import Probes
-from klein_cli.checkpoints.folder import faults, free_space
+from klein_cli.checkpoints.folder import free_space, problems
 from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached
 from klein_cli.checkpoints.resolve import EMBEDDED_MODEL
 from klein_cli.errors import KleinError
@@ -55,8 +55,8 @@ def examine(model: str | None, *, deep: bool, on_event: Callable[[str], None]) -
         found = driver()
         facts = probes.facts()
         weights = presets()[DEFAULT_MODEL].memory_gb or 0.0
-        yield guarded("GPU", partial(judge_gpu, found, facts, weights))
-        yield guarded("torch", partial(judge_torch, found, facts))
+        yield guarded("GPU", partial(check_gpu, found, facts, weights))
+        yield guarded("torch", partial(check_torch, found, facts))
         yield guarded("models' disk", _models_disk)
         yield guarded("pictures' disk", _pictures_disk)
         yield from look_at_models(model, deep=deep, on_event=on_event)
@@ -127,7 +127,7 @@ def _models_disk() -> Finding:
     preset = presets()[DEFAULT_MODEL]
     root = cached(preset.repo)
     needed = (preset.download_gb or 0) * GIGABYTE - bytes_of(preset.repo)
-    if (root is None or faults(root)) and free < needed:
+    if (root is None or problems(root)) and free < needed:
         said += f", and {DEFAULT_MODEL} needs {needed / GIGABYTE:.0f} GB more"
         hint = "make room, or set HF_HOME to a folder on another disk"
         return Finding("models' disk", NOTE, said, hint, data)

@@ -1,4 +1,4 @@
-"""What the embedded model does on this machine: the encoder's mask, and a whole picture.
+"""What the embedded model does on this machine: the encoder's mask, and a whole image.
 
 Run by `check.probes`.
 """
@@ -67,33 +67,33 @@ def mask() -> Finding:
     wrong += [what for what, moved in moves.items() if not moved >= _OTHER_ROW]
     if wrong:
         said = f"the text encoder is wrong here: {'; '.join(wrong)}"
-        hint = "do not trust pictures of this installation; report it with --json"
+        hint = "do not trust images of this installation; report it with --json"
         return Finding("mask", BAD, said, hint, stays | moves)
     return Finding("mask", OK, "the text encoder treats padding as trained", data=stays | moves)
 
 
-def picture() -> Finding:
-    """`tiny` draws on the CPU in float32, as it drew the golden picture."""
+def image() -> Finding:
+    """`tiny` draws on the CPU in float32, as it drew the golden image."""
     drawn = _drawn(device="cpu", dtype="float32")
     apart = int(numpy.abs(drawn.astype(int) - read_golden().pixels).max())
     data = {"max_abs_diff": apart}
     if apart <= FARTHEST:
-        return Finding("picture", OK, f"tiny draws its picture, within {apart} of 255", data=data)
-    said = f"tiny draws another picture here: {apart} of 255 off, and {FARTHEST} is the limit"
+        return Finding("picture", OK, f"tiny draws its image, within {apart} of 255", data=data)
+    said = f"tiny draws another image here: {apart} of 255 off, and {FARTHEST} is the limit"
     hint = "klein verify -m tiny --dtype float32 tells where it begins"
     return Finding("picture", BAD, said, hint, data)
 
 
-def picture_on_gpu() -> Finding:
+def image_on_gpu() -> Finding:
     """The same as a user draws on a GPU, held to what `klein verify` lets pass in its dtype."""
     name, limits = "picture on the GPU", LIMITS["bfloat16"]
     drawn, wanted = _drawn(device="cuda", dtype="bfloat16"), read_golden().pixels
     mean, noise = mean_abs_diff(drawn, wanted), psnr(drawn, wanted)
     data = {"mean_abs_diff": mean, "psnr": min(noise, _MOST_DECIBELS)}
     if mean <= limits.mean_abs_diff and noise >= limits.psnr:
-        said = f"tiny draws its picture in bfloat16, {mean:.2f} of 255 off on average"
+        said = f"tiny draws its image in bfloat16, {mean:.2f} of 255 off on average"
         return Finding(name, OK, said, data=data)
-    said = f"tiny draws another picture on this GPU: {mean:.1f} of 255 off on average"
+    said = f"tiny draws another image on this GPU: {mean:.1f} of 255 off on average"
     return Finding(
         name, BAD, said, "klein verify -m tiny --device cuda tells where it begins", data
     )

@@ -1,4 +1,4 @@
-"""The picture that `tiny` must draw: what `klein doctor` compares this machine's own with.
+"""The image that `tiny` must draw: what `klein doctor` compares this machine's own with.
 
 `scripts/make_golden.py` draws it again after tiny's weights have changed.
 """
@@ -30,7 +30,7 @@ RECIPE = Recipe(
     model="tiny",
 )
 FARTHEST = 2
-"""Levels of 255 that a CPU's picture may differ from it: threads and instructions make 1."""
+"""Levels of 255 that a CPU's image may differ from it: threads and instructions make 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Golden:
 
 
 def read_golden(path: Path = FILE) -> Golden:
-    """The golden picture. Raises OSError when it is not there or no picture."""
+    """The golden image. Raises OSError when it is missing or not an image."""
     import numpy
     from PIL import Image
 

@@ -64,7 +64,7 @@ def _gpu(line: str) -> Gpu:
     return Gpu(name, int(total) * _MEBIBYTE, int(free) * _MEBIBYTE, capable, version)
 
 
-def judge_gpu(found: Driver, torch: dict[str, Any], wanted_gb: float) -> Finding:
+def check_gpu(found: Driver, torch: dict[str, Any], wanted_gb: float) -> Finding:
     """The GPUs and their free memory; `wanted_gb` is what the everyday model's weights take.
 
     `torch` are the facts of `check.probes`, {} if there are none.
@@ -94,7 +94,7 @@ def judge_gpu(found: Driver, torch: dict[str, Any], wanted_gb: float) -> Finding
     return Finding("GPU", NOTE, f"{said}; klein-4b's weights take {wanted_gb:g} GB", hint, data)
 
 
-def judge_torch(found: Driver, torch: dict[str, Any]) -> Finding:
+def check_torch(found: Driver, torch: dict[str, Any]) -> Finding:
     """Whether torch can be imported, and fits the GPU and its driver."""
     if error := torch.get("error"):
         hint = f"install it again, as {INSTALL_TORCH} says"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from klein_cli.check.finding import BAD, DISTRIBUTION, NOTE, OK, Finding, failed, guarded
 from klein_cli.check.golden import read_golden, weights_digest
-from klein_cli.checkpoints.folder import digest, faults, size_on_disk
+from klein_cli.checkpoints.folder import digest, problems, size_on_disk
 from klein_cli.checkpoints.hub.cache import bytes_of, cached, repositories
 from klein_cli.checkpoints.hub.repository import is_digest, is_git_digest
 from klein_cli.checkpoints.resolve import EMBEDDED_MODEL, hub_repository, preset_for, resolve
@@ -57,7 +57,7 @@ def _model(name: str, deep: bool, on_event: Callable[[str], None]) -> Finding:
         held = bytes_of(repo or "")
         said = f"a download broke off at {held / GIGABYTE:.1f} GB" if held else "not here"
         return Finding(name, BAD, said, again)
-    wrong = faults(root)
+    wrong = problems(root)
     checked = 0
     if deep and not wrong:
         wrong, checked = _flipped(root, on_event)
@@ -90,7 +90,7 @@ def _flipped(root: Path, on_event: Callable[[str], None]) -> tuple[list[str], in
 def look_at_embedded() -> Finding:
     """The model inside the package: its files, and that they are those which it came with."""
     root = resolve(EMBEDDED_MODEL).root
-    wrong = faults(root)
+    wrong = problems(root)
     if not wrong and weights_digest(root) != read_golden().weights:
         wrong = ["its weights are not those that it came with"]
     if wrong:

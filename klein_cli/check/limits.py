@@ -3,7 +3,7 @@
 Each limit is at least twice what right encoders of either attention were measured at on a CPU, with
 random weights and with `tiny`, and far below what a wrong one does to the embeddings: see
 docs/numerics.md. None is looser than sglang's for this model: ssim .91, psnr 25, mean_abs_diff 5,
-clip .97. With --quantize fp8 the pictures are held to those themselves.
+clip .97. With --quantize fp8 the images are held to those themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Limits:
 
     `row_median`, `row_worst`: relative error of the median and of the worst row of a prompt's
     embeddings, for its valid and for its padded rows each. `latents`: relative error after each
-    step. Of the pictures, the least ssim, psnr in decibels and clip, and the most mean_abs_diff in
+    step. Of the images, the least ssim, psnr in decibels and clip, and the most mean_abs_diff in
     levels of 255.
     """
 

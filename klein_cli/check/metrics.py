@@ -1,6 +1,6 @@
-"""How far two embeddings, latents or pictures are from each other.
+"""How far two embeddings, latents or images are from each other.
 
-Pictures are (H, W, 3) uint8 of one size; the definitions are those of scikit-image.
+Images are (H, W, 3) uint8 of one size; the definitions are those of scikit-image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 _WINDOW = 7
 _LEVELS = 255.0
@@ -32,19 +32,19 @@ def row_errors(found: Tensor, wanted: Tensor) -> Tensor:
     return errors
 
 
-def mean_abs_diff(found: Picture, wanted: Picture) -> float:
+def mean_abs_diff(found: Pixels, wanted: Pixels) -> float:
     """The mean absolute difference, in levels from 0 to 255."""
     return float(np.abs(found.astype(np.int64) - wanted).mean())
 
 
-def psnr(found: Picture, wanted: Picture) -> float:
-    """The peak signal-to-noise ratio in decibels; infinite for equal pictures."""
+def psnr(found: Pixels, wanted: Pixels) -> float:
+    """The peak signal-to-noise ratio in decibels; infinite for equal images."""
     error = float(np.square(found.astype(np.int64) - wanted).mean())
     return 10.0 * math.log10(_LEVELS**2 / error) if error else math.inf
 
 
-def ssim(found: Picture, wanted: Picture) -> float:
-    """The structural similarity, 1 for equal pictures: the mean over channels and 7 x 7 windows.
+def ssim(found: Pixels, wanted: Pixels) -> float:
+    """The structural similarity, 1 for equal images: the mean over channels and 7 x 7 windows.
 
     Equal to skimage's `structural_similarity(found, wanted, channel_axis=2, data_range=255)`.
     Source: Wang et al., "Image quality assessment", 2004, with sample covariances.
@@ -52,7 +52,7 @@ def ssim(found: Picture, wanted: Picture) -> float:
     return float(np.mean(list(_ssim_of_channels(found, wanted))))
 
 
-def _ssim_of_channels(found: Picture, wanted: Picture) -> Iterator[float]:
+def _ssim_of_channels(found: Pixels, wanted: Pixels) -> Iterator[float]:
     c1, c2 = (0.01 * _LEVELS) ** 2, (0.03 * _LEVELS) ** 2
     count = _WINDOW**2
     unbiased = count / (count - 1)
@@ -68,7 +68,7 @@ def _ssim_of_channels(found: Picture, wanted: Picture) -> Iterator[float]:
 
 
 def _window_means(values: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The mean of every window that lies inside the picture, from exact running sums."""
+    """The mean of every window that lies inside the image, from exact running sums."""
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     w = _WINDOW
     inside = sums[w:, w:] - sums[:-w, w:] - sums[w:, :-w] + sums[:-w, :-w]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klein_cli.check.metrics import Picture
+from klein_cli.check.metrics import Pixels
 from klein_cli.device.choose import no_tf32
 from klein_cli.device.memory import is_out_of_memory
 from klein_cli.engines.oracle import load_official, noise_for
@@ -25,7 +25,7 @@ def reference(
     settings: Settings,
     recipes: Sequence[Recipe],
     on_event: Callable[[str], None],
-) -> list[tuple[Trace, Picture]]:
+) -> list[tuple[Trace, Pixels]]:
     """What the official pipeline makes of each recipe, one at a time, with our weights and noise.
 
     The model is gone from the device when this returns. Raises ModelError when diffusers cannot
@@ -48,7 +48,7 @@ def reference(
     )
 
 
-def _draw(pipe: Any, recipe: Recipe, settings: Settings) -> tuple[Trace, Picture]:
+def _draw(pipe: Any, recipe: Recipe, settings: Settings) -> tuple[Trace, Pixels]:
     trace = Trace()
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Comparisons -> one HTML file that needs nothing else: pictures side by side, and the numbers."""
+"""Comparisons -> one HTML file that needs nothing else: images side by side, and the numbers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from klein_cli.check.metrics import Picture
+from klein_cli.check.metrics import Pixels
 from klein_cli.check.verify import Comparison, Measure
 
 AMPLIFIED = 32
-"""How many times the difference of two pictures is shown: one level becomes visible."""
+"""How many times the difference of two images is shown: one level becomes visible."""
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
@@ -41,16 +41,16 @@ def page(facts: Mapping[str, str], comparisons: Sequence[Comparison]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def difference(found: Picture, wanted: Picture) -> Picture:
-    """The absolute difference of two pictures, AMPLIFIED and clipped."""
+def difference(found: Pixels, wanted: Pixels) -> Pixels:
+    """The absolute difference of two images, AMPLIFIED and clipped."""
     apart = np.abs(found.astype(np.int64) - wanted) * AMPLIFIED
-    shown: Picture = apart.clip(0, 255).astype(np.uint8)
+    shown: Pixels = apart.clip(0, 255).astype(np.uint8)
     return shown
 
 
 def _section(comparison: Comparison) -> str:
     recipe, ours, theirs = comparison.recipe, comparison.ours, comparison.theirs
-    pictures = {
+    images = {
         "klein": ours,
         "diffusers": theirs,
         f"difference x {AMPLIFIED}": difference(ours, theirs),
@@ -58,14 +58,14 @@ def _section(comparison: Comparison) -> str:
     return (
         f"<h2>{comparison.length} of 512 positions, seed {recipe.seed}</h2>"
         f"<pre>{escape(recipe.prompt) or '(empty)'}</pre>"
-        + "".join(_figure(caption, picture) for caption, picture in pictures.items())
+        + "".join(_figure(caption, image) for caption, image in images.items())
         + _table(_rows(comparison.measures))
     )
 
 
-def _figure(caption: str, picture: Picture) -> str:
+def _figure(caption: str, image: Pixels) -> str:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode("ascii")
     return (
         f"<figure><img alt='{caption}' src='data:image/png;base64,{data}'>"

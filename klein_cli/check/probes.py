@@ -89,6 +89,6 @@ def _probes(device: str) -> Iterator[tuple[str, Callable[[], Finding]]]:
     from klein_cli.check import embedded
 
     yield "mask", embedded.mask
-    yield "picture", embedded.picture
+    yield "picture", embedded.image
     if device == "cuda":
-        yield "picture on the GPU", embedded.picture_on_gpu
+        yield "picture on the GPU", embedded.image_on_gpu

@@ -1,6 +1,6 @@
 """Our engine and the official pipeline on the same weights, noise, device and dtype, compared.
 
-The embeddings are the real gate, the padded rows above all: pictures alone hardly see a wrong
+The embeddings are the real gate, the padded rows above all: images alone hardly see a wrong
 mask. The two models are never in memory together.
 """
 
@@ -13,7 +13,7 @@ from importlib.metadata import version
 from torch import Tensor
 
 from klein_cli.check.limits import LIMITS, Limits, precision
-from klein_cli.check.metrics import Picture, mean_abs_diff, psnr, relative_error, row_errors, ssim
+from klein_cli.check.metrics import Pixels, mean_abs_diff, psnr, relative_error, row_errors, ssim
 from klein_cli.check.official import reference
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.device.choose import provenance
@@ -23,8 +23,8 @@ from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
-Likeness = Callable[[Picture, Picture], float]
-"""The cosine of two pictures' CLIP embeddings."""
+Likeness = Callable[[Pixels, Pixels], float]
+"""The cosine of two images' CLIP embeddings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Measure:
 
     @property
     def passed(self) -> bool:
-        """False also for a value that is no number."""
+        """False also for NaN."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def words(self) -> tuple[str, str]:
@@ -54,8 +54,8 @@ class Comparison:
     recipe: Recipe
     length: int
     measures: tuple[Measure, ...]
-    ours: Picture
-    theirs: Picture
+    ours: Pixels
+    theirs: Pixels
 
     @property
     def passed(self) -> bool:
@@ -77,7 +77,7 @@ def verify(
     `settings` come from `choose`. Ours are drawn in batches of `batch_size`, the pipeline's own
     choice if None, and share `Recipe.shape`; the reference draws them alone. Raises ModelError for
     a snapshot that either cannot load, or that is too large for klein's, OutOfMemoryError when the
-    other or a picture does not fit.
+    other or an image does not fit.
     """
     ours = _ours(snapshot, settings, recipes, batch_size, on_event)
     theirs = reference(snapshot.root, settings, recipes, on_event)
@@ -100,22 +100,22 @@ def compare(
     recipe: Recipe,
     length: int,
     held_to: str,
-    ours: tuple[Trace, Picture],
-    theirs: tuple[Trace, Picture],
+    ours: tuple[Trace, Pixels],
+    theirs: tuple[Trace, Pixels],
     likeness: Likeness | None = None,
 ) -> Comparison:
     """Two drawings of one recipe, each with its trace, held to the LIMITS of that name."""
     limits = LIMITS[held_to]
-    (our_trace, our_picture), (their_trace, their_picture) = ours, theirs
+    (our_trace, our_image), (their_trace, their_image) = ours, theirs
     found, wanted = our_trace.embeddings[0][0], their_trace.embeddings[0][0]
     measures = (
         *_rows("valid rows", found[:length], wanted[:length], limits),
         *_rows("padded rows", found[length:], wanted[length:], limits),
         *_steps(our_trace.latents, their_trace.latents, limits),
-        *_pictures(our_picture, their_picture, limits, likeness),
+        *_images(our_image, their_image, limits, likeness),
     )
     return Comparison(
-        recipe=recipe, length=length, measures=measures, ours=our_picture, theirs=their_picture
+        recipe=recipe, length=length, measures=measures, ours=our_image, theirs=their_image
     )
 
 
@@ -131,23 +131,23 @@ def _ours(
     recipes: Sequence[Recipe],
     batch_size: int | None,
     on_event: Callable[[str], None],
-) -> list[tuple[Trace, Picture]]:
+) -> list[tuple[Trace, Pixels]]:
     pipeline = Pipeline.load(snapshot, settings, on_event=on_event)
     size = batch_size or pipeline.default_batch_size
-    made: list[tuple[Trace, Picture]] = []
+    made: list[tuple[Trace, Pixels]] = []
     for at in range(0, len(recipes), size):
         on_event(f"drawing with klein: {at + 1} of {len(recipes)}")
         trace = Trace()
-        pictures = pipeline.render(recipes[at : at + size], trace=trace)
-        made += zip(_each(trace, len(pictures)), pictures, strict=True)
+        images = pipeline.render(recipes[at : at + size], trace=trace)
+        made += zip(_each(trace, len(images)), images, strict=True)
     del pipeline
     release_memory()
     return made
 
 
-def _each(trace: Trace, pictures: int) -> Iterator[Trace]:
-    """The trace of a batch -> a trace for each of its pictures."""
-    for row in range(pictures):
+def _each(trace: Trace, images: int) -> Iterator[Trace]:
+    """The trace of a batch -> a trace for each of its images."""
+    for row in range(images):
         only = slice(row, row + 1)
         yield Trace([x[only] for x in trace.embeddings], [x[only] for x in trace.latents])
 
@@ -168,8 +168,8 @@ def _steps(found: Sequence[Tensor], wanted: Sequence[Tensor], limits: Limits) ->
         yield Measure(part="latents", name=f"step {step}", value=error, limit=limits.latents)
 
 
-def _pictures(
-    found: Picture, wanted: Picture, limits: Limits, likeness: Likeness | None
+def _images(
+    found: Pixels, wanted: Pixels, limits: Limits, likeness: Likeness | None
 ) -> Iterator[Measure]:
     at_least = {
         "ssim": (ssim(found, wanted), limits.ssim),

@@ -130,7 +130,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder} holds no weights: there is no {names}", DAMAGED)
 
 
-def faults(root: Path) -> list[str]:
+def problems(root: Path) -> list[str]:
     """What is wrong with the files of the model in `root`, each in a line; [] when it is whole.
 
     Sees what is missing, cut short or not readable, and tensors that an index promises and no file
@@ -189,8 +189,8 @@ def _check_part(folder: Path) -> None:
 
 def _weights(folder: Path) -> Path | None:
     """The file that says what a part's weights are: the weights themselves, or an index."""
-    places = (folder / name for name in _WEIGHTS)
-    return next((path for path in places if path.is_file()), None)
+    candidates = (folder / name for name in _WEIGHTS)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -208,7 +208,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         missing = [path for path in paths if not path.is_file()]
     except OSError as error:  # a name too long, for one
-        raise ModelError(f"{index} names what no file can be: {error.strerror}", DAMAGED) from None
+        raise ModelError(f"{index} names an invalid file: {error.strerror}", DAMAGED) from None
     if missing:
         raise ModelError(f"{missing[0]} is missing, though {index.name} names it", DAMAGED)
     return paths
@@ -216,5 +216,5 @@ def _shards(index: Path) -> list[Path]:
 
 def free_space(folder: Path) -> int:
     """Bytes free on the disk that `folder` is on, or will be on when it is made."""
-    places = (folder, *folder.absolute().parents)
-    return shutil.disk_usage(next(place for place in places if place.exists())).free
+    candidates = (folder, *folder.absolute().parents)
+    return shutil.disk_usage(next(place for place in candidates if place.exists())).free

@@ -64,6 +64,6 @@ def _stored(path: Path, entry: dict[str, Any], start: int) -> Stored:
 
 
 def _check_places(tensors: dict[str, Stored]) -> None:
-    places = sorted((tensor.begin, tensor.end) for tensor in tensors.values())
-    if any(before[1] > after[0] for before, after in pairwise(places)):
+    extents = sorted((tensor.begin, tensor.end) for tensor in tensors.values())
+    if any(before[1] > after[0] for before, after in pairwise(extents)):
         raise ValueError("tensors overlap")

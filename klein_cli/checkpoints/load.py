@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from klein_cli.checkpoints.reader import Arrival, Extent, Reader, Rows
+from klein_cli.checkpoints.reader import Extent, Reader, ReadHandle, Rows
 from klein_cli.checkpoints.source import DAMAGED, Checkpoint, Stored
 from klein_cli.errors import ModelError
 
@@ -171,13 +171,13 @@ def load_weights(
     prefix: str = "",
     skip: Callable[[str], bool] = lambda name: False,
     reader: Reader | None = None,
-) -> tuple[Arrival | None, tuple[str, ...]]:
+) -> tuple[ReadHandle | None, tuple[str, ...]]:
     """Fill a module that was made with `init_on_meta`.
 
     The checkpoint's names carry `prefix` before the module's own. Parameters become `dtype`;
     buffers hold statistics and become float32, unless they are whole numbers. Tensors for which
     `skip` is true need not exist and are not read. With a `reader`, one of this device, the weights
-    are there when the arrival that is returned is; without, when this returns. Also returned: the
+    are there when the returned handle is done; without, when this returns. Also returned: the
     names that were skipped. Raises ModelError naming any other tensor that is missing, not wanted
     or of another shape, and any file that is absent or cannot be read.
     """
@@ -193,13 +193,13 @@ def load_weights(
     module.requires_grad_(False).eval()
     _allocate(module, device, dtype)
     wanted = [(stored[name], slot) for name, slot in slots.items()]
-    arrival = None
+    handle = None
     if reader is None:
         _adopt(wanted, device)
     else:
-        arrival = reader.read(_wanted(held, slot) for held, slot in wanted)
+        handle = reader.read(_wanted(held, slot) for held, slot in wanted)
     _check_complete(module)
-    return arrival, skipped
+    return handle, skipped
 
 
 def _slots(module: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Slot]:

@@ -1,6 +1,6 @@
 """Bytes of files -> tensors on one device, by several threads, in the order asked for.
 
-Whoever asks goes on with something else and waits for what is needed next. On the host each thread
+Whoever asks does something else and waits for what is needed next. On the host each thread
 holds one buffer and nothing more.
 """
 
@@ -52,7 +52,7 @@ class Rows:
     put: Callable[[int, Tensor], None]
 
 
-class Arrival:
+class ReadHandle:
     """Some tensors on their way. `bytes` in all; `seconds` from the first byte to the last."""
 
     def __init__(self, pieces: int, total: int, ready: torch.cuda.Event | None) -> None:
@@ -115,9 +115,9 @@ class Reader:
             device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
         self._piece_bytes = piece_bytes
-        self._pieces: SimpleQueue[tuple[Arrival, _Piece] | None] = SimpleQueue()
+        self._pieces: SimpleQueue[tuple[ReadHandle, _Piece] | None] = SimpleQueue()
         self._dropped = False
-        self._turn = _Turn(device)
+        self._put_lock = _PutLock(device)
         self._threads = [
             threading.Thread(target=self._work, daemon=True, name="klein-reader")
             for _ in range(min(_MOST_THREADS, os.cpu_count() or 1))
@@ -153,16 +153,16 @@ class Reader:
         for _ in self._threads:
             self._pieces.put(None)
 
-    def read(self, wanted: Iterable[Extent | Rows]) -> Arrival:
+    def read(self, wanted: Iterable[Extent | Rows]) -> ReadHandle:
         """Begin to read; tensors have no gaps and lie on the reader's device."""
         pieces = [piece for one in wanted for piece in self._cut(one)]
         ready = None
         if self._device.type == "cuda":  # the memory may still be in use by earlier work
             ready = torch.cuda.current_stream(self._device).record_event()
-        arrival = Arrival(len(pieces), sum(piece.size for piece in pieces), ready)
+        handle = ReadHandle(len(pieces), sum(piece.size for piece in pieces), ready)
         for piece in pieces:
-            self._pieces.put((arrival, piece))
-        return arrival
+            self._pieces.put((handle, piece))
+        return handle
 
     def _cut(self, wanted: Extent | Rows) -> Iterator[_Piece]:
         path, offset, most = wanted.path, wanted.offset, self._piece_bytes
@@ -180,25 +180,25 @@ class Reader:
 
     def _work(self) -> None:
         with ExitStack() as stack:
-            lane: _Lane | None = None
+            staging: _StagingBuffer | None = None
             while (task := self._pieces.get()) is not None:
-                arrival, piece = task
+                handle, piece = task
                 try:
                     if self._dropped:
                         raise InterruptedError("reading was given up")
-                    if arrival.wanted:
-                        arrival.begin()
-                        lane = lane or self._lane(stack)
-                        lane.carry(piece, arrival.ready)
+                    if handle.wanted:
+                        handle.begin()
+                        staging = staging or self._staging_buffer(stack)
+                        staging.copy(piece, handle.ready)
                 except BaseException as error:  # handed to whoever waits
-                    arrival.finish(error)
+                    handle.finish(error)
                 else:
-                    arrival.finish()
+                    handle.finish()
 
-    def _lane(self, stack: ExitStack) -> _Lane:
+    def _staging_buffer(self, stack: ExitStack) -> _StagingBuffer:
         if self._device.type == "cuda":  # or pinning would wake the first GPU too
             stack.enter_context(torch.cuda.device(self._device))
-        return stack.enter_context(_Lane(self._device, self._piece_bytes, self._turn))
+        return stack.enter_context(_StagingBuffer(self._device, self._piece_bytes, self._put_lock))
 
 
 def _stop(reader: weakref.ref[Reader]) -> None:
@@ -207,8 +207,8 @@ def _stop(reader: weakref.ref[Reader]) -> None:
         left.stop()
 
 
-class _Turn:
-    """Where rows are put, one lane at a time: what a `put` holds for a moment is held once."""
+class _PutLock:
+    """Where rows are put, one thread at a time: what a `put` holds for a moment is held once."""
 
     def __init__(self, device: torch.device) -> None:
         self._lock = threading.Lock()
@@ -220,10 +220,10 @@ class _Turn:
             _synchronize(self._stream)
 
 
-class _Lane:
+class _StagingBuffer:
     """What one thread reads with: buffers, open files and a stream of its own."""
 
-    def __init__(self, device: torch.device, size: int, turn: _Turn) -> None:
+    def __init__(self, device: torch.device, size: int, put_lock: _PutLock) -> None:
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._stack = ExitStack()
@@ -231,9 +231,9 @@ class _Lane:
         self._stream = _stream(device)
         self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._on_gpu)
         self._staged: Tensor | None = None
-        self._turn = turn
+        self._put_lock = put_lock
 
-    def __enter__(self) -> _Lane:
+    def __enter__(self) -> _StagingBuffer:
         return self
 
     def __exit__(
@@ -244,7 +244,7 @@ class _Lane:
     ) -> None:
         self._stack.close()
 
-    def carry(self, piece: _Piece, ready: torch.cuda.Event | None) -> None:
+    def copy(self, piece: _Piece, ready: torch.cuda.Event | None) -> None:
         """File -> buffer -> device; the bytes are there, and put, when this returns."""
         if piece.size > self._buffer.numel():  # one row that is longer than a piece
             self._buffer = torch.empty(piece.size, dtype=torch.uint8, pin_memory=self._on_gpu)
@@ -260,7 +260,7 @@ class _Lane:
                 data = self._on_device(data)
             _synchronize(self._stream)
         if piece.put is not None:
-            self._turn.put(piece.put, data)
+            self._put_lock.put(piece.put, data)
 
     def _bytes(self, size: int) -> memoryview:
         numbers: Any = self._buffer.numpy()

@@ -13,8 +13,8 @@ from pathlib import Path
 from klein_cli.checkpoints.folder import (
     INDEX_FILE,
     FolderCheckpoint,
-    faults,
     is_readable,
+    problems,
     read_json,
 )
 from klein_cli.checkpoints.hub.cache import cached
@@ -85,8 +85,8 @@ class Snapshot:
 def preset_for(model: str) -> Preset:
     """The preset of a preset name, a diffusers-layout folder or a hub id.
 
-    A preset's name goes before a folder of that name; `./name` means the folder. Of a hub id that
-    no preset knows, model_index.json is fetched if it cannot be read here. Raises
+    A preset's name takes precedence over a folder of that name; `./name` means the folder. Of a
+    hub id that no preset knows, model_index.json is fetched if it cannot be read here. Raises
     ModelError when there is no such model.
     """
     if model in presets():
@@ -124,7 +124,7 @@ def on_disk(model: str) -> Snapshot | None:
     if repo is None:
         return _embedded(presets()[model]) if model in presets() else _folder(model)
     root = cached(repo)
-    if root is None or faults(root):
+    if root is None or problems(root):
         return None
     return _at(model, root, _hub_preset(repo), repo)
 
@@ -139,7 +139,7 @@ def already_here(name: str, revision: str | None) -> Snapshot | None:
         return _embedded(preset)
     for commit in [revision, None] if revision else [None]:
         root = cached(preset.repo, commit)
-        if root is not None and not faults(root):
+        if root is not None and not problems(root):
             return _at(name, root, preset, preset.repo)
     return None
 
@@ -159,7 +159,7 @@ def _pulled(model: str, watch: Watch | None, *, check_all: bool) -> Snapshot:
     assert repo is not None
     preset = preset_for(model)
     root = download(repo, WANTED_FILES, watch=watch, check_all=check_all)
-    if not check_all and faults(root):
+    if not check_all and problems(root):
         # All is there in its full size: a hash alone tells what is damaged.
         root = download(repo, WANTED_FILES, watch=watch, check_all=True)
     _preset_of_folder(root, model)

@@ -29,15 +29,14 @@ _STYLE: dict[str, Any] = {
 
 
 SUMMARIES = {
-    "generate": "Draw pictures from words. Paths go to standard output, all else to standard "
-    "error.",
+    "generate": "Draw images from words. Paths go to standard output, all else to standard error.",
     "verify": "Prove that klein computes what the official model computes: exit code 0 if so, 1 "
     "if not.",
-    "info": "Show the recipe that travels inside a picture.",
-    "reproduce": "Draw a picture again from the recipe inside it; any option makes a variation "
+    "info": "Show the recipe that travels inside an image.",
+    "reproduce": "Draw an image again from the recipe inside it; any option makes a variation "
     "of it.",
     "bench": "Measure klein on this machine: warm, in a batch and from a cold start.",
-    "gallery": "Make one page of a folder's pictures: filter, sort, and the recipe of each on a "
+    "gallery": "Make one page of a folder's images: filter, sort, and the recipe of each on a "
     "click.",
     "doctor": "Check GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, "
     "1 if not.",
@@ -130,7 +129,7 @@ def klein(
         ),
     ] = False,
 ) -> None:
-    """Words into pictures, with FLUX.2 \\[klein].
+    """Words into images, with FLUX.2 \\[klein].
 
     Begin with: klein generate "a red circle on a white background" --model tiny
     """

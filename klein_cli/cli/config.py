@@ -1,7 +1,7 @@
 """The settings file: defaults for the options of every command.
 
     # ~/.config/klein/config.toml, or the platform's own place for it
-    output = "pictures/"        # a long option, for every command that has it
+    output = "images/"        # a long option, for every command that has it
     [generate]
     model = "klein-base-4b"     # or for one command, where it takes precedence over those above
 
@@ -252,7 +252,7 @@ def _options(place: Any) -> dict[str, Any]:
 
 
 def _values(table: Mapping[str, Any], ctx: Any) -> dict[str, Any]:
-    """The defaults for the command of `ctx`, by parameter: deeper tables go before higher ones."""
+    """The defaults for the command of `ctx`, by parameter; deeper tables take precedence."""
     options = _options(ctx.command)
     path: list[str] = []
     while ctx.parent is not None:

@@ -64,18 +64,18 @@ def run_generate(
     *,
     prompts: options.PromptOptions,
     strict: bool,
-    picture: options.PictureOptions,
+    image: options.ImageOptions,
     files: options.OutputOptions,
     model: str,
     machine: options.MachineOptions,
     show: bool,
-    told: options.ReportOptions,
+    reporting: options.ReportOptions,
 ) -> int:
     """Do what the options of `klein generate` ask for; its exit code."""
 
     def run(report: Report) -> int:
-        output = parsed_output(files, told)
-        settings, batch_size = machine.settings(), machine.pictures_a_batch()
+        output = parsed_output(files, reporting)
+        settings, batch_size = machine.settings(), machine.images_per_batch()
         placement = machine.placement()
         check_placement(placement, settings, dry_run=files.dry_run)
         source = prompt_source(
@@ -87,23 +87,23 @@ def run_generate(
         asked = _Run(
             model=model,
             source=source,
-            defaults=picture.defaults(
+            defaults=image.defaults(
                 preset_for(model),
                 negative_prompt=prompts.negative_prompt,
                 wildcards=prompts.wildcards,
             ),
-            seed=picture.seed,
+            seed=image.seed,
             files=files,
             output=output,
             settings=settings,
             placement=placement,
             batch_size=batch_size,
             strict=strict,
-            show=show and not (told.json or told.quiet),
+            show=show and not (reporting.json or reporting.quiet),
         )
-        return _generate(asked, partial(_tell_origins, context, asked.defaults), report)
+        return _generate(asked, partial(_report_origins, context, asked.defaults), report)
 
-    return run_command(run, output=files.output, dry_run=files.dry_run, **asdict(told))
+    return run_command(run, output=files.output, dry_run=files.dry_run, **asdict(reporting))
 
 
 def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Report) -> int:
@@ -124,7 +124,7 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
             check_page(gallery, overwrite=asked.output.overwrite)
         tell_origins(report)
         is_drawn = asked.seed is None and not earlier.has_seed
-        _tell_plan(asked, planned, seed if planned.uses_seed and is_drawn else None, report)
+        _report_plan(asked, planned, seed if planned.uses_seed and is_drawn else None, report)
         if files.dry_run:
             return _dry_run(asked, planned, earlier, report)
         code = _draw(asked, seed, planned, earlier, report)
@@ -136,7 +136,7 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
 
 
 def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan:
-    # Every picture that is there is read through: that may take a while.
+    # Every image that is there is read through: that may take a while.
     with report.bar if earlier.resumed else nullcontext():
         report.doing("looking at what is there")
         return plan(
@@ -154,7 +154,7 @@ def _draw(asked: _Run, seed: int, planned: Plan, earlier: OutputFolder, report: 
     report.preview = preview(wanted=asked.show)
     journal = earlier.journal(preset)
     if planned.done:
-        report.note(f"{planned.done} of {planned.done + len(planned.jobs)} pictures are there")
+        report.note(f"{planned.done} of {planned.done + len(planned.jobs)} images are there")
     facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
     report.event("started", klein=__version__, model=preset.name, **facts)
     if planned.jobs:
@@ -180,7 +180,7 @@ def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, rep
     with report.bar, started as ready:
         if journal is not None:
             journal.open(planned, model=asked.model, seed=seed)
-            change = journal.computed_with(ready.origin, bare=asked.output.bare)
+            change = journal.computed_with(ready.origin, no_metadata=asked.output.no_metadata)
             if change is not None:
                 report.warn(change)
         run = Run(
@@ -189,14 +189,14 @@ def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, rep
             overwrite=asked.output.overwrite,
             stdout=sys.stdout.buffer,
             journal=journal,
-            bare=asked.output.bare,
+            no_metadata=asked.output.no_metadata,
             threads=ready.writers,
         )
         report.expect(wanted)
         followed = RunReporter(report, wanted, None if journal is None else journal.failures)
         code = followed.follow(run, planned.jobs)
         if journal is not None:
-            with suppress(OSError):  # a full disk was told of already
+            with suppress(OSError):  # a full disk was reported already
                 journal.close()
     for line in timings.lines(ready, run.writing):
         report.detail(line)
@@ -222,33 +222,33 @@ def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) 
     return 0
 
 
-def parsed_output(files: options.OutputOptions, told: options.ReportOptions) -> Output:
-    """What the user said about files. Raises UsageError when stdout is asked for too much."""
+def parsed_output(files: options.OutputOptions, reporting: options.ReportOptions) -> Output:
+    """What the user asked of files. Raises UsageError when stdout is asked for too much."""
     where = destination(files.output)
-    if where.is_stdout and told.json:
+    if where.is_stdout and reporting.json:
         raise UsageError("-o - and --json both want standard output", "leave one of them out")
     if where.is_stdout and sys.stdout.isatty() and not files.dry_run:
         raise UsageError(
-            "-o - would write a picture to the terminal", "send it on: klein ... -o - > cat.png"
+            "-o - would write an image to the terminal", "send it on: klein ... -o - > cat.png"
         )
     return Output(
-        where=where, overwrite=files.overwrite, today=date.today(), bare=files.no_metadata
+        where=where, overwrite=files.overwrite, today=date.today(), no_metadata=files.no_metadata
     )
 
 
 def _keeps_manifest(asked: _Run) -> bool:
-    """A run does for a prompts file, several pictures in a folder that -o names, and --resume."""
+    """A run does for a prompts file, several images in a folder that -o names, and --resume."""
     files, where = asked.files, asked.output.where
     if where.is_stdout:
         if files.resume:
-            raise UsageError("-o - leaves nothing for --resume", "give a folder")
+            raise UsageError("-o - keeps nothing that --resume could use", "give a folder")
         return False
     in_folder = files.output is not None and not where.exact
     several = makes_several(Row(prompt="a"), asked.defaults)
     return files.resume or bool(asked.source.file) or (several and in_folder)
 
 
-def _tell_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:
+def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:
     """What the user does not know, or may think otherwise."""
     preset = asked.defaults.preset
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
@@ -265,7 +265,7 @@ def _tell_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Repor
         )
 
 
-def _tell_origins(context: typer.Context, defaults: Defaults, report: Report) -> None:
+def _report_origins(context: typer.Context, defaults: Defaults, report: Report) -> None:
     """Under --verbose, where each value came from."""
     for line in origins(context):
         report.detail(line)

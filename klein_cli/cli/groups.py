@@ -27,8 +27,8 @@ def grouped(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let Typer see the fields of a command's dataclasses as options, in the order of both.
 
-    Fields that are left out are no options of this command and keep their own default; `defaults`
-    and `helps` go before those of the fields.
+    Fields that are left out are not options of this command and keep their own default; `defaults`
+    and `helps` take precedence over those of the fields.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -18,17 +18,17 @@ from klein_cli.errors import UsageError
 from klein_cli.presets import Preset, presets
 from klein_cli.prompts.rows import Defaults
 from klein_cli.prompts.seeds import parse_seeds
-from klein_cli.prompts.sizes import picture_size
+from klein_cli.prompts.sizes import image_size
 from klein_cli.run.executors.placement import Placement
 from klein_cli.settings import CHOICES, Settings
 
 _prompt = partial(typer.Option, rich_help_panel="Prompts")
 _prompt_flag = partial(_prompt, metavar=" ")
-of_picture = partial(typer.Option, rich_help_panel="The picture")
+image_option = partial(typer.Option, rich_help_panel="The image")
 _output = partial(typer.Option, rich_help_panel="Where it goes")
 _output_flag = partial(_output, metavar=" ")
 _machine = partial(typer.Option, rich_help_panel="Model and machine")
-_report = partial(typer.Option, rich_help_panel="What is said")
+_report = partial(typer.Option, rich_help_panel="Reporting")
 _report_flag = partial(_report, metavar=" ")
 _DEFAULT = Settings()
 
@@ -74,11 +74,11 @@ Strict = Annotated[
     ),
 ]
 Size = Annotated[
-    str | None, of_picture("--size", metavar="WxH", help="Both at once, as in 1024x768.")
+    str | None, image_option("--size", metavar="WxH", help="Both at once, as in 1024x768.")
 ]
 Steps = Annotated[
     int | None,
-    of_picture(
+    image_option(
         "--steps",
         metavar="N",
         help="Denoising steps. The model knows best: 4, or 50 for the base models.",
@@ -102,7 +102,7 @@ Show = Annotated[
     bool,
     _report_flag(
         "--show",
-        help="Show each picture in the terminal: kitty, iTerm2 and other sixel terminals; "
+        help="Show each image in the terminal: kitty, iTerm2 and other sixel terminals; "
         "half-blocks elsewhere.",
     ),
 ]
@@ -153,28 +153,28 @@ class PromptOptions:
         bool,
         _prompt_flag(
             "--wildcards",
-            help="Of {red|green|blue} in a prompt, take one, chosen by the picture's seed.",
+            help="Of {red|green|blue} in a prompt, take one, chosen by the image's seed.",
         ),
     ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureOptions:
-    """What a picture is like; None leaves it to the row, or else to the model."""
+class ImageOptions:
+    """What an image is like; None leaves it to the row, or else to the model."""
 
     seed: Annotated[
         int | None,
-        of_picture(
+        image_option(
             "--seed",
             "-s",
             metavar="N",
-            help="The first picture's seed; the next gets N+1, and so on. The same seed draws the "
-            "same picture again. Random, and printed, if left out.",
+            help="The first image's seed; the next gets N+1, and so on. The same seed draws the "
+            "same image again. Random, and printed, if left out.",
         ),
     ] = None
     seeds: Annotated[
         str | None,
-        of_picture(
+        image_option(
             "--seeds",
             metavar="LIST",
             help="A sweep: every prompt once with each of these seeds, as in 1-20 or 3,7,100-110. "
@@ -183,16 +183,16 @@ class PictureOptions:
     ] = None
     num_images: Annotated[
         int,
-        of_picture(
+        image_option(
             "--num-images",
             "-n",
             metavar="N",
-            help="Pictures of each prompt, with seeds that follow each other.",
+            help="Images of each prompt, with seeds that follow each other.",
         ),
     ] = 1
     width: Annotated[
         int | None,
-        of_picture(
+        image_option(
             "--width",
             "-W",
             metavar="PIXELS",
@@ -200,12 +200,12 @@ class PictureOptions:
         ),
     ] = None
     height: Annotated[
-        int | None, of_picture("--height", "-H", metavar="PIXELS", help="A multiple of 16.")
+        int | None, image_option("--height", "-H", metavar="PIXELS", help="A multiple of 16.")
     ] = None
     size: Size = None
     aspect: Annotated[
         str | None,
-        of_picture(
+        image_option(
             "--aspect",
             metavar="W:H",
             help="A shape, as in 16:9, with about as many pixels as the model's own size.",
@@ -214,7 +214,7 @@ class PictureOptions:
     steps: Steps = None
     guidance: Annotated[
         float | None,
-        of_picture(
+        image_option(
             "--guidance",
             "-g",
             metavar="X",
@@ -240,8 +240,8 @@ class PictureOptions:
         wildcards: bool = False,
         like: tuple[int, int] | None = None,
     ) -> Defaults:
-        """What rows get where they are silent; for `like` see `picture_size`. Raises UsageError."""
-        width, height = picture_size(
+        """What rows get where they are silent; for `like` see `image_size`. Raises UsageError."""
+        width, height = image_size(
             preset,
             width=self.width,
             height=self.height,
@@ -251,7 +251,9 @@ class PictureOptions:
         )
         sweep = parse_seeds(self.seeds) if self.seeds is not None else ()
         if sweep and (self.seed is not None or self.num_images != 1):
-            raise UsageError("--seeds goes with neither --seed nor --num-images", "use one of them")
+            raise UsageError(
+                "--seeds cannot be combined with --seed or --num-images", "use one of them"
+            )
         return Defaults(
             preset=preset,
             width=width,
@@ -267,7 +269,7 @@ class PictureOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
-    """Where the pictures go."""
+    """Where the images go."""
 
     output: Annotated[
         str | None,
@@ -296,16 +298,15 @@ class OutputOptions:
         bool,
         _output_flag(
             "--resume",
-            help="Go on with the run that was begun in the output folder: make only what is "
-            "missing there or is no longer whole. The prompts file may have grown or been put in "
-            "another order.",
+            help="Resume the run in the output folder: make only what is missing there or damaged. "
+            "The prompts file may have grown or been reordered.",
         ),
     ] = False
     gallery: Annotated[
         bool,
         _output_flag(
             "--gallery",
-            help="Also write index.html: a page that shows all pictures of the output folder.",
+            help="Also write index.html: a page that shows all images of the output folder.",
         ),
     ] = False
     no_metadata: Annotated[
@@ -336,8 +337,7 @@ class MachineOptions:
         _machine(
             "--batch-size",
             metavar="auto|N",
-            help="Pictures made at the same time. It changes the speed, and on a GPU perhaps a "
-            "bit.",
+            help="Images per batch. It changes the speed, and on a GPU it may change single bits.",
         ),
     ] = "auto"
     workers: Annotated[
@@ -372,7 +372,7 @@ class MachineOptions:
         """Who draws. Raises UsageError."""
         return Placement.parse(self.workers, self.ray)
 
-    def pictures_a_batch(self) -> int | None:
+    def images_per_batch(self) -> int | None:
         """--batch-size, None for the executor's own choice. Raises UsageError."""
         if self.batch_size == "auto":
             return None
@@ -386,7 +386,7 @@ class MachineOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """What is said of a run, and how."""
+    """What is reported of a run, and how."""
 
     json: Json = False
     quiet: Quiet = False

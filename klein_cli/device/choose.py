@@ -113,7 +113,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def provenance(settings: Settings) -> dict[str, str]:
-    """What besides the recipe can change a bit of a picture: versions, device, threads."""
+    """What besides the recipe can change a bit of an image: versions, device, threads."""
     record = {"klein": __version__, "torch": torch.__version__}
     with suppress(PackageNotFoundError):  # the native engine does without
         record["diffusers"] = version("diffusers")
@@ -140,7 +140,7 @@ def no_tf32() -> Iterator[None]:
 def _kernels(wanted: str, device: Device) -> str:
     reason = without_triton(device)
     if wanted == "triton" and reason:
-        raise UsageError(f"--kernels triton is not possible: {reason}", "use --kernels torch")
+        raise UsageError(f"--kernels triton is not available: {reason}", "use --kernels torch")
     return "torch" if wanted == "torch" or reason else "triton"
 
 
@@ -187,7 +187,7 @@ def _any_device(preset: Preset | None) -> str:
         raise ModelError(
             f"no GPU was found ({why_no_gpu()[0]}), and {preset.name} takes minutes an image "
             "without one",
-            f"use --model tiny, {also}or --device cpu if you have the patience and the memory",
+            f"use --model tiny, {also}or --device cpu if you have the time and the memory",
         )
     return "cpu"
 
@@ -201,7 +201,7 @@ def _check_cuda(device: Device) -> None:
         )
     if (device.torch_device.index or 0) >= gpus:
         known = ", ".join(f"cuda:{number}" for number in range(gpus))
-        raise UsageError(f"there is no {device.name} here", f"use {known}")
+        raise UsageError(f"{device.name} is not available", f"use {known}")
     major, minor = torch.cuda.get_device_capability(device.torch_device)
     if not built_for((major, minor), torch.cuda.get_arch_list()):
         name = torch.cuda.get_device_name(device.torch_device)

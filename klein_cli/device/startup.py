@@ -23,7 +23,7 @@ def quick_start() -> Iterator[None]:
     """For the imports of torch and diffusers, and the loading of a model.
 
     OpenMP is told, before it starts, that its idle threads sleep: by default they spin, and a
-    picture takes several times as long on a CPU that is shared with anything else. And the garbage
+    image takes several times as long on a CPU that is shared with anything else. And the garbage
     collector rests: the imports make 400,000 objects that stay, and looking through them takes a
     fifth of the time of the imports, and a second more when Python ends.
     """

@@ -111,6 +111,6 @@ def _module(kind: Any, checkpoint: Checkpoint) -> Any:
             return kind.from_config(config)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(
-            f"the configuration of {checkpoint.place} does not describe a {kind.__name__}: {error}",
+            f"the configuration of {checkpoint.place} is not that of a {kind.__name__}: {error}",
             "download the model again",
         ) from None

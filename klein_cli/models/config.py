@@ -18,7 +18,7 @@ _MOST_LAYERS = 1000
 """A millisecond each to build: a million would look like a hang."""
 
 _LARGEST = 1e9
-"""The same for what is no size: bases of rotary angles reach a few millions."""
+"""The same for what is not a size: bases of rotary angles reach a few millions."""
 
 
 def read_sizes(kind: type[Sizes], part: str, entries: Mapping[str, Any]) -> Sizes:

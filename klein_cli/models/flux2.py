@@ -137,7 +137,7 @@ class Flux2Transformer(nn.Module):
         return rotary_embedding(ids, self.config.axes_dims_rope, self.config.rope_theta)
 
     def modulations(self, timestep: Tensor) -> Tensor:
-        """All that a timestep (1,) does: (1, 1, 17 * width), the same in every picture."""
+        """All that a timestep (1,) does: (1, 1, 17 * width), the same in every image."""
         time = self.time_guidance_embed(timestep)
         layers = (
             self.double_stream_modulation_img,
@@ -150,7 +150,7 @@ class Flux2Transformer(nn.Module):
     def velocity(
         self, latents: Tensor, txt: Tensor, modulations: Tensor, cosine: Tensor, sine: Tensor
     ) -> Tensor:
-        """`forward`, from the embedded text (B, T, width) and what does not change in a picture.
+        """`forward`, from the embedded text (B, T, width) and what does not change in an image.
 
         The text is given as `context_embedder` leaves it; the rest as `modulations` and `rotary`
         make it.

@@ -165,7 +165,7 @@ class Qwen3Model(nn.Module):
         depth = max(tapped_layers)
         if depth >= config.num_hidden_layers:
             raise ModelError(
-                f"hidden state {depth} is wanted of a text encoder of "
+                f"hidden state {depth} is needed, and the text encoder has "
                 f"{config.num_hidden_layers} layers",
                 "this is not the text encoder that the model was trained with",
             )
@@ -183,7 +183,7 @@ class Qwen3Model(nn.Module):
     def forward(self, input_ids: Tensor, attention_lengths: AttentionLengths) -> tuple[Tensor, ...]:
         """input_ids (B, S) int64 -> one (B, S, hidden_size) hidden state a tap, in tap order."""
         x: Tensor = self.embed_tokens(input_ids)
-        rotary = self._turns(input_ids.shape[1], x.device, x.dtype)
+        rotary = self._rotary_of(input_ids.shape[1], x.device, x.dtype)
         states = {0: x}
         for depth, layer in enumerate(self.layers, start=1):
             x = layer(x, rotary, attention_lengths)
@@ -199,7 +199,7 @@ class Qwen3Model(nn.Module):
         """`embeddings`, of tensors alone: counts (B,) int64 are the valid lengths."""
         return self.embeddings(input_ids, AttentionLengths(counts, input_ids.shape[1]))
 
-    def _turns(
+    def _rotary_of(
         self, positions: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """The rotary embedding, made once: it comes from the host, which no CUDA graph can ask."""

@@ -1,6 +1,6 @@
-"""The decoder of the FLUX.2 autoencoder in plain torch: latents -> pictures.
+"""The decoder of the FLUX.2 autoencoder in plain torch: latents -> images.
 
-Parameter names are those of the official checkpoint. Making pictures needs no encoder: it is
+Parameter names are those of the official checkpoint. Making images needs no encoder: it is
 neither built nor read. Norms, attention and what else can be fused is done by `VaeOps`, at the end,
 in plain torch.
 """
@@ -23,7 +23,7 @@ NORM_EPS = 1e-6
 class VaeConfig:
     """The sizes of an autoencoder, from its config.json.
 
-    `block_out_channels` from the pictures' end inwards; `batch_norm_eps` belongs to the
+    `block_out_channels` from the images' end inwards; `batch_norm_eps` belongs to the
     normalisation of the latents.
     """
 
@@ -63,7 +63,7 @@ class VaeConfig:
 
 
 class VaeDecoder(nn.Module):
-    """What of the autoencoder makes pictures, and the statistics of its latents."""
+    """What of the autoencoder makes images, and the statistics of its latents."""
 
     def __init__(self, config: VaeConfig, ops: VaeOps | None = None) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class Upsample(nn.Module):
 
 
 class Convolved(NamedTuple):
-    """What a convolution made of a picture, (B, C, H, W).
+    """What a convolution made of an image, (B, C, H, W).
 
     `bias` (C,) is still to be added by whoever reads the values next; None when it is in them.
     """

@@ -1,7 +1,7 @@
 """CUDA graphs: a function's kernels are recorded once for each shape, then launched as one.
 
 A graph launches the kernels that the function itself would launch: no bit differs. So whether one
-is used is no setting, and is not recorded.
+is used is not a setting, and is not recorded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from klein_cli.device.memory import is_out_of_memory
 
 MOST_GRAPHS = 8
-"""Graphs at a time: one size of picture needs three, for the text encoder, a step and the VAE."""
+"""Graphs at a time: one size of image needs three, for the text encoder, a step and the VAE."""
 
 TensorFunction = Callable[..., Tensor]
 _Key = tuple[object, ...]
@@ -112,7 +112,7 @@ class Graphs:
             try:
                 output = function(*held)
             except BaseException:
-                # What went wrong first is what is told.
+                # What went wrong first is what is reported.
                 with contextlib.suppress(Exception):
                     graph.capture_end()
                 raise

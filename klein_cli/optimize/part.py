@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from klein_cli.checkpoints.load import load_weights
-from klein_cli.checkpoints.reader import Arrival, Reader
+from klein_cli.checkpoints.reader import Reader, ReadHandle
 from klein_cli.checkpoints.source import DAMAGED, Checkpoint
 from klein_cli.device.device import Device
 from klein_cli.errors import ModelError
@@ -46,7 +46,7 @@ class Part(Generic[Module]):
     def __init__(
         self,
         module: Module,
-        arrival: Arrival | None = None,
+        handle: ReadHandle | None = None,
         skipped: tuple[str, ...] = (),
         run: Run = direct,
     ) -> None:
@@ -54,8 +54,8 @@ class Part(Generic[Module]):
         self.skipped = skipped
         self.waited = 0.0
         self._module = module
-        self._arrival = arrival
-        self._whole = arrival is None
+        self._handle = handle
+        self._whole = handle is None
         self._failure: tuple[Any, ...] | None = None
 
     @classmethod
@@ -76,7 +76,7 @@ class Part(Generic[Module]):
         See `klein_cli.checkpoints.load.load_weights` for the rest, and for what it raises.
         """
         target.backend.prepare(name, module)
-        arrival, skipped = load_weights(
+        handle, skipped = load_weights(
             module,
             checkpoint,
             device=target.device.torch_device,
@@ -85,17 +85,17 @@ class Part(Generic[Module]):
             skip=skip,
             reader=target.reader,
         )
-        return cls(module, arrival, skipped, run or target.backend.run)
+        return cls(module, handle, skipped, run or target.backend.run)
 
     @property
     def read_bytes(self) -> int:
         """What the threads of a `Reader` read."""
-        return self._arrival.bytes if self._arrival else 0
+        return self._handle.bytes if self._handle else 0
 
     @property
     def read_seconds(self) -> float:
         """How long they took."""
-        return self._arrival.seconds if self._arrival else 0.0
+        return self._handle.seconds if self._handle else 0.0
 
     @property
     def failed(self) -> bool:
@@ -118,9 +118,9 @@ class Part(Generic[Module]):
             kind, its, *_ = self._failure
             raise kind(*its)
         started = time.perf_counter()
-        assert self._arrival is not None
+        assert self._handle is not None
         try:
-            self._arrival.wait()
+            self._handle.wait()
         except (OSError, EOFError) as error:
             raise self._fail(ModelError(f"the weights cannot be read: {error}", DAMAGED)) from None
         except Exception as error:

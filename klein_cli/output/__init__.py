@@ -1,1 +1,1 @@
-"""Where pictures go: their names, their files and what the files say about them."""
+"""Where images go: their names, their files and what the files say about them."""

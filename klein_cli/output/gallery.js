@@ -3,7 +3,7 @@
 // markup out of text.
 (() => {
   const get = (id) => document.getElementById(id);
-  const list = get("pictures"), filter = get("filter"), sort = get("sort"), count = get("count");
+  const list = get("images"), filter = get("filter"), sort = get("sort"), count = get("count");
   const dialog = get("dialog"), large = get("large"), recipe = get("recipe"), file = get("file");
   const cards = [...list.children];
   const words = new Map(cards.map((card) => [card, card.textContent.toLocaleLowerCase()]));
@@ -28,7 +28,7 @@
       card.hidden = !wanted.every((word) => words.get(card).includes(word));
       shown += !card.hidden;
     }
-    const all = cards.length + (cards.length === 1 ? " picture" : " pictures");
+    const all = cards.length + (cards.length === 1 ? " image" : " images");
     count.textContent = shown === cards.length ? all : shown + " of " + all;
     get("nothing").hidden = shown > 0;
   }

@@ -1,7 +1,7 @@
-"""A folder of pictures -> one HTML file that shows them, and needs nothing else.
+"""A folder of images -> one HTML file that shows them, and needs nothing else.
 
-Everything in the page comes from the pictures themselves, so that it can be made again at any
-time, and a run that was resumed shows all of its pictures. What pictures say is a stranger's text:
+Everything in the page comes from the images themselves, so that it can be made again at any
+time, and a run that was resumed shows all of its images. What images say is a stranger's text:
 it is escaped where it is written, and the page's own policy lets no script run but the page's.
 """
 
@@ -49,7 +49,7 @@ _ORDERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What is seen of a picture: sides of the file in pixels, time in seconds, a WebP file."""
+    """What is seen of an image: sides of the file in pixels, time in seconds, a WebP file."""
 
     width: int
     height: int
@@ -59,9 +59,9 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GalleryItem:
-    """A picture on the page. `path` is relative to the page.
+    """An image on the page. `path` is relative to the page.
 
-    `record` is None where the picture says nothing of itself.
+    `record` is None where the image says nothing of itself.
     """
 
     path: Path
@@ -71,10 +71,10 @@ class GalleryItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """A page that was written: how many pictures it shows, and files that could not be read."""
+    """A page that was written: how many images it shows, and files that could not be read."""
 
     page: Path
-    pictures: int
+    images: int
     unreadable: tuple[Path, ...]
 
 
@@ -93,19 +93,19 @@ def check_page(folder: Path, *, overwrite: bool) -> None:
 
 
 def write_gallery(
-    folder: Path, *, overwrite: bool = False, on_picture: Callable[[int, int], None] | None = None
+    folder: Path, *, overwrite: bool = False, on_image: Callable[[int, int], None] | None = None
 ) -> Gallery:
-    """Make `folder`/index.html of all pictures in the folder and below, in an older one's place.
+    """Make `folder`/index.html of all images in the folder and below, in an older one's place.
 
-    `on_picture` hears how many are read, of how many. Raises UsageError when there is no such
-    folder or no picture in it, or when an index.html there is not klein's and not to be replaced.
+    `on_image` hears how many are read, of how many. Raises UsageError when there is no such
+    folder or no image in it, or when an index.html there is not klein's and not to be replaced.
     """
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}", "give a folder of pictures")
+        raise UsageError(f"there is no folder {folder}", "give a folder of images")
     check_page(folder, overwrite=overwrite)
-    paths = pictures_in(folder)
+    paths = images_in(folder)
     items, unreadable = [], []
-    # Pillow warns of how a stranger's picture was made. Filters are all threads' alike.
+    # Pillow warns of how a stranger's image was made. Filters are all threads' alike.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
         views = pool.map(_view, paths)
         for number, (path, view) in enumerate(zip(paths, views, strict=True), start=1):
@@ -114,17 +114,17 @@ def write_gallery(
             else:
                 name = path.relative_to(folder)
                 items.append(GalleryItem(path=name, view=view, record=_record(path)))
-            if on_picture:
-                on_picture(number, len(paths))
+            if on_image:
+                on_image(number, len(paths))
     if not items:
-        raise UsageError(f"{folder} holds no pictures", "give a folder that klein drew into")
+        raise UsageError(f"{folder} holds no images", "give a folder that klein drew into")
     title = folder.resolve().name or str(folder)
     save(page(title, items).encode(), folder / PAGE, overwrite=True)
-    return Gallery(page=folder / PAGE, pictures=len(items), unreadable=tuple(unreadable))
+    return Gallery(page=folder / PAGE, images=len(items), unreadable=tuple(unreadable))
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files in `folder` and below that are not hidden, as people count: 2 before 10."""
+def images_in(folder: Path) -> list[Path]:
+    """The image files in `folder` and below that are not hidden, as people count: 2 before 10."""
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -145,7 +145,7 @@ def page(title: str, items: Sequence[GalleryItem]) -> str:
         f"default-src 'none'; img-src data: 'self' file:; style-src {_hash(style)}; "
         f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )
-    many = f"{len(items)} picture{'s' * (len(items) != 1)}"
+    many = f"{len(items)} image{'s' * (len(items) != 1)}"
     orders = "".join(f'<option value="{key}">{word}</option>' for key, word in _ORDERS.items())
     return "\n".join(
         [
@@ -160,11 +160,11 @@ def page(title: str, items: Sequence[GalleryItem]) -> str:
             'placeholder="words" title="all of these words; / comes here"></label>',
             f'<label>Sort by <select id="sort">{orders}</select></label></div></form>',
             f'<output id="count" for="filter" aria-live="polite">{many}</output></header>',
-            '<main><p id="nothing" class="nothing" hidden>No picture has all of these words.</p>',
-            '<ul id="pictures">',
+            '<main><p id="nothing" class="nothing" hidden>No image has all of these words.</p>',
+            '<ul id="images">',
             *(_card(place, item) for place, item in enumerate(items)),
             "</ul></main>",
-            '<dialog id="dialog" aria-label="A picture and its recipe">',
+            '<dialog id="dialog" aria-label="An image and its recipe">',
             '<div class="stage"><img id="large" class="large" alt=""><div id="recipe"></div></div>',
             '<div class="bar below"><button type="button" id="previous">Previous</button>',
             '<button type="button" id="next">Next</button>',
@@ -212,7 +212,7 @@ def _lines(record: Record | None) -> Iterator[str]:
 
 
 def _view(path: Path) -> View | None:
-    """A picture made small, or None for a file that holds none."""
+    """An image made small, or None for a file that holds none."""
     from PIL import ExifTags, Image, ImageOps
 
     try:

@@ -40,7 +40,7 @@ class Image:
         path = Path(path)
         if path.suffix.lower() not in EXTENSIONS:
             known = ", ".join(EXTENSIONS)
-            raise UsageError(f"{path} does not end like an image file", f"use {known}")
+            raise UsageError(f"{path} has no image file extension", f"use {known}")
         text = "" if self.recipe is None else parameters(self.recipe)
         save(encode(self.pixels, path.suffix, self.record, text), path, overwrite=overwrite)
         return path

@@ -1,7 +1,7 @@
-"""What a picture says about itself: everything needed to make it again.
+"""What an image says about itself: everything needed to make it again.
 
 Two forms travel in the file: the record, JSON that klein reads back, and the `parameters` text
-that other picture tools show.
+that other image tools show.
 
 The record's `format` says which of these it is; `klein_cli.output.reading` reads them all:
 
@@ -69,7 +69,7 @@ def to_json(written: Mapping[str, Any]) -> str:
 
 
 def parameters(recipe: Recipe) -> str:
-    """The recipe as the `parameters` text that other picture tools read.
+    """The recipe as the `parameters` text that other image tools read.
 
     The prompt stands as it is, lines and all; then "Negative prompt: ", if there is one; then one
     line of "Name: value" separated by commas. Readers know a part by how a line begins, and the

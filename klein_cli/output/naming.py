@@ -1,6 +1,6 @@
-"""-o, a recipe and a row's `output` -> the path of a picture.
+"""-o, a recipe and a row's `output` -> the path of an image.
 
-    -o                      one picture               several
+    -o                      one image               several
     (none)                  {slug}-{seed}.png         {index:04d}-{slug}-{seed}.png
     name.png                name.png                  name-{index:04d}.png
     folder, or ends in /    folder/{index:04d}-{slug}-{seed}.png
@@ -42,10 +42,10 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where a run's pictures go: -o, read once.
+    """Where a run's images go: -o, read once.
 
     `template` is the whole path with fields in braces, "" for standard output, and `single` that of
-    a picture which is the only one; `folder` holds the names that rows give themselves; `exact`
+    an image which is the only one; `folder` holds the names that rows give themselves; `exact`
     says that the user spelt the name out, so that another will not do.
     """
 
@@ -56,13 +56,13 @@ class Destination:
 
     @property
     def is_stdout(self) -> bool:
-        """Whether the pictures go to standard output."""
+        """Whether the images go to standard output."""
         return not self.template
 
     def of(self, *, several: bool) -> Destination:
-        """That of a run of several pictures, or of one. Raises UsageError for several to stdout."""
+        """That of a run of several images, or of one. Raises UsageError for several to stdout."""
         if several and self.is_stdout:
-            raise UsageError("-o - writes one picture, and this run makes several", "give a folder")
+            raise UsageError("-o - writes one image, and this run makes several", "give a folder")
         return self if several else replace(self, template=self.single)
 
 
@@ -101,7 +101,7 @@ def slug(text: str) -> str:
 
 
 def check_extension(path: Path) -> None:
-    """Raise UsageError unless the ending of `path` is a picture format."""
+    """Raise UsageError unless the ending of `path` is an image format."""
     if path.suffix.lower() in EXTENSIONS:
         return
     if not path.suffix:
@@ -109,7 +109,7 @@ def check_extension(path: Path) -> None:
             f"{path} has no extension", f"use {path}.png for a file, {path}{os.sep} for a folder"
         )
     raise UsageError(
-        f"{path}: pictures are not written as {path.suffix}", f"use {', '.join(EXTENSIONS)}"
+        f"{path}: images are not written as {path.suffix}", f"use {', '.join(EXTENSIONS)}"
     )
 
 
@@ -123,7 +123,7 @@ def candidates(path: Path) -> Iterator[Path]:
 
 
 class Names:
-    """Gives each picture of a run a path of its own, in the order of asking.
+    """Gives each image of a run a path of its own, in the order of asking.
 
     `exists` answers for the disk; with `overwrite` it is not asked. Names that differ only in
     case, or in how Unicode composes a letter, count as the same, because on some disks they are.
@@ -147,7 +147,7 @@ class Names:
         self._numbers: dict[str, int] = {}
 
     def of(self, index: int, recipe: Recipe) -> Path:
-        """The path of picture `index` (from 1). Raises UsageError."""
+        """The path of image `index` (from 1). Raises UsageError."""
         path = Path(_fill(self._where.template, _values(index, recipe, self._today)))
         check_extension(path)
         _check_length(path)
@@ -172,7 +172,7 @@ class Names:
         above = [_key(folder) for folder in path.parents]
         if not self._given.isdisjoint(above) or _key(path) in self._folders:
             raise UsageError(
-                f"output {output!r} needs a folder where another row's picture goes",
+                f"output {output!r} needs a folder where another row's image goes",
                 "give one of them another name",
             )
         self._folders.update(above)
@@ -209,7 +209,7 @@ def _templated(template: str) -> Destination:
         parts = list(Formatter().parse(template))
     except ValueError as error:
         raise UsageError(
-            f"-o {template} is no template: {error}", "write {{ and }} for plain braces"
+            f"-o {template} is not a valid template: {error}", "write {{ and }} for plain braces"
         ) from None
     for _, field, spec, conversion in parts:
         if conversion:
@@ -260,7 +260,9 @@ def _inside(folder: Path, output: str) -> Path:
     climbs = Path(os.path.normpath(name)).parts[:1] == ("..",)
     leaves = climbs or name.is_absolute() or name.drive or name.root
     if not name.name or output.endswith(_SEPARATORS) or _is_unprintable(output):
-        raise UsageError(f"output {output!r} is no file name", "use a name such as cat.png")
+        raise UsageError(
+            f"output {output!r} is not a valid file name", "use a name such as cat.png"
+        )
     check_extension(name)
     path = folder / name
     if leaves or not path.parent.resolve().is_relative_to(folder.resolve()):

@@ -1,4 +1,4 @@
-"""Pixels and a record -> bytes of a picture file -> the file, whole or not at all.
+"""Pixels and a record -> bytes of an image file -> the file, whole or not at all.
 
 The last step of the data's way: Pixels((H, W, 3) uint8) -> SavedImage. The extension chooses the
 format; PNG is lossless and the default.
@@ -44,7 +44,7 @@ _SIGMA_BYTES = 15
 def encode(
     pixels: NDArray[numpy.uint8], extension: str, written: Mapping[str, Any] | None, parameters: str
 ) -> bytes:
-    """A picture file in memory: (H, W, 3) uint8 RGB pixels with their record.
+    """An image file in memory: (H, W, 3) uint8 RGB pixels with their record.
 
     PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
     the record as EXIF's UserComment. Where `written` is None, the file holds the same pixels and
@@ -91,7 +91,7 @@ def save(data: bytes, path: Path, *, overwrite: bool, swept: bool = False) -> No
     """Write `data` to `path` through a temporary file beside it; missing folders are made.
 
     Raises FileExistsError when `path` exists and `overwrite` is false, however late it appeared,
-    and OSError when the disk refuses; either way nothing of this picture is left behind. Should
+    and OSError when the disk refuses; either way nothing of this image is left behind. Should
     the process be killed, the temporary file is left: with `swept`, `sweep` knows it.
     """
     _make_folder(path.parent)
@@ -134,7 +134,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        # A file in the folder's place is not a picture whose name is taken.
+        # A file in the folder's place is not an image whose name is taken.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
 
 

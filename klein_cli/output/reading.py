@@ -1,4 +1,4 @@
-"""A picture file -> the record that klein wrote into it.
+"""An image file -> the record that klein wrote into it.
 
 The file may be a stranger's: what it says is data, bounded, checked field by field, never
 evaluated. Whether a value that makes sense is a good idea here (a model to load, a GPU to use) is
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import FORMAT
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX_RECORD_BYTES = 1_000_000
 MAX_FILE_BYTES = 256_000_000
-"""No picture that klein writes is half as large."""
+"""No image that klein writes is half as large."""
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _MAX_WORD = 1000
@@ -41,18 +41,16 @@ _MAX_ENTRIES = 100
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _PNG_END = b"IEND\xaeB`\x82"
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
-_NOT_OURS = "klein reads the pictures that it made, unless with their metadata taken out"
-
-Fields = TypeVar("Fields", Recipe, Settings)
+_NOT_OURS = "klein reads the images that it made, unless with their metadata taken out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What a picture says of itself.
+    """What an image says of itself.
 
     `repo` and `revision` are the model's place on the hub, None for a folder or the embedded
     model; `weights` is its fingerprint; `sigmas` are the noise levels; `provenance` names versions
-    and machine; `step_down` what was done for want of memory. An older `format` leaves some of
+    and machine; `step_down` what was done because memory ran out. An older `format` leaves some of
     them empty. `unknown` names what a klein of this format said that this klein does not know.
     """
 
@@ -72,7 +70,7 @@ class Record:
 def read_record(path: Path) -> Record:
     """The record in a PNG, JPEG or WebP file.
 
-    Raises UsageError when the file cannot be read, is no picture, or holds no record that makes
+    Raises UsageError when the file cannot be read, is not an image, or holds no record that makes
     sense.
     """
     text = _text(path)
@@ -95,21 +93,21 @@ def read_record(path: Path) -> Record:
     except (KeyError, TypeError, AttributeError, ValueError, KleinError) as error:
         missing = isinstance(error, KeyError)
         reason = f"it has no {error}" if missing else str(error)[:200]
-        raise UsageError(f"the recipe in {path} does not make sense: {reason}", _NOT_OURS) from None
+        raise UsageError(f"the recipe in {path} is not valid: {reason}", _NOT_OURS) from None
 
 
 def read_pixels(path: Path) -> NDArray[numpy.uint8]:
-    """(H, W, 3) uint8: what the picture shows. Raises UsageError when it cannot be read."""
+    """(H, W, 3) uint8: what the image shows. Raises UsageError when it cannot be read."""
     import numpy
 
     with _opened(path) as image:
         return numpy.asarray(image.convert("RGB"))
 
 
-def is_wreck(path: Path) -> bool:
-    """Whether `path` is what is left of such a picture: nothing, zeros, or no whole one.
+def is_torn(path: Path) -> bool:
+    """Whether `path` is what is left of such an image: nothing, zeros, or no whole one.
 
-    What begins as no picture is a file of somebody else's. Raises OSError if it cannot be read.
+    What does not begin as an image is somebody else's file. Raises OSError if it cannot be read.
     """
     data = path.read_bytes()
     begun = any(beginning.startswith(data[: len(beginning)]) for beginning in _BEGINNINGS)
@@ -146,7 +144,7 @@ def _text(path: Path) -> str | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The file as a picture of a format and a size that klein writes.
+    """The file as an image of a format and a size that klein writes.
 
     Pillow decodes nothing before the size is known to be sane. Raises UsageError.
     """
@@ -167,22 +165,22 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except KleinError:
         raise
     except UnidentifiedImageError:
-        raise UsageError(f"{path} is not a picture", "give a PNG, JPEG or WebP file") from None
+        raise UsageError(f"{path} is not an image", "give a PNG, JPEG or WebP file") from None
     except Image.DecompressionBombError:
         raise UsageError(f"{path} is too large to be klein's", _NOT_OURS) from None
     except OSError as error:
         what = f"cannot read {path}: {error.strerror or error}"
-        raise UsageError(what, "give a picture that klein made") from None
+        raise UsageError(what, "give an image that klein made") from None
     except Exception as error:  # on a file made to break it, Pillow raises nearly anything
-        what = f"{path} is a broken picture ({type(error).__name__})"
-        raise UsageError(what, "give a picture that klein made") from None
+        what = f"{path} is a broken image ({type(error).__name__})"
+        raise UsageError(what, "give an image that klein made") from None
 
 
 def _record(table: Mapping[str, Any]) -> Record:
     """A record from JSON. Raises KeyError, TypeError, ValueError or KleinError."""
     for name in ("recipe", "settings", "model"):
         if not isinstance(table[name], dict):
-            raise TypeError(f"{name} is no table")
+            raise TypeError(f"{name} is not a table")
     recipe, settings, model = table["recipe"], table["settings"], table["model"]
     strange = [
         *(f"recipe.{_word('a key', name)}" for name in unknown(Recipe, recipe)),
@@ -191,8 +189,8 @@ def _record(table: Mapping[str, Any]) -> Record:
     record = Record(
         format=table["format"],
         klein=_word("klein", table["klein"]),
-        recipe=_fields(Recipe, recipe),
-        settings=_fields(Settings, settings),
+        recipe=_recipe(recipe),
+        settings=Settings.as_recorded(checked(Settings, settings)),
         repo=_text_or_none("repo", model.get("repo")),
         revision=_commit("revision", model.get("revision")),
         weights=_commit("weights", model.get("weights")),
@@ -213,11 +211,11 @@ def _record(table: Mapping[str, Any]) -> Record:
     return record
 
 
-def _fields(kind: type[Fields], table: Mapping[str, Any]) -> Fields:
-    """A dataclass from a table; what an older klein did not know yet may be left out."""
-    for name in missing(kind, table):
+def _recipe(table: Mapping[str, Any]) -> Recipe:
+    """The recipe in a table; what an older klein did not know yet may be left out."""
+    for name in missing(Recipe, table):
         raise KeyError(name)
-    return kind(**checked(kind, table))
+    return Recipe(**checked(Recipe, table))
 
 
 def _sigmas(levels: Any) -> tuple[float, ...]:
@@ -230,7 +228,7 @@ def _sigmas(levels: Any) -> tuple[float, ...]:
 
 def _words(name: str, table: Any) -> dict[str, str]:
     if not isinstance(table, dict) or len(table) > _MAX_ENTRIES:
-        raise TypeError(f"{name} is no short table")
+        raise TypeError(f"{name} is not a short table")
     return {_word(name, key): _word(key, value) for key, value in table.items()}
 
 

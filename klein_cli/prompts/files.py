@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from klein_cli.errors import UsageError
-from klein_cli.prompts.rows import MAX_PICTURES, Row, prompt_fault
+from klein_cli.prompts.rows import MAX_IMAGES, Row, prompt_fault
 from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
 from klein_cli.tables import RepeatedKeyError, WrongTypeError, checked, parse_json, shortened
 
@@ -76,7 +76,7 @@ def parse_txt(lines: Iterable[str]) -> Iterator[Row | BadRow]:
             yield Row(prompt=line, line=number)
 
 
-def parse_untold(lines: Iterable[str]) -> Iterator[Row | BadRow]:
+def parse_undeclared(lines: Iterable[str]) -> Iterator[Row | BadRow]:
     """From a pipe, which has no name to tell its format: JSON Lines where the first line that is
     not blank is an object with a prompt, else a prompt a line.
     """
@@ -119,7 +119,7 @@ def parse_csv(lines: Iterable[str]) -> Iterator[Row | BadRow]:
             return
         except csv.Error as error:
             # After a broken quote nothing tells where the next row begins.
-            yield BadRow(line=number, message=f"malformed CSV: {error}", hint="mend the quotes")
+            yield BadRow(line=number, message=f"malformed CSV: {error}", hint="fix the quotes")
             return
         if not any(cell.strip() for cell in cells):
             continue
@@ -133,20 +133,20 @@ def parse_csv(lines: Iterable[str]) -> Iterator[Row | BadRow]:
             yield _row_or_fault(number, _csv_values, header, cells)
 
 
-def complain(source: str, faults: Iterable[BadRow]) -> NoReturn:
+def refuse_rows(source: str, bad_rows: Iterable[BadRow]) -> NoReturn:
     """Raise one UsageError that names every bad line of `source`, the first twenty in full."""
-    faults = list(faults)
+    bad_rows = list(bad_rows)
     name = name_of(source)
-    if len(faults) == 1:
-        fault = faults[0]
+    if len(bad_rows) == 1:
+        fault = bad_rows[0]
         where = f"{name} line {fault.line}: " if source else ""
         raise UsageError(where + fault.message, fault.hint)
-    shown = [f"  line {fault.line}: {fault.message} ({fault.hint})" for fault in faults[:_LISTED]]
-    if len(faults) > _LISTED:
-        shown.append(f"  and {len(faults) - _LISTED} more")
+    shown = [f"  line {fault.line}: {fault.message} ({fault.hint})" for fault in bad_rows[:_LISTED]]
+    if len(bad_rows) > _LISTED:
+        shown.append(f"  and {len(bad_rows) - _LISTED} more")
     raise UsageError(
-        "\n".join([f"{name} has {len(faults)} bad lines", *shown]),
-        "mend these lines; no picture was made",
+        "\n".join([f"{name} has {len(bad_rows)} bad lines", *shown]),
+        "fix these lines; no image was made",
     )
 
 
@@ -174,8 +174,8 @@ def _row(line: int, values: dict[str, Any]) -> Row:
     fault = prompt_fault(given["prompt"])
     if fault:
         raise UsageError(*fault)
-    if not 1 <= given.get("n", 1) <= MAX_PICTURES:
-        raise UsageError(f"n {given['n']} is out of range", f"use 1 to {MAX_PICTURES}")
+    if not 1 <= given.get("n", 1) <= MAX_IMAGES:
+        raise UsageError(f"n {given['n']} is out of range", f"use 1 to {MAX_IMAGES}")
     if "guidance" in given:
         given["guidance"] = _decimal(given["guidance"])
     return Row(line=line, **given)
@@ -256,10 +256,10 @@ def _csv_number(name: str, cell: str) -> Any:
 def _parser(source: str) -> Callable[[Iterable[str]], Iterator[Row | BadRow]]:
     suffix = "" if source == STDIN else Path(source).suffix.lower()
     # No ending is what a shell's process substitution gives.
-    parsers = {"": parse_untold, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
+    parsers = {"": parse_undeclared, ".txt": parse_txt, ".jsonl": parse_jsonl, ".csv": parse_csv}
     if suffix not in parsers:
         raise UsageError(
-            f"{source} is no kind of prompts file that klein knows",
+            f"{source} is not a prompts file that klein can read",
             "use .txt (one prompt a line), .jsonl or .csv",
         )
     return parsers[suffix]

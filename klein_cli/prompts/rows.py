@@ -1,4 +1,4 @@
-"""Rows -> Recipes: what a line says, what it leaves to the options, and how many pictures it is."""
+"""Rows -> Recipes: what a line says, what it leaves to the options, and how many images it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from klein_cli.presets import Preset
 from klein_cli.prompts.wildcards import chosen
 from klein_cli.recipe import Recipe, check_guidance
 
-MAX_PICTURES = 1_000_000
+MAX_IMAGES = 1_000_000
 
 _OF_GUIDANCE = ("guidance", "negative_prompt")
 LEFT_OPEN = tuple(
@@ -43,10 +43,10 @@ class Row:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
     """What a recipe gets where its row is silent: from the options, and where these are None too,
-    from the model's `preset`. Raises UsageError for a value that no picture can have.
+    from the model's `preset`. Raises UsageError for a value that no image can have.
 
     `seeds` sweeps: every prompt that says neither seed nor n is drawn once with each of them.
-    With `wildcards`, groups such as {a|b} in a prompt are chosen by each picture's seed.
+    With `wildcards`, groups such as {a|b} in a prompt are chosen by each image's seed.
     """
 
     preset: Preset
@@ -60,8 +60,8 @@ class Defaults:
     wildcards: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= MAX_PICTURES:
-            raise UsageError(f"--num-images {self.n} is out of range", f"use 1 to {MAX_PICTURES}")
+        if not 1 <= self.n <= MAX_IMAGES:
+            raise UsageError(f"--num-images {self.n} is out of range", f"use 1 to {MAX_IMAGES}")
         if self.guidance is not None:
             check_guidance(self.guidance)
 
@@ -84,14 +84,14 @@ def ignored(asked: Guided, preset: Preset) -> tuple[str, ...]:
 
 
 def own_seeds(row: Row, defaults: Defaults) -> Iterator[int | None]:
-    """One entry a picture of the row, in order: its seed, or None where it takes the run's.
+    """One entry an image of the row, in order: its seed, or None where it takes the run's.
 
-    A row with seed s and n pictures makes s, s + 1, ... Raises UsageError when the row and a
-    sweep both say how many pictures there are.
+    A row with seed s and n images makes s, s + 1, ... Raises UsageError when the row and a
+    sweep both say how many images there are.
     """
     if defaults.seeds and row.seed is None:
         if row.n is not None:
-            raise UsageError("n and --seeds both say how many pictures", "leave one of them out")
+            raise UsageError("n and --seeds both say how many images", "leave one of them out")
         return chain.from_iterable(defaults.seeds)
     silent = 1 if defaults.seeds else defaults.n
     count = silent if row.n is None else row.n
@@ -99,7 +99,7 @@ def own_seeds(row: Row, defaults: Defaults) -> Iterator[int | None]:
 
 
 def makes_several(row: Row, defaults: Defaults) -> bool:
-    """Whether a row is more than one picture. Raises UsageError as `own_seeds` does."""
+    """Whether a row is more than one image. Raises UsageError as `own_seeds` does."""
     return len(list(islice(own_seeds(row, defaults), 2))) > 1
 
 
@@ -115,9 +115,9 @@ def asked_for(row: Row, defaults: Defaults) -> dict[str, Any]:
 
 
 def recipe_of(row: Row, defaults: Defaults, seed: int) -> Recipe:
-    """One picture of the row.
+    """One image of the row.
 
-    Raises UsageError when a value cannot make a picture, or not one of this model.
+    Raises UsageError when a value cannot make an image, or not one of this model.
     """
     asked = asked_for(row, defaults)
     if defaults.wildcards:
@@ -131,7 +131,7 @@ def recipe_of(row: Row, defaults: Defaults, seed: int) -> Recipe:
 
 
 def row_of(recipe: Recipe, preset: Preset) -> dict[str, Any]:
-    """What a row says of a recipe, so that the same model makes the same picture of it."""
+    """What a row says of a recipe, so that the same model makes the same image of it."""
     said = {name: getattr(recipe, name) for name in ("prompt", "seed", *LEFT_OPEN)}
     unsaid = ignored(recipe, preset)
     return {name: value for name, value in said.items() if value is not None and name not in unsaid}

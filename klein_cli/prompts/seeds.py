@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 from klein_cli.errors import UsageError
-from klein_cli.prompts.rows import MAX_PICTURES
+from klein_cli.prompts.rows import MAX_IMAGES
 from klein_cli.recipe import MAX_SEED
 
 _PART = re.compile(r"\s*(\d{1,19})\s*(?:-\s*(\d{1,19})\s*)?", re.ASCII)
@@ -31,6 +31,6 @@ def parse_seeds(text: str) -> tuple[range, ...]:
     for before, after in pairwise(in_order):
         if after.start < before.stop:
             raise UsageError(f"--seeds names {after.start} twice", "give each seed once")
-    if sum(seeds.stop - seeds.start for seeds in ranges) > MAX_PICTURES:
-        raise UsageError(f"--seeds {text} is too many", f"use at most {MAX_PICTURES}")
+    if sum(seeds.stop - seeds.start for seeds in ranges) > MAX_IMAGES:
+        raise UsageError(f"--seeds {text} is too many", f"use at most {MAX_IMAGES}")
     return tuple(ranges)

@@ -10,7 +10,7 @@ from klein_cli.presets import Preset
 from klein_cli.recipe import PIXELS_PER_TOKEN
 
 
-def picture_size(
+def image_size(
     preset: Preset,
     *,
     width: int | None,
@@ -21,7 +21,7 @@ def picture_size(
 ) -> tuple[int | None, int | None]:
     """(width, height) in pixels, None for what is not asked for. Raises UsageError.
 
-    An aspect gets as many pixels as a picture has whose sides are `like` these, the preset's own
+    An aspect gets as many pixels as an image has whose sides are `like` these, the preset's own
     if left out.
     """
     by_side = width is not None or height is not None

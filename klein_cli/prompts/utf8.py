@@ -44,7 +44,7 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
         if "\0" in text:
             number = before + 1 + _endings(lines[: lines.index(b"\0")])
             raise UsageError(
-                f"{name} is no text: a zero byte at offset {offset + lines.index(0)} "
+                f"{name} is not text: a zero byte at offset {offset + lines.index(0)} "
                 f"(line {number})",
                 "save it as UTF-8, not as UTF-16",
             )

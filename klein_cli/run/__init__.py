@@ -1,1 +1,1 @@
-"""A run: rows -> jobs -> batches -> saved pictures."""
+"""A run: rows -> jobs -> batches -> saved images."""

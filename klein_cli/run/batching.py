@@ -32,13 +32,13 @@ class Batch:
 
     @property
     def step_down(self) -> str | None:
-        """What goes into the pictures' records; None when all is as it should be."""
-        said = [f"made alone: {self.reason}"] if self.reason else []
+        """What goes into the images' records; None when all is as it should be."""
+        parts = [f"made alone: {self.reason}"] if self.reason else []
         if not self.reason and len(self.jobs) < self.planned:
-            said.append(f"out of memory: made {len(self.jobs)} at a time, not {self.planned}")
+            parts.append(f"out of memory: made {len(self.jobs)} at a time, not {self.planned}")
         if self.tiled:
-            said.append("out of memory: decoded in tiles")
-        return "; ".join(said) or None
+            parts.append("out of memory: decoded in tiles")
+        return "; ".join(parts) or None
 
     def alone(self, reason: str) -> list[Batch]:
         """Its jobs one by one."""

@@ -1,8 +1,8 @@
-"""A picture's record -> the same picture again: what to draw, how, and what is not as it was then.
+"""An image's record -> the same image again: what to draw, how, and what is not as it was then.
 
-The record may be a stranger's. What it says of a picture is used, within the bounds that hold for
+The record may be a stranger's. What it says of an image is used, within the bounds that hold for
 everybody. What it says of a model is only looked up among klein's own that are on this machine
-already: nothing is downloaded and no folder opened because a picture names it.
+already: nothing is downloaded and no folder opened because an image names it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _UNIMPORTANT = ("python",)
-"""Recorded, but no picture is known to depend on it."""
+"""Recorded, but no image is known to depend on it."""
 
 _THREADS_A_CORE = 4
 _SAME_LEVEL = 1e-6
 
 
 def model_of(path: Path, record: Record) -> Snapshot:
-    """The model that the picture at `path` names, if it is klein's own and on this machine.
+    """The model that the image at `path` names, if it is klein's own and on this machine.
 
     Raises ModelError with the way to say which model to use.
     """
@@ -53,13 +53,13 @@ def model_of(path: Path, record: Record) -> Snapshot:
     if snapshot is None:
         raise ModelError(
             f"{path} was made with {name}, which is not on this machine",
-            f"-m {name} downloads it; -m tiny draws another picture with what is here",
+            f"-m {name} downloads it; -m tiny draws another image with what is here",
         )
     return snapshot
 
 
-def row_again(then: Recipe, defaults: Defaults, *, prompt: str | None = None) -> Row:
-    """A row for the picture of a recipe, but for what `defaults` and `prompt` say instead of it.
+def row_of_recipe(then: Recipe, defaults: Defaults, *, prompt: str | None = None) -> Row:
+    """A row for the image of a recipe, but for what `defaults` and `prompt` say instead of it.
 
     A model of the other kind (distilled, or base) keeps its own steps and guidance.
     """
@@ -75,8 +75,8 @@ def settings_here(
 ) -> tuple[Settings, list[str]]:
     """How to compute it here, and in which ways that is not what was done then.
 
-    `given` are the user's own words; `device` is where they like to run if it is of the picture's
-    kind. Raises UsageError for what cannot be had here and changes the picture beyond recognition.
+    `given` are the user's own words; `device` is where they like to run if it is of the image's
+    kind. Raises UsageError for what is not available here and changes the image beyond recognition.
     """
     import torch
 
@@ -93,10 +93,10 @@ def settings_here(
         wanted = wanted.with_(device=here)
     if wanted.rng == "cuda" and "rng" not in given and not torch.cuda.is_available():
         raise UsageError(
-            "the picture's noise came from a GPU (--rng cuda), and there is none here",
-            "--rng cpu draws another picture from the same words",
+            "the image's noise came from a GPU (--rng cuda), and there is none here",
+            "--rng cpu draws another image from the same words",
         )
-    # Where a machine is asked to choose, another choice makes nearly the same picture, and so does
+    # Where a machine is asked to choose, another choice makes nearly the same image, and so does
     # the model that is not quantised.
     free = {
         name: choice.words[0]
@@ -113,7 +113,7 @@ def settings_here(
 
 
 def _possible(wanted: Settings, free: Mapping[str, str], preset: Preset) -> Settings:
-    """`wanted`, with the free ones of its fields given up, one by one, that cannot be had here."""
+    """`wanted` without those of its free fields that are not available here, tried one by one."""
     while (complaint := _complaint(wanted, preset)) is not None:
         without = (wanted.with_(**{name: other}) for name, other in free.items())
         better = (less for less in without if _complaint(less, preset) != complaint)
@@ -153,7 +153,7 @@ def differences(record: Record, model: str, here: Origin) -> Iterator[str]:
 
 
 def schedule_differs(record: Record, levels: list[float]) -> bool:
-    """Whether the picture went down other noise levels than those of its recipe here."""
+    """Whether the image went down other noise levels than those of its recipe here."""
     pairs = zip(record.sigmas, levels, strict=False)
     return any(abs(then - now) > _SAME_LEVEL for then, now in pairs)
 
@@ -175,7 +175,7 @@ def _kind(settings: Settings) -> str:
 
 @contextmanager
 def as_many_threads(record: Record) -> Iterator[None]:
-    """Let torch use as many threads as then: on a CPU a picture depends on it by a bit.
+    """Let torch use as many threads as then: on a CPU an image depends on it by a bit.
 
     Not where that is out of all proportion to the cores that are here.
     """
@@ -194,7 +194,7 @@ def as_many_threads(record: Record) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likeness:
-    """Two pictures of one size beside each other: pixels that differ, of how many, by how much."""
+    """Two images of one size beside each other: pixels that differ, of how many, by how much."""
 
     differ: int
     pixels: int

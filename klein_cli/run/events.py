@@ -1,4 +1,4 @@
-"""What a run tells while it goes: events of its pictures, and words for whoever listens."""
+"""What a run reports on its way: events of its images, and words for whoever listens."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Listener(Protocol):
     def doing(self, text: str) -> None:
         """What is being done now, "" for nothing worth a word."""
 
-    def expect(self, pictures: int) -> None:
+    def expect(self, images: int) -> None:
         """So many images are going to be made."""
 
-    def progress(self, pictures: float) -> None:
+    def progress(self, images: float) -> None:
         """So many images' worth is done beyond those that were finished."""
 
     def downloading(self) -> AbstractContextManager[Watch]:
@@ -44,9 +44,9 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """A picture is whole on disk; no path means that it went to standard output.
+    """An image is whole on disk; no path means that it went to standard output.
 
-    `seconds` is the picture's share of its batch, and its own encoding and writing.
+    `seconds` is the image's share of its batch, and its own encoding and writing.
     """
 
     job: Job
@@ -56,7 +56,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """A picture could not be made or saved. An `error` that is no KleinError is a bug."""
+    """An image could not be made or saved. An `error` that is not a KleinError is a bug."""
 
     job: Job
     error: Exception

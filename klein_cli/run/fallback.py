@@ -1,7 +1,7 @@
 """Out of memory, step by step: half the batch, then the decoding in tiles, then an error.
 
-A step, once taken, stands for the rest of the run, for pictures of that size and larger ones. It
-is said once and recorded on every picture that it touches, because it may change a bit.
+A step, once taken, stands for the rest of the run, for images of that size and larger ones. It
+is reported once and recorded on every image that it touches, because it may change a bit.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ class MemoryFallback:
         """What to try instead, and what to say of it if it is new; nothing when all was tried."""
         size, pixels = _size(failed.jobs[0].recipe), _pixels(failed.jobs[0].recipe)
         count = len(failed.jobs)
-        said = None
+        notice = None
         if count > 1:
             if count // 2 < self._at_once(pixels, count):
                 self._most[pixels] = count // 2
-                said = f"{error.message}; from here on, pictures of {size} and larger are made "
-                said += "one by one" if count == 2 else f"{count // 2} at a time"
+                notice = f"{error.message}; from here on, images of {size} and larger are made "
+                notice += "one by one" if count == 2 else f"{count // 2} at a time"
         elif failed.tiled:
             return [], None
         elif not self._is_tiled(pixels):
             self._tiled_from = pixels
-            said = f"{error.message}; from here on, pictures of {size} and larger are decoded in "
-            said += "tiles, which may show faintly"
-        return list(self._cut(failed)), said
+            notice = f"{error.message}; from here on, images of {size} and larger are decoded in "
+            notice += "tiles, which may show faintly"
+        return list(self._cut(failed)), notice
 
     def _cut(self, batch: Batch) -> Iterator[Batch]:
         pixels = _pixels(batch.jobs[0].recipe)

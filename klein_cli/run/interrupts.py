@@ -13,8 +13,8 @@ from types import FrameType
 def defer_sigint() -> Iterator[None]:
     """An interrupt within the block comes behind it; a second one comes at once.
 
-    Python's imports do not bear one: torch would go on without the numpy that was half imported,
-    and every picture fail of it.
+    Python's imports do not survive one: torch would run without the numpy that was half imported,
+    and every image fail of it.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

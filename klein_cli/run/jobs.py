@@ -1,4 +1,4 @@
-"""A run's jobs: one picture each, kept on disk while they wait."""
+"""A run's jobs: one image each, kept on disk while they wait."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _IN_MEMORY = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One picture to make: `index` counts from 1; no path means standard output.
+    """One image to make: `index` counts from 1; no path means standard output.
 
     `exact` says that the user spelt the path out: when it is taken after all, no other will do.
-    `replace` says that what lies there is the wreck of an earlier try. `row` is what a manifest
+    `replace` says that what lies there is a torn file of an earlier run. `row` is what a manifest
     knows the job's row by, and `occurrence` tells which of equal rows it is, in a run that is
     resumed. `recorded` is the number of the run in that manifest in which it stands already, 0 if
     in none, and `altered` says that it stands there under another name, or another row.

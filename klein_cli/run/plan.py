@@ -1,10 +1,10 @@
-"""Rows -> Jobs: every picture of a run with its recipe and its path, settled before work starts.
+"""Rows -> Jobs: every image of a run with its recipe and its path, settled before work starts.
 
 Everything that can be wrong with a run is found here, without the model: bad lines, sizes the
 model does not make, names that leave the folder, files that would be replaced. Rows are read as a
 stream and jobs are kept on disk, so that their number does not matter.
 
-When a run is resumed, rows find their pictures in the manifest's history: by what they say
+When a run is resumed, rows find their images in the manifest's history: by what they say
 and by which of the equal ones they are. What is there is not made again, and what is not keeps its
 seed and its name, wherever its row has moved to.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import Destination, Names
 from klein_cli.output.png import check_room, check_writable
-from klein_cli.prompts.files import BadRow, complain, name_of
+from klein_cli.prompts.files import BadRow, name_of, refuse_rows
 from klein_cli.prompts.rows import (
     Defaults,
     Row,
@@ -39,11 +39,11 @@ from klein_cli.run.resume.history import History, Item, file_hash, recipe_hash, 
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """The jobs of a run in order, and what the user should be told about them.
+    """The jobs of a run in order, and what the user should know about them.
 
-    `done` pictures are there already, `adopted` are those of them that were found whole and that
+    `done` images are there already, `adopted` are those of them that were found whole and that
     the manifest does not know yet. `folders` are those that are written in. `uses_seed`: some
-    picture takes its seed from the run's. `without_effect`: what rows ask for that this model
+    image takes its seed from the run's. `without_effect`: what rows ask for that this model
     ignores. `long_seed`: the first that has more bits than the CPU's generator reads, or None.
     """
 
@@ -58,15 +58,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What the user said about files: -o, -y, and the day that {date} stands for.
+    """What the user asked of files: -o, -y, and the day that {date} stands for.
 
-    `bare` files hold no recipe, so that it need not fit.
+    With `no_metadata`, files hold no recipe, so that it need not fit.
     """
 
     where: Destination
     overwrite: bool
     today: date
-    bare: bool = False
+    no_metadata: bool = False
 
 
 def plan(
@@ -78,7 +78,7 @@ def plan(
     output: Output,
     history: History | None = None,
 ) -> Plan:
-    """Give every picture its recipe and its path; picture k (from 0) gets `seed` + k.
+    """Give every image its recipe and its path; image k (from 0) gets `seed` + k.
 
     `source` is the prompts file, or "" for a typed prompt. With a `history`, whose seed `seed`
     then is, only what is missing becomes a job. Raises UsageError, for a prompts file one that
@@ -88,17 +88,17 @@ def plan(
     head = list(islice(rows, 2))
     if not head:
         raise UsageError(f"{name_of(source)} holds no prompts", "write one prompt a line")
-    # What is wrong with all rows is no row's fault.
+    # What is wrong with all rows is not the fault of one.
     recipe_of(Row(prompt="a"), defaults, seed)
     where = output.where.of(several=_several(head, defaults))
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
-        raise UsageError("-o - leaves no place for a row's output", "give a folder")
+        raise UsageError("-o - cannot be combined with a row's output", "give a folder")
     names = Names(where, overwrite=output.overwrite, today=output.today)
     planner = _Planner(defaults, seed, history, where, names, output)
     for row in chain(head, rows):
         planner.add(row)
-    if planner.faults:
-        complain(source, sorted(planner.faults, key=lambda fault: fault.line))
+    if planner.bad_rows:
+        refuse_rows(source, sorted(planner.bad_rows, key=lambda fault: fault.line))
     return planner.plan
 
 
@@ -113,7 +113,7 @@ def check_folders(folders: Iterable[Path], *, swept: bool = False) -> None:
 
 @dataclass(slots=True)
 class _Planner:
-    """Takes rows one by one into a `plan`; what is wrong with them gathers in `faults`."""
+    """Takes rows one by one into a `plan`; what is wrong with them gathers in `bad_rows`."""
 
     defaults: Defaults
     seed: int
@@ -121,7 +121,7 @@ class _Planner:
     where: Destination
     names: Names
     output: Output
-    faults: list[BadRow] = field(default_factory=list)
+    bad_rows: list[BadRow] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
     _next_index: int = 1
 
@@ -132,9 +132,9 @@ class _Planner:
                 self.names.reserve(self.where.folder / file)
 
     def add(self, row: Row | BadRow) -> None:
-        """Plan the pictures of a row. Raises UsageError for what is no row's fault."""
+        """Plan the images of a row. Raises UsageError for what is not a row's fault."""
         if isinstance(row, BadRow):
-            self.faults.append(row)
+            self.bad_rows.append(row)
             return
         try:
             with _row_faults():
@@ -144,12 +144,12 @@ class _Planner:
             self.plan.without_effect.update(ignored(row, self.defaults.preset))
             for number, seed in enumerate(own_seeds(row, self.defaults), start=1):
                 self.plan.uses_seed |= seed is None
-                self._add_picture(row, seed, number if several else None)
+                self._add_image(row, seed, number if several else None)
         except _RowFault as fault:
             message, hint = fault.args
-            self.faults.append(BadRow(line=row.line, message=message, hint=hint))
+            self.bad_rows.append(BadRow(line=row.line, message=message, hint=hint))
 
-    def _add_picture(self, row: Row, own: int | None, number: int | None) -> None:
+    def _add_image(self, row: Row, own: int | None, number: int | None) -> None:
         key = _row_key(row, own, self.defaults)
         occurrence: int | None = None
         item: Item | None = None
@@ -157,11 +157,11 @@ class _Planner:
             occurrence, item = self.history.take(key, own_seed=own is not None)
         unmade = None if item else self._unmade(row, own)
         known = item or unmade
-        job = self._again(row, known) if known else self._new(row, own, number)
+        job = self._planned_before(row, known) if known else self._new(row, own, number)
         if job is None:
             return
         if job.path is not None:
-            if not self.output.bare:
+            if not self.output.no_metadata:
                 with _row_faults():
                     check_room(job.recipe, job.path.suffix)
             self.plan.folders.add(job.path.parent)
@@ -177,7 +177,7 @@ class _Planner:
         return self.history.take_unmade(row.output, own)
 
     def _new(self, row: Row, own: int | None, number: int | None) -> Job:
-        """A picture that no earlier run planned."""
+        """An image that no earlier run planned."""
         index = self._next_index
         recipe = self._recipe(row, self.seed + index - 1 if own is None else own)
         self._next_index += 1
@@ -190,8 +190,8 @@ class _Planner:
                 path = self.names.of_row(row.output, number)
         return Job(index=index, recipe=recipe, path=path, exact=self._is_exact(row))
 
-    def _again(self, row: Row, item: Item) -> Job | None:
-        """A picture that an earlier run planned, or None when it is there."""
+    def _planned_before(self, row: Row, item: Item) -> Job | None:
+        """An image that an earlier run planned, or None when it is there."""
         recipe, planned = self._recipe(row, item.seed), self.where.folder / item.file
         found = look(planned, recipe, item, self.history.settings if self.history else None)
         if found in (Existing.MADE, Existing.UNRECORDED):
@@ -200,9 +200,7 @@ class _Planner:
         path = planned
         if found is Existing.FOREIGN and not self.output.overwrite:
             if self._is_exact(row):
-                raise UsageError(
-                    f"{path} is another picture now", "-y replaces it; or move it away"
-                )
+                raise UsageError(f"{path} is another image now", "-y replaces it; or move it away")
             path = self.names.another(path)
         return Job(
             index=item.index,
@@ -245,7 +243,7 @@ def _row_faults() -> Iterator[None]:
 
 
 def _several(rows: list[Row | BadRow], defaults: Defaults) -> bool:
-    """Whether a run with these first rows makes several pictures."""
+    """Whether a run with these first rows makes several images."""
     try:
         if len(rows) > 1:
             return True
@@ -255,9 +253,9 @@ def _several(rows: list[Row | BadRow], defaults: Defaults) -> bool:
 
 
 def _row_key(row: Row, own: int | None, defaults: Defaults) -> str:
-    """A hash of all that a row says of one of its pictures: what it is known by in a manifest.
+    """A hash of all that a row says of one of its images: what it is known by in a manifest.
 
-    The run's seed is no part of it, so that the row finds its picture, and with it its seed, again.
+    The run's seed is not part of it, so that the row finds its image, and with it its seed, again.
     """
     said = {"seed": own, "output": row.output, "wildcards": defaults.wildcards or None}
     return row_hash(asked_for(row, defaults) | said)

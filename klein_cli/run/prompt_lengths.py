@@ -22,25 +22,25 @@ def check_lengths(
 ) -> None:
     """Warn of prompts that are cut, each once; if `strict`, raise a UsageError that names them."""
     cut: set[int] = set()
-    said: list[str] = []
+    warnings: list[str] = []
     for job, text in _texts(jobs):
         warning = tokenize(text).warning()
         if warning is None or hash(text) in cut:
             continue
         if several:
-            warning = f"picture {job.index}: {warning}"
+            warning = f"image {job.index}: {warning}"
         cut.add(hash(text))
         if len(cut) > _WARNINGS:
             continue
-        said.append(warning)
+        warnings.append(warning)
         if not strict:
             listener.warn(warning)
     if len(cut) > _WARNINGS:
-        said.append(f"{len(cut) - _WARNINGS} more prompts are too long")
+        warnings.append(f"{len(cut) - _WARNINGS} more prompts are too long")
         if not strict:
-            listener.warn(said[-1])
-    if strict and said:
-        raise UsageError("\n  ".join(said), "shorten them, or leave out --strict")
+            listener.warn(warnings[-1])
+    if strict and warnings:
+        raise UsageError("\n  ".join(warnings), "shorten them, or leave out --strict")
 
 
 def _texts(jobs: Iterable[Job]) -> Iterator[tuple[Job, str]]:

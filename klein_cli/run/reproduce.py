@@ -1,4 +1,4 @@
-"""Pictures that are drawn again: sources -> one loaded model after another -> files, compared.
+"""Images that are drawn again: sources -> one loaded model after another -> files, compared.
 
 Where `klein reproduce` meets the run: what a source is, and what becomes of it.
 """
@@ -40,7 +40,7 @@ from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A picture and what `model` is to draw from it. No snapshot: the user names the model."""
+    """An image and what `model` is to draw from it. No snapshot: the user names the model."""
 
     path: Path
     record: Record
@@ -57,14 +57,14 @@ class Source:
         return *place, then.settings, then.provenance.get("threads")
 
     def is_drawn_by(self, job: Job) -> bool:
-        """Whether the job draws this picture's own recipe, not a variation of it."""
+        """Whether the job draws this image's own recipe, not a variation of it."""
         return replace(job.recipe, model=self.record.recipe.model) == self.record.recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """How the user wants pictures drawn again: the `settings` that were typed, the `device` where
-    they like to run, None for the picture's, and as for a run of other pictures.
+class Overrides:
+    """How the user wants images drawn again: the `settings` that were typed, the `device` where
+    they like to run, None for the image's, and as for a run of other images.
     """
 
     settings: Mapping[str, str]
@@ -75,17 +75,21 @@ class Wishes:
 
 
 class Reproduction:
-    """The pictures of one command, drawn by one model after another."""
+    """The images of one command, drawn by one model after another."""
 
     def __init__(
-        self, sources: Sequence[Source], jobs: Sequence[Job], wishes: Wishes, listener: Listener
+        self,
+        sources: Sequence[Source],
+        jobs: Sequence[Job],
+        overrides: Overrides,
+        listener: Listener,
     ) -> None:
         origins = [source for source in sources for _ in source.recipes]
         self._origin = dict(zip((job.index for job in jobs), origins, strict=True))
         self._jobs = jobs
         self._several = len(sources) > 1
         self._compared = self._same = 0
-        self._wishes = wishes
+        self._overrides = overrides
         self._listener = listener
         self._run: Run | None = None
 
@@ -98,13 +102,13 @@ class Reproduction:
             if snapshot is None:
                 continue
             tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
-            strict, several = self._wishes.strict, len(self._jobs) > 1
+            strict, several = self._overrides.strict, len(self._jobs) > 1
             check_lengths(tokenize, jobs, several=several, strict=strict, listener=self._listener)
             tokens |= {job.index: tokenize(job.recipe.prompt) for job in jobs}
         return tokens
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
-        """Draw the pictures of `jobs`, which are its own; say of each what became of it."""
+        """Draw the images of `jobs`, which are its own; say of each what became of it."""
         groups = self._groups(jobs)
         for group in groups:
             drawn = self._draw(group)
@@ -114,11 +118,11 @@ class Reproduction:
                     return
         if self._compared > 1:
             self._listener.note(
-                f"{self._same} of {self._compared} pictures are the same again, pixel for pixel"
+                f"{self._same} of {self._compared} images are the same again, pixel for pixel"
             )
 
     def rest(self) -> Iterator[Event]:
-        """What became of pictures that were drawn when the user interrupted."""
+        """What became of images that were drawn when the user interrupted."""
         if self._run is not None:
             yield from self._run.rest()
 
@@ -130,22 +134,22 @@ class Reproduction:
 
     def _draw(self, jobs: Sequence[Job]) -> Iterator[Event]:
         timings = Timings()
-        source, wishes = self._origin[jobs[0].index], self._wishes
+        source, overrides = self._origin[jobs[0].index], self._overrides
         self._listener.doing("starting torch")
         # Here, before torch's threads are counted.
         with quick_start(), timings.imports(), defer_sigint():
             from klein_cli.device.memory import release_memory
-        if self._run is not None:  # it holds the model of the pictures before
+        if self._run is not None:  # it holds the model of the images before
             self._run = None
             release_memory()
         with as_many_threads(source.record), self._started(jobs, source, timings) as ready:
             self._listener.expect(len(self._jobs))
             self._run = Run(
                 executor=ready.executor,
-                batch_size=wishes.batch_size or ready.batch_size,
-                overwrite=wishes.output.overwrite,
+                batch_size=overrides.batch_size or ready.batch_size,
+                overwrite=overrides.output.overwrite,
                 stdout=sys.stdout.buffer,
-                bare=wishes.output.bare,
+                no_metadata=overrides.output.no_metadata,
                 threads=ready.writers,
             )
             for event in self._run.events(jobs):
@@ -159,25 +163,25 @@ class Reproduction:
     def _started(
         self, jobs: Sequence[Job], source: Source, timings: Timings
     ) -> Iterator[ReadyExecutor]:
-        wishes = self._wishes
+        overrides = self._overrides
         settings, lines = settings_here(
-            source.record.settings, wishes.settings, wishes.device, source.preset
+            source.record.settings, overrides.settings, overrides.device, source.preset
         )
         started = start(
             source.model,
             settings,
             Placement(),
             jobs,
-            strict=wishes.strict,
+            strict=overrides.strict,
             listener=self._listener,
             timings=timings,
             snapshot=source.snapshot,
         )
         with started as ready:
-            self._say_differences(jobs, lines, source.preset.name, ready.origin)
+            self._report_differences(jobs, lines, source.preset.name, ready.origin)
             yield ready
 
-    def _say_differences(
+    def _report_differences(
         self, jobs: Sequence[Job], lines: Sequence[str], model: str, origin: Origin
     ) -> None:
         """A warning a difference; of variations, where they say little, a detail."""
@@ -210,7 +214,7 @@ class Reproduction:
         lossy = [one for one in (source.path, path) if one.suffix.lower() != ".png"]
         if lossy:
             say = self._listener.detail if self._several else self._listener.note
-            say(f"not compared: {lossy[0]} does not keep every pixel")
+            say(f"not compared: {lossy[0]} is lossy")
             return
         try:
             found = likeness(path, read_pixels(source.path))
@@ -238,7 +242,7 @@ class Reproduction:
 
 
 def _beside_others(jobs: Sequence[Job], drawn: Iterator[Event]) -> Iterator[Event]:
-    """One model's pictures: if it fails, they do, and those of other models can still be drawn."""
+    """One model's images: if it fails, they do, and those of other models can still be drawn."""
     left = {job.index: job for job in jobs}
     try:
         for event in drawn:

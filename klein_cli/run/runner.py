@@ -1,6 +1,6 @@
-"""Jobs -> saved pictures, with what became of each as it happens.
+"""Jobs -> saved images, with what became of each as it happens.
 
-Batches are drawn by an executor while the pictures before them are encoded and written. A picture
+Batches are drawn by an executor while the images before them are encoded and written. An image
 that fails does not stop the others: its batch is drawn again one by one. Memory that runs out is a
 step down (`klein_cli.run.fallback`). A disk that refuses, or a model whose weights do, stops the
 run, with what is done intact.
@@ -47,10 +47,10 @@ _DISK_STOPS = {
 
 
 class Run:
-    """One run. `threads` write the pictures, none means that drawing waits for the writing.
+    """One run. `threads` write the images, none means that drawing waits for the writing.
 
-    The `journal` keeps the record of a run that can be resumed; `bare` pictures have no record in
-    them. `writing` counts the seconds that files held up the drawing, or its end.
+    The `journal` keeps the record of a run that can be resumed; with `no_metadata`, images have no
+    record in them. `writing` counts the seconds that files held up the drawing, or its end.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Run:
         overwrite: bool,
         stdout: BinaryIO,
         journal: RunJournal | None = None,
-        bare: bool = False,
+        no_metadata: bool = False,
         threads: int = 0,
     ) -> None:
         self._executor = executor
@@ -69,7 +69,7 @@ class Run:
         self._overwrite = overwrite
         self._stdout = stdout
         self._journal = journal
-        self._bare = bare
+        self._no_metadata = no_metadata
         self._writers: Writers[tuple[Event, ...]] = Writers(threads)
         self._fallback = MemoryFallback()
         self._retries: deque[Batch] = deque()
@@ -77,7 +77,7 @@ class Run:
         self.writing = 0.0
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]:
-        """Make the pictures of `jobs`.
+        """Make the images of `jobs`.
 
         KeyboardInterrupt passes through: what was drawn by then is still written, `rest` tells of
         it, and there is no half file.
@@ -86,7 +86,7 @@ class Run:
         try:
             while self._stop is None and self._feed(ahead):
                 yield from self._take()
-                yield from self._told(self._writers.finished())
+                yield from self._recorded(self._writers.finished())
             yield from self.rest()
             if self._stop is not None:
                 yield Stopped(error=self._stop)
@@ -94,14 +94,14 @@ class Run:
             self._writers.close()
 
     def rest(self) -> Iterator[Event]:
-        """What became of the pictures that were drawn but not told of yet; waits for them."""
+        """What became of the images that were drawn but not reported yet; waits for them."""
         results = self._writers.rest()
         while True:
             with self._held_up():
                 result = next(results, None)
             if result is None:
                 return
-            yield from self._told((result,))
+            yield from self._recorded((result,))
 
     @contextlib.contextmanager
     def _held_up(self) -> Iterator[None]:
@@ -135,21 +135,23 @@ class Run:
         batch, error = result.batch, result.error
         if error is None:
             share = result.seconds / len(batch.jobs)
-            for job, pixels in zip(batch.jobs, result.pictures, strict=True):
-                record = None if self._bare else result.origin.record(job.recipe, batch.step_down)
+            for job, pixels in zip(batch.jobs, result.images, strict=True):
+                record = (
+                    None if self._no_metadata else result.origin.record(job.recipe, batch.step_down)
+                )
                 with self._held_up():
                     self._writers.put(partial(self._write, job, pixels, record, share))
             return
         if isinstance(error, ModelError):  # it would fail them all
             self._stop = self._stop or error
             return
-        again, said = self._instead(batch, error)
-        if said is not None:
-            yield Notice(text=said)
-        self._retries.extendleft(reversed(again))
-        if not again:
+        retries, notice = self._instead(batch, error)
+        if notice is not None:
+            yield Notice(text=notice)
+        self._retries.extendleft(reversed(retries))
+        if not retries:
             failures = (Failed(job=job, error=error) for job in batch.jobs)
-            yield from self._told((failed,) for failed in failures)
+            yield from self._recorded((failed,) for failed in failures)
 
     def _instead(self, batch: Batch, error: Exception) -> tuple[list[Batch], str | None]:
         """What to try after a batch failed, nothing if that was all, and what to say of it."""
@@ -160,10 +162,10 @@ class Run:
         if len(batch.jobs) == 1:
             return [], None
         reason = f"a batch of {len(batch.jobs)} failed: {words(error)}"
-        return batch.alone(reason), f"{reason}; its pictures are made one by one"
+        return batch.alone(reason), f"{reason}; its images are made one by one"
 
-    def _told(self, results: Iterable[tuple[Event, ...]]) -> Iterator[Event]:
-        """The events, with failures put on record; a stop is kept to be told when all else is."""
+    def _recorded(self, results: Iterable[tuple[Event, ...]]) -> Iterator[Event]:
+        """The events, with failures put on record; a stop is kept until all else is reported."""
         for event in chain.from_iterable(results):
             if isinstance(event, Stopped):
                 self._stop = self._stop or event.error
@@ -178,13 +180,13 @@ class Run:
     def _write(
         self, job: Job, pixels: Pixels, record: dict[str, Any] | None, share: float
     ) -> tuple[Event, ...]:
-        """Encode, save and record one picture; in a thread beside the drawing, if there are any."""
+        """Encode, save and record one image; in a thread beside the drawing, if there are any."""
         started = time.perf_counter()
         extension = ".png" if job.path is None else job.path.suffix
         try:
             data = encode(pixels, extension, record, parameters(job.recipe))
             digest = sha256(data).hexdigest()
-            if self._journal is not None and self._bare:
+            if self._journal is not None and self._no_metadata:
                 self._journal.begun(job, digest)
             path = self._store(job, data)
         except OSError as error:
@@ -220,6 +222,6 @@ class Run:
         if isinstance(error, FileExistsError):
             return KleinError(what, "-y replaces it; or give another name")
         if self._journal is not None:
-            return KleinError(what, "mend that, then give the same command with --resume")
+            return KleinError(what, "fix that, then give the same command with --resume")
         where = "send it elsewhere" if path is None else "make room there, or give another -o"
         return KleinError(what, where)

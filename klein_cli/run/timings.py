@@ -29,9 +29,9 @@ class Timings:
         self.importing += time.perf_counter() - started
 
     def lines(self, ready: ReadyExecutor, writing: float) -> Iterator[str]:
-        """The phases in the order of a picture's way, and what the threads read meanwhile.
+        """The phases in the order of an image's way, and what the threads read meanwhile.
 
-        Each second is counted once. Of pictures that other processes draw, only the whole is known.
+        Each second is counted once. Of images that other processes draw, only the whole is known.
         """
         total = time.perf_counter() - self._started
         phases = {}

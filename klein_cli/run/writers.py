@@ -1,7 +1,7 @@
-"""Pictures -> files, beside the drawing of the next: threads, with no more waiting than they take.
+"""Images -> files, beside the drawing of the next: threads, with no more waiting than they take.
 
 Encoding a PNG takes a fifth of the time of drawing it on a fast GPU, and Python's lock is let go
-meanwhile. A run of one picture has no threads: it is written where it stands.
+meanwhile. A run of one image has no threads: it is written where it stands.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _WAITING = 2
-"""Pictures a thread may have, the one in hand included: the memory they take has a bound."""
+"""Images a thread may have, the one it writes included: the memory they take has a bound."""
 
 
 class Writers(Generic[T]):

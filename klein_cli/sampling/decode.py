@@ -1,4 +1,4 @@
-"""Latents -> pixels: the way out of the latent space, one picture at a time."""
+"""Latents -> pixels: the way out of the latent space, one image at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from klein_cli.errors import KleinError
 
 Decoder = Callable[[Tensor], Tensor]
-"""A VAE's decoder: latents (1, c, 2h, 2w) -> pictures (1, 3, 16h, 16w), from -1 to 1."""
+"""A VAE's decoder: latents (1, c, 2h, 2w) -> images (1, 3, 16h, 16w), from -1 to 1."""
 
 _SCALE = 8
 _TILE = 64
@@ -69,22 +69,22 @@ def unpatchify(packed: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def in_tiles(decode: Decoder) -> Decoder:
-    """`decode` a tile at a time, for pictures too large for the memory: not quite the same picture.
+    """`decode` a tile at a time, for images too large for the memory: not quite the same image.
 
     Tiles overlap and fade into each other, so that no edge shows. But a VAE's norms and its
     attention look at all of what they are given, so a tile comes out a little different alone:
-    docs/runs.md says how much. How a picture is cut depends on its size alone.
+    docs/runs.md says how much. How an image is cut depends on its size alone.
     """
 
     def tiled(latents: Tensor) -> Tensor:
         height, width = latents.shape[2:]
-        picture = latents.new_zeros(1, 3, _SCALE * height, _SCALE * width, dtype=torch.float32)
+        image = latents.new_zeros(1, 3, _SCALE * height, _SCALE * width, dtype=torch.float32)
         for rows, down in _tiles(height):
             for columns, across in _tiles(width):
                 part = decode(latents[:, :, rows, columns]).float()
                 fade = down.to(part)[:, None] * across.to(part)
-                picture[:, :, _scaled(rows), _scaled(columns)] += part * fade
-        return picture
+                image[:, :, _scaled(rows), _scaled(columns)] += part * fade
+        return image
 
     return tiled
 
@@ -97,18 +97,18 @@ def _tiles(length: int) -> list[tuple[slice, Tensor]]:
     side = min(_TILE, math.ceil(length * 4 / 7))
     count = math.ceil((length - side // 4) / (side - side // 4))
     steps = max(count - 1, 1)
-    places = [
+    spans = [
         slice(start, start + side)
         for start in (round(n * (length - side) / steps) for n in range(count))
     ]
     weights = torch.zeros(count, _SCALE * length)
-    for weight, place in zip(weights, places, strict=True):
+    for weight, span in zip(weights, spans, strict=True):
         # From 1 at the edge to the tile's middle and back: what two tiles share fades evenly.
         ramp = torch.arange(1.0, _SCALE * side + 1)
-        weight[_scaled(place)] = torch.minimum(ramp, ramp.flip(0))
+        weight[_scaled(span)] = torch.minimum(ramp, ramp.flip(0))
     weights /= weights.sum(0)
-    return [(place, weight[_scaled(place)]) for place, weight in zip(places, weights, strict=True)]
+    return [(span, weight[_scaled(span)]) for span, weight in zip(spans, weights, strict=True)]
 
 
-def _scaled(place: slice) -> slice:
-    return slice(_SCALE * place.start, _SCALE * place.stop)
+def _scaled(span: slice) -> slice:
+    return slice(_SCALE * span.start, _SCALE * span.stop)

@@ -13,7 +13,7 @@ from klein_cli.recipe import PIXELS_PER_TOKEN
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """A batch of pictures in the making.
+    """A batch of images in the making.
 
     `packed` (B, h * w, channels) float32, one token a 16 x 16 patch of pixels, row by row;
     `grid` is (h, w).
@@ -33,7 +33,7 @@ def noise(
     drawn_on: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Latents:
-    """Pure noise, one generator a picture; width and height in pixels.
+    """Pure noise, one generator an image; width and height in pixels.
 
     On the CPU it is drawn in float32: a seed means the same noise on every machine and in every
     dtype. (The official code draws in the model's dtype; from torch 2.13 on that is this draw
@@ -43,12 +43,12 @@ def noise(
     grid = (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN)
     source = torch.device("cpu") if drawn_on == "cpu" else device
     kind = torch.float32 if drawn_on == "cpu" else dtype
-    pictures = []
+    images = []
     for seed in seeds:
         generator = torch.Generator(source).manual_seed(seed)
         shape = (1, channels, *grid)
-        pictures.append(torch.randn(shape, generator=generator, device=source, dtype=kind))
-    spatial = torch.cat(pictures).to(device=device, dtype=torch.float32)
+        images.append(torch.randn(shape, generator=generator, device=source, dtype=kind))
+    spatial = torch.cat(images).to(device=device, dtype=torch.float32)
     return Latents(spatial.flatten(2).transpose(1, 2).contiguous(), grid)
 
 

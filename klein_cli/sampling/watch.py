@@ -1,4 +1,4 @@
-"""What is told of a batch on its way: words and steps while it goes, seconds and tensors after."""
+"""What is reported of a batch: words and steps on its way, seconds and tensors after."""
 
 from __future__ import annotations
 

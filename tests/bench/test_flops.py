@@ -1,4 +1,4 @@
-"""The work of a picture, counted from configurations, is what torch counts while drawing one."""
+"""The work of an image, counted from configurations, is what torch counts while drawing one."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from klein_cli.bench.page_cache import environment, forget
+from klein_cli.bench.page_cache import drop_cached, environment
 
 SIZE = 1 << 22
 
@@ -41,9 +41,9 @@ def can_forget(path: Path) -> bool:
 def test_files_are_forgotten(folder: Path, tmp_path: Path) -> None:
     if not can_forget(tmp_path / "probe"):
         pytest.skip("this file system keeps its pages")
-    assert forget([folder])
+    assert drop_cached([folder])
     assert (folder / "deep" / "weights").read_bytes() == bytes(SIZE)
-    assert forget([folder])
+    assert drop_cached([folder])
 
 
 def test_what_is_mapped_stays_and_that_is_said(folder: Path) -> None:
@@ -53,11 +53,11 @@ def test_what_is_mapped_stays_and_that_is_said(folder: Path) -> None:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
     ):
         assert sum(mapped[at] for at in range(0, SIZE, mmap.PAGESIZE)) == 0
-        assert not forget([folder])
+        assert not drop_cached([folder])
 
 
 def test_nothing_to_forget(tmp_path: Path) -> None:
-    assert not forget([tmp_path, tmp_path / "nowhere"])
+    assert not drop_cached([tmp_path, tmp_path / "nowhere"])
 
 
 def test_the_environment_holds_torch() -> None:

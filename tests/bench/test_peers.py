@@ -1,4 +1,4 @@
-"""The sides draw the same picture, and a tuned pipeline leaves the plain one as it was."""
+"""The sides draw the same image, and a tuned pipeline leaves the plain one as it was."""
 
 from __future__ import annotations
 

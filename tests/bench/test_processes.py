@@ -67,7 +67,7 @@ def test_a_process_that_fails_is_named_with_its_last_words() -> None:
 
 @pytest.mark.process
 def test_lines_come_while_the_process_runs() -> None:
-    """Pictures are timed by when they are told of, not by when the process ends."""
+    """Images are timed by when they are told of, not by when the process ends."""
     script = "import time; print(1, flush=True); time.sleep(0.3); print(2, flush=True)"
     (first, one), (second, two) = lines([sys.executable, "-c", script])
     assert (one, two) == ("1\n", "2\n")

@@ -82,8 +82,8 @@ def row(table: Table, name: str) -> dict[str, str]:
 def test_a_picture_beside_its_limit_and_its_peers(result: dict[str, Any]) -> None:
     _, size, _ = tables(result)
     assert size.title == "1024x768, 4 steps"
-    assert row(size, "one picture") == {
-        "": "one picture",
+    assert row(size, "one image") == {
+        "": "one image",
         "klein": "260 [257, 265] ms",
         "limit": "195 ms",
         "klein / limit": "1.33",
@@ -94,13 +94,13 @@ def test_a_picture_beside_its_limit_and_its_peers(result: dict[str, Any]) -> Non
     }
     assert row(size, "memory, peak")["klein"] == "16.9 GB"
     assert row(size, "PNG, in memory")["limit"] == ""
-    assert row(size, "pictures a second, PNGs on disk")["klein / diffusers"] == "2.50"
+    assert row(size, "images a second, PNGs on disk")["klein / diffusers"] == "2.50"
 
 
 def test_notes_hold_what_no_cell_does(result: dict[str, Any]) -> None:
     _, size, cold = tables(result)
     notes = " ".join(size.notes)
-    assert "A picture is 133 TFLOP: DiT linears 100, DiT attention 20.0" in notes
+    assert "An image is 133 TFLOP: DiT linears 100, DiT attention 20.0" in notes
     assert "the limit is 130 ms: klein / it 2.00" in notes
     assert "klein and diffusers are 0.91 of 255 apart" in notes
     assert "of 8 rounds" in notes
@@ -134,7 +134,7 @@ def test_without_a_part_its_rows_are_gone(result: dict[str, Any]) -> None:
     assert not [name for name in names if "memory," in name or "second" in name]
     size["warm"], size["throughput"] = {}, {"klein": {"per_second": 0.25, "pictures": 3}}
     (rates,) = tables(result)
-    assert rates.rows == (("pictures a second, PNGs on disk", "0.25"),)
+    assert rates.rows == (("images a second, PNGs on disk", "0.25"),)
     size["throughput"] = {}
     assert tables(result) == []
 

@@ -27,7 +27,7 @@ class Clock:
 
 
 class Worker:
-    """A side whose first picture takes 9 s more, each picture 1 s, and each step `step` s."""
+    """A side whose first image takes 9 s more, each image 1 s, and each step `step` s."""
 
     def __init__(self, name: str, step: float, clock: Clock, log: list[tuple[str, Recipe]]) -> None:
         self.name = name

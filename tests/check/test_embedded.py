@@ -1,4 +1,4 @@
-"""The embedded model as a test of this machine: wrong encoders and pictures do not pass it."""
+"""The embedded model as a test of this machine: wrong encoders and images do not pass it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ SEEN_BY_THE_KERNEL = ("pads see themselves",)
 """Every property holds, and check.backends finds it (tests/check/test_backends.py)."""
 
 NOT_OF_THE_MASK = ("final norm on the last tap", "taps one layer early", "taps one layer late")
-"""Padding is as it should be: these show in the picture."""
+"""Padding is as it should be: these show in the image."""
 
 
 @pytest.fixture(scope="module")
 def drawn() -> Golden:
-    """What tiny draws here: the tests' own golden picture, whatever weights it has."""
+    """What tiny draws here: the tests' own golden image, whatever weights it has."""
     return Golden(embedded._drawn(device="cpu", dtype="float32"), "")
 
 
 def test_the_golden_picture_is_of_the_tiny_that_is_here(drawn: Golden) -> None:
     """After tiny was trained again: python scripts/make_golden.py."""
     assert read_golden().weights == weights_digest(resolve("tiny").root)
-    assert embedded.picture().state == OK
+    assert embedded.image().state == OK
 
 
 def test_the_right_encoder_passes() -> None:
@@ -62,7 +62,7 @@ def test_a_wrong_mask_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_wrong_tap_shows_in_the_picture(drawn: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "read_golden", lambda: drawn)
     inject(monkeypatch, NOT_OF_THE_MASK[0])
-    assert embedded.picture().state == BAD
+    assert embedded.image().state == BAD
 
 
 @pytest.mark.parametrize(("levels", "state"), [(0, OK), (2, OK), (3, BAD)])
@@ -76,7 +76,7 @@ def test_the_limit_is_two_levels(
     wanted[5, 5, 1] = wanted[6, 6, 0] = 128
     monkeypatch.setattr(embedded, "_drawn", lambda **_: pixels)
     monkeypatch.setattr(embedded, "read_golden", lambda: Golden(wanted, ""))
-    finding = embedded.picture()
+    finding = embedded.image()
     assert finding.state == state
     assert finding.data == {"max_abs_diff": levels}
 
@@ -94,6 +94,6 @@ def test_the_golden_file_is_small_and_says_whose_it_is() -> None:
 @pytest.mark.gpu
 def test_the_picture_on_a_gpu(drawn: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "read_golden", lambda: drawn)
-    finding = embedded.picture_on_gpu()
+    finding = embedded.image_on_gpu()
     assert finding.state == OK, finding.said
     assert torch.cuda.is_available()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from klein_cli.check.finding import BAD, NOTE, OK
-from klein_cli.check.gpu import Driver, Gpu, driver, judge_gpu, judge_torch
+from klein_cli.check.gpu import Driver, Gpu, check_gpu, check_torch, driver
 
 GB = 10**9
 H100 = Gpu(
@@ -87,7 +87,7 @@ def test_a_driver_that_is_out_of_order_is_quoted(path: Path, body: str, words: s
     script(path, body)
     found = driver()
     assert words in found.error
-    finding = judge_gpu(found, {}, 14.1)
+    finding = check_gpu(found, {}, 14.1)
     assert finding.state == BAD
     assert words in finding.said
     assert finding.hint
@@ -101,13 +101,13 @@ def test_a_driver_that_hangs_is_not_waited_for(path: Path, monkeypatch: pytest.M
 
 
 def test_a_gpu_is_named_with_its_free_memory() -> None:
-    finding = judge_gpu(HERE, facts(), 14.1)
+    finding = check_gpu(HERE, facts(), 14.1)
     assert finding.state == OK
     assert finding.said == "NVIDIA H100 80GB HBM3, 80 of 85 GB free, driver 580.82.07"
 
 
 def test_in_a_container_without_nvidia_smi_torch_names_the_gpu() -> None:
-    assert judge_gpu(NONE, facts(), 14.1).said == "NVIDIA H100 80GB HBM3, 80 of 85 GB free"
+    assert check_gpu(NONE, facts(), 14.1).said == "NVIDIA H100 80GB HBM3, 80 of 85 GB free"
 
 
 @pytest.mark.parametrize(
@@ -115,18 +115,18 @@ def test_in_a_container_without_nvidia_smi_torch_names_the_gpu() -> None:
 )
 def test_too_little_memory_is_worth_a_note(free: int, total: int, hint: str) -> None:
     small = Gpu(name="A", driver="1", total=total * GB, free=free * GB, capability=(8, 9))
-    finding = judge_gpu(Driver(gpus=(small,)), facts(), 14.1)
+    finding = check_gpu(Driver(gpus=(small,)), facts(), 14.1)
     assert finding.state == NOTE
     assert "14.1 GB" in finding.said
     assert hint in finding.hint
 
 
 def test_no_gpu_is_no_fault() -> None:
-    assert judge_gpu(NONE, facts(available=False, gpus=[]), 14.1).state == NOTE
-    assert judge_torch(NONE, facts(available=False, gpus=[])).state == OK
-    mac = judge_gpu(NONE, facts(available=False, gpus=[], mps=True), 14.1)
+    assert check_gpu(NONE, facts(available=False, gpus=[]), 14.1).state == NOTE
+    assert check_torch(NONE, facts(available=False, gpus=[])).state == OK
+    mac = check_gpu(NONE, facts(available=False, gpus=[], mps=True), 14.1)
     assert (mac.state, "--device mps" in mac.said, "tried" in mac.said) == (NOTE, True, True)
-    assert judge_torch(NONE, facts(available=False, gpus=[], cuda=None)).state == OK
+    assert check_torch(NONE, facts(available=False, gpus=[], cuda=None)).state == OK
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_no_gpu_is_no_fault() -> None:
 def test_a_torch_that_does_not_fit(
     found: Driver, torch: dict[str, Any], said: str, hint: str
 ) -> None:
-    finding = judge_torch(found, torch)
+    finding = check_torch(found, torch)
     assert finding.state == BAD
     assert said in finding.said
     assert hint in finding.hint
@@ -173,7 +173,7 @@ def test_code_for_one_gpu_runs_on_its_kin(
 ) -> None:
     """Minor versions are forward compatible; only PTX (compute_) reaches the next major one."""
     gpu = {**SEEN, "capability": list(capability)}
-    finding = judge_torch(HERE, facts(**{"built for": built_for, "gpus": [gpu]}))
+    finding = check_torch(HERE, facts(**{"built for": built_for, "gpus": [gpu]}))
     assert (finding.state == OK) == runs
 
 
@@ -190,5 +190,5 @@ def test_the_driver_and_torch_agree_on_a_real_machine() -> None:
     assert not found.error
     assert len(found.gpus) >= torch.cuda.device_count()
     assert found.gpus[0].capability == tuple(said["gpus"][0]["capability"])
-    assert judge_gpu(found, said, 1.0).state == OK
-    assert judge_torch(found, said).state == OK
+    assert check_gpu(found, said, 1.0).state == OK
+    assert check_torch(found, said).state == OK

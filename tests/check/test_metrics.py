@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klein_cli.check.metrics import (
-    Picture,
+    Pixels,
     mean_abs_diff,
     psnr,
     relative_error,
@@ -20,8 +20,8 @@ from klein_cli.check.metrics import (
 )
 
 
-def pictures(seed: int, height: int, width: int, noise: int) -> tuple[Picture, Picture]:
-    """A smooth picture, and the same with noise of so many levels."""
+def pictures(seed: int, height: int, width: int, noise: int) -> tuple[Pixels, Pixels]:
+    """A smooth image, and the same with noise of so many levels."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = [127 + 120 * np.sin(x / rng.uniform(2, 20) + y / rng.uniform(2, 20)) for _ in range(3)]

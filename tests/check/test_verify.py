@@ -15,7 +15,7 @@ from injected import inject
 import klein_cli.check.verify
 from klein_cli.check.clip import clip_likeness
 from klein_cli.check.limits import LIMITS, precision
-from klein_cli.check.metrics import Picture
+from klein_cli.check.metrics import Pixels
 from klein_cli.check.official import reference
 from klein_cli.check.page import AMPLIFIED, difference, page
 from klein_cli.check.prompts import PROMPTS
@@ -39,7 +39,7 @@ TELLING = [RECIPES[0], RECIPES[3], RECIPES[-1]]
 """A short prompt, one that holds the pad token, one without a pad: enough to tell."""
 
 PARTS = {"embeddings, valid rows", "embeddings, padded rows", "latents", "picture"}
-Made = list[tuple[Trace, Picture]]
+Made = list[tuple[Trace, Pixels]]
 
 
 def ignore(event: str) -> None:
@@ -113,7 +113,7 @@ def test_a_wrong_mask_fails_in_bfloat16_too(
 def test_pictures_alone_would_let_a_wrong_mask_pass(
     small_snapshot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sglang's limits on pictures, which are no gate on the encoder; the rows are."""
+    """sglang's limits on images, which are no gate on the encoder; the rows are."""
     inject(monkeypatch, "first pad unmasked")
     for comparison in verified(small_snapshot):
         values = {measure.name: measure.value for measure in comparison.measures}
@@ -172,7 +172,7 @@ def test_a_measure_is_held_to_its_limit(value: float, at_least: bool, passed: bo
     assert measure.passed == passed
 
 
-def made(seed: int = 0) -> tuple[Trace, Picture]:
+def made(seed: int = 0) -> tuple[Trace, Pixels]:
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(1, 512, 6, generator=generator)
     latents = [torch.randn(1, 16, 128, generator=generator) for _ in range(STEPS)]

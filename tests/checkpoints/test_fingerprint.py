@@ -75,7 +75,7 @@ def test_another_training_of_the_same_model_has_another(snapshot: Path, part: st
 
 
 def test_it_is_what_it_always_was(small_snapshot: Path) -> None:
-    """Pictures hold it: computed another way, all of them would be of another model."""
+    """Images hold it: computed another way, all of them would be of another model."""
     whole = hashlib.sha256()
     for name in (
         "text_encoder/config.json",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from klein_cli.checkpoints.folder import digest, faults, size_on_disk, weight_files
+from klein_cli.checkpoints.folder import digest, problems, size_on_disk, weight_files
 from klein_cli.checkpoints.header import tensors_of
 from klein_cli.errors import ModelError
 
@@ -27,8 +27,8 @@ def model(small_snapshot: Path, tmp_path: Path) -> Path:
 
 
 def test_whole_models_have_no_faults(small_snapshot: Path) -> None:
-    assert faults(small_snapshot) == []
-    assert faults(TINY) == []
+    assert problems(small_snapshot) == []
+    assert problems(TINY) == []
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_whole_models_have_no_faults(small_snapshot: Path) -> None:
 )
 def test_a_missing_file_is_named(model: Path, name: str) -> None:
     (model / name).unlink()
-    (fault,) = faults(model)
+    (fault,) = problems(model)
     assert name.split("/")[0] in fault
     assert str(model) not in fault
 
@@ -46,14 +46,14 @@ def test_a_file_that_was_cut_short_is_named(model: Path, kept: int) -> None:
     """A disk that was full or a copy that was interrupted: the header promises more."""
     with (model / VAE).open("r+b") as file:
         file.truncate(kept)
-    (fault,) = faults(model)
+    (fault,) = problems(model)
     assert fault.startswith(VAE)
 
 
 def test_a_file_that_is_too_long_is_named(model: Path) -> None:
     with (model / VAE).open("ab") as file:
         file.write(b"\0" * 8)
-    (fault,) = faults(model)
+    (fault,) = problems(model)
     assert fault.startswith(VAE)
 
 
@@ -91,7 +91,7 @@ def test_a_tensor_that_only_the_index_knows_is_named(model: Path) -> None:
     save_file({name: tensors[name] for name in names[1:]}, part / "one.safetensors")
     index = {"weight_map": dict.fromkeys(names, "one.safetensors")}
     (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    (fault,) = faults(model)
+    (fault,) = problems(model)
     assert names[0] in fault
 
 
@@ -108,13 +108,13 @@ def test_an_index_left_beside_a_text_encoder_in_one_file_does_not_count(model: P
     """A fine-tune saved over a folder of shards: transformers loads the file, and so do we."""
     path = both_layouts(model / "text_encoder", "model")
     assert weight_files(model / "text_encoder") == [path]
-    assert faults(model) == []
+    assert problems(model) == []
 
 
 def test_an_index_beside_a_transformer_in_one_file_counts(model: Path) -> None:
     """diffusers loads what the index names."""
     both_layouts(model / "transformer", "diffusion_pytorch_model")
-    (fault,) = faults(model)
+    (fault,) = problems(model)
     assert fault.startswith("transformer/old.safetensors is missing")
 
 
@@ -135,7 +135,7 @@ def test_several_faults_are_all_named(model: Path) -> None:
     (model / "vae" / "config.json").write_text("{")
     (model / "tokenizer" / "tokenizer_config.json").unlink()
     shutil.rmtree(model / "transformer")
-    found = "\n".join(faults(model))
+    found = "\n".join(problems(model))
     for name in ("vae/config.json", "tokenizer_config.json", "transformer/config.json"):
         assert name in found
 
@@ -147,7 +147,7 @@ def test_several_faults_are_all_named(model: Path) -> None:
 def test_json_that_python_cannot_read_is_a_fault(model: Path, name: str, data: bytes) -> None:
     """Lists too deep, broken UTF-8, a number too long: three kinds of errors of the parser."""
     (model / name).write_bytes(data)
-    (fault,) = faults(model)
+    (fault,) = problems(model)
     assert fault.startswith(f"{name} cannot be read")
 
 
@@ -172,8 +172,8 @@ def test_sizes_follow_links(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_looking_needs_no_torch() -> None:
     script = (
-        "import sys; from pathlib import Path; from klein_cli.checkpoints.folder import faults;"
-        "print(faults(Path(sys.argv[1])), 'torch' in sys.modules, 'safetensors' in sys.modules)"
+        "import sys; from pathlib import Path; from klein_cli.checkpoints.folder import problems;"
+        "print(problems(Path(sys.argv[1])), 'torch' in sys.modules, 'safetensors' in sys.modules)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script, TINY], capture_output=True, text=True, check=True

@@ -194,7 +194,7 @@ def test_an_index_of_names_that_no_file_can_have_is_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {**TWO, "variance": "x" * 400}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, "model.safetensors.index.json names what no file can be")
+    refused(folder, "model.safetensors.index.json names an invalid file")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])

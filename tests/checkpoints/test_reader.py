@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from klein_cli.checkpoints.reader import Arrival, Extent, Reader, Rows
+from klein_cli.checkpoints.reader import Extent, Reader, ReadHandle, Rows
 
 CPU = torch.device("cpu")
 
@@ -55,9 +55,9 @@ def test_what_is_asked_for_first_comes_first(
     """The text encoder before the transformer: by one thread, that no race blurs the order."""
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     path, _ = written(tmp_path, "file", 5000)
-    began: list[Arrival] = []
-    begin = Arrival.begin
-    monkeypatch.setattr(Arrival, "begin", lambda self: (began.append(self), begin(self)))
+    began: list[ReadHandle] = []
+    begin = ReadHandle.begin
+    monkeypatch.setattr(ReadHandle, "begin", lambda self: (began.append(self), begin(self)))
     with Reader(CPU, 1000) as reader:
         arrivals = [
             reader.read([Extent(path, 0, torch.zeros(5000, dtype=torch.uint8))]) for _ in range(3)

@@ -133,16 +133,16 @@ def test_an_error_leaves_with_its_own_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> int:
-        raise ModelError("the model is broken", "mend it")
+        raise ModelError("the model is broken", "fix it")
 
     monkeypatch.setattr(generation, "_generate", broken)
     assert main(["generate", "a"]) == 3
     said = capsys.readouterr()
-    assert said.err == "error: the model is broken\nhint: mend it\n"
+    assert said.err == "error: the model is broken\nhint: fix it\n"
     assert said.out == ""
     assert main(["generate", "a", "--json"]) == 3
     assert capsys.readouterr().out == (
-        '{"event": "error", "message": "the model is broken", "hint": "mend it"}\n'
+        '{"event": "error", "message": "the model is broken", "hint": "fix it"}\n'
     )
 
 

@@ -69,13 +69,13 @@ def without_gpu() -> None:
         pytest.skip("there is a GPU")
 
 
-@provoke("no GPU was found (…), and … takes minutes a picture without one")
+@provoke("no GPU was found (…), and … takes minutes an image without one")
 def _(ground: Ground) -> tuple[int, str]:
     without_gpu()
     return ground.klein("generate", "a cat")
 
 
-@provoke("--device cuda cannot be had: …")
+@provoke("--device cuda is not available: …")
 def _(ground: Ground) -> tuple[int, str]:
     without_gpu()
     return ground.klein("generate", "a cat", "-m", "tiny", "--device", "cuda")
@@ -87,12 +87,12 @@ def _(ground: Ground) -> tuple[int, str]:
     return ground.klein(*line)
 
 
-@provoke("--quantize fp8 needs a GPU")
+@provoke("--quantize fp8 needs an NVIDIA GPU")
 def _(ground: Ground) -> tuple[int, str]:
     return ground.klein("generate", "a cat", "-m", "tiny", "--device", "cpu", "--quantize", "fp8")
 
 
-@provoke("a picture of … did not fit into the memory of …")
+@provoke("an image of … did not fit into the memory of …")
 def _(ground: Ground) -> tuple[int, str]:
     if not Path("/proc/self/statm").exists():
         pytest.skip("the memory of a process cannot be measured here")

@@ -61,7 +61,7 @@ def test_what_is_left_out_is_no_option_and_keeps_its_default(given: list[Any]) -
 
 
 def test_a_command_has_defaults_of_its_own_which_were_not_typed(given: list[Any]) -> None:
-    """Else a picture that is drawn again would take them for the user's words."""
+    """Else an image that is drawn again would take them for the user's words."""
     run(app(given, defaults={"width": 99}), "cat", "--height", "2")
     assert given[1] == Size(width=99, height=2)
     assert given[3] == Size(height=2)

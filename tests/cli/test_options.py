@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from klein_cli.cli.options import MachineOptions, PictureOptions
+from klein_cli.cli.options import ImageOptions, MachineOptions
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
 from klein_cli.prompts.files import BadRow
-from klein_cli.prompts.rows import MAX_PICTURES, Defaults, Row, ignored, recipe_of
+from klein_cli.prompts.rows import MAX_IMAGES, Defaults, Row, ignored, recipe_of
 from klein_cli.prompts.source import prompt_source
 from klein_cli.settings import Settings
 
@@ -23,7 +23,7 @@ BASE = presets()["klein-base-4b"]
 
 def defaults(preset: Any = TINY, **given: Any) -> Defaults:
     negative = given.pop("negative_prompt", None)
-    return PictureOptions(**given).defaults(preset, negative_prompt=negative)
+    return ImageOptions(**given).defaults(preset, negative_prompt=negative)
 
 
 def recipe(preset: Any = TINY, **given: Any) -> Any:
@@ -62,15 +62,15 @@ def test_a_wrong_choice_names_the_right_ones(given: dict[str, str], hint: str) -
 
 
 def test_batch_size() -> None:
-    assert MachineOptions().pictures_a_batch() is None
-    assert MachineOptions(batch_size="auto").pictures_a_batch() is None
-    assert MachineOptions(batch_size="16").pictures_a_batch() == 16
+    assert MachineOptions().images_per_batch() is None
+    assert MachineOptions(batch_size="auto").images_per_batch() is None
+    assert MachineOptions(batch_size="16").images_per_batch() == 16
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "", "²"])
 def test_a_wrong_batch_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--batch-size"):
-        MachineOptions(batch_size=text).pictures_a_batch()
+        MachineOptions(batch_size=text).images_per_batch()
 
 
 def read(stdin: bytes = b"", **given: str) -> tuple[str, list[Row | BadRow]]:
@@ -149,7 +149,7 @@ def test_the_other_names_of_guidance_mean_the_same() -> None:
     assert ignored(defaults(TINY, guidance_scale=7.0), TINY) == ("guidance",)
 
 
-@pytest.mark.parametrize("count", [0, -1, MAX_PICTURES + 1])
+@pytest.mark.parametrize("count", [0, -1, MAX_IMAGES + 1])
 def test_num_images_has_a_range(count: int) -> None:
     with pytest.raises(UsageError, match="--num-images"):
         defaults(num_images=count)

@@ -189,7 +189,7 @@ def test_what_cannot_run_on_a_gpu_is_refused(settings: dict[str, str], words: st
 def test_where_triton_cannot_run_torch_computes(
     owner: object, name: str, value: object, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slim container has no compiler: found out now, not in the middle of a picture."""
+    """A slim container has no compiler: found out now, not in the middle of an image."""
     monkeypatch.setattr(owner, name, value)
     monkeypatch.delenv("CC", raising=False)
     chosen = choose(Settings())

@@ -28,6 +28,7 @@ def test_every_device_that_may_be_asked_for_is_a_row() -> None:
     assert device_for("cuda:1").torch_device == torch.device("cuda", 1)
 
 
+@pytest.mark.process
 def test_which_device_it_is_needs_no_torch() -> None:
     """Whoever only starts workers would wait three seconds for torch."""
     script = (

@@ -1,4 +1,4 @@
-"""Both engines behind their one door: the same pictures, and what each may import."""
+"""Both engines behind their one door: the same images, and what each may import."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from klein_cli.checkpoints.folder import FolderCheckpoint
 from klein_cli.checkpoints.load import init_on_meta
-from klein_cli.checkpoints.reader import Arrival, Reader
+from klein_cli.checkpoints.reader import Reader, ReadHandle
 from klein_cli.device.device import device_for
 from klein_cli.errors import ModelError
 from klein_cli.models.layers import ParallelLinears
@@ -117,7 +117,7 @@ def test_a_quantised_weight_takes_rows_stored_in_any_dtype(tmp_path: Path) -> No
 )
 def test_a_module_that_cannot_be_made_is_never_whole(error: Exception) -> None:
     """A second try must not compute with weights that are not there."""
-    arrival = Arrival(1, 0, None)
+    arrival = ReadHandle(1, 0, None)
     arrival.finish(error)
     part = Part(nn.Linear(1, 1), arrival)
     for _ in range(2):
@@ -130,7 +130,7 @@ def test_a_module_that_cannot_be_made_is_never_whole(error: Exception) -> None:
 
 
 def test_files_that_fail_are_the_models_fault() -> None:
-    arrival = Arrival(1, 0, None)
+    arrival = ReadHandle(1, 0, None)
     arrival.finish(EOFError("a.safetensors ends too early"))
     part = Part(nn.Linear(1, 1), arrival)
     with pytest.raises(ModelError, match=r"a\.safetensors ends too early"), part.ready():
@@ -143,11 +143,11 @@ def test_an_interrupt_while_weights_come_does_not_leave_a_module_that_seems_whol
     with Reader(CPU) as reader:
         part = load(folder, reader=reader)
 
-    def interrupted(_: Arrival) -> None:
+    def interrupted(_: ReadHandle) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Arrival, "wait", interrupted)
+        patch.setattr(ReadHandle, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt), part.ready():
             pass
     with part.ready() as model:
@@ -168,6 +168,7 @@ def test_waiting_is_counted_once_and_no_weight_is_an_inference_tensor(folder: Pa
     assert part.waited == waited
 
 
+@pytest.mark.process
 def test_loading_imports_no_compiler(folder: Path) -> None:
     """An operation on the meta device would, and take seconds of every start on a GPU."""
     script = (

@@ -14,7 +14,7 @@ from PIL import Image
 from records import record
 
 from klein_cli.errors import UsageError
-from klein_cli.output.gallery import PAGE, check_page, pictures_in, write_gallery
+from klein_cli.output.gallery import PAGE, check_page, images_in, write_gallery
 from klein_cli.output.png import encode
 from klein_cli.recipe import MAX_PROMPT, Recipe
 from klein_cli.settings import Settings
@@ -35,7 +35,7 @@ HOSTILE = [
 def draw(
     path: Path, prompt: str = "a cat", *, seed: int = 1, size: tuple[int, int] = (64, 32)
 ) -> Path:
-    """A picture that klein could have made, of one grey."""
+    """An image that klein could have made, of one grey."""
     width, height = size
     recipe = Recipe(
         prompt=prompt, seed=seed, width=width, height=height, steps=4, guidance=1.0, model="tiny"
@@ -74,9 +74,9 @@ def test_every_picture_of_the_folder_and_below_is_there(tmp_path: Path) -> None:
     for name in ("10.png", "9.jpg", "sub/a.webp", ".hidden.png", ".thumbs/b.png"):
         draw(tmp_path / name, f"a picture called {name}", seed=7)
     Image.new("RGB", (10, 20)).save(tmp_path / "plain.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     made = write_gallery(tmp_path)
-    assert (made.pictures, made.unreadable) == (4, ())
+    assert (made.images, made.unreadable) == (4, ())
     page = Page(made.page.read_text(encoding="utf-8"))
     links = [attributes["href"] for attributes in page.all("a") if attributes["href"]]
     assert links == ["./9.jpg", "./10.png", "./plain.png", "./sub/a.webp"]
@@ -154,7 +154,7 @@ def test_files_that_are_no_pictures_are_told_and_left_out(tmp_path: Path) -> Non
     (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     os.mkfifo(tmp_path / "d.png")
     made = write_gallery(tmp_path)
-    assert made.pictures == 1
+    assert made.images == 1
     assert made.unreadable == (tmp_path / "b.png", tmp_path / "c.png")
 
 
@@ -164,7 +164,7 @@ def test_only_formats_of_kleins_are_opened_whatever_the_name(tmp_path: Path, kin
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png", kind)
     draw(tmp_path / "b.png")
     made = write_gallery(tmp_path)
-    assert (made.pictures, made.unreadable) == (1, (tmp_path / "a.png",))
+    assert (made.images, made.unreadable) == (1, (tmp_path / "a.png",))
 
 
 def test_a_strangers_photograph_is_shown_upright(tmp_path: Path) -> None:
@@ -189,14 +189,14 @@ def test_its_own_page_is_made_again_and_another_is_left_alone(tmp_path: Path) ->
     draw(tmp_path / "1.png")
     write_gallery(tmp_path)
     draw(tmp_path / "2.png")
-    assert write_gallery(tmp_path).pictures == 2
+    assert write_gallery(tmp_path).images == 2
     (tmp_path / PAGE).write_text("<title>my own page</title>")
     with pytest.raises(UsageError, match="klein did not make it"):
         write_gallery(tmp_path)
     assert "my own page" in (tmp_path / PAGE).read_text()
     with pytest.raises(UsageError):
         check_page(tmp_path, overwrite=False)
-    assert write_gallery(tmp_path, overwrite=True).pictures == 2
+    assert write_gallery(tmp_path, overwrite=True).images == 2
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
@@ -211,5 +211,5 @@ def test_a_folder_without_pictures_gets_no_page(tmp_path: Path, name: str) -> No
 def test_people_count_2_before_10(tmp_path: Path) -> None:
     for name in ("b-10.png", "b-9.png", "B-2.png", "a.png", "10/1.png", "9/1.png", "²-1.png"):
         draw(tmp_path / name)
-    found = [path.relative_to(tmp_path).as_posix() for path in pictures_in(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in images_in(tmp_path)]
     assert found == ["9/1.png", "10/1.png", "a.png", "B-2.png", "b-9.png", "b-10.png", "²-1.png"]

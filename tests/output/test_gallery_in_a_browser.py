@@ -1,4 +1,4 @@
-"""The page of 500 pictures in a real browser, from the disk. Skipped where there is no Chromium."""
+"""The page of 500 images in a real browser, from the disk. Skipped where there is no Chromium."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ ESCAPE, ENTER, LEFT, RIGHT, TAB = "\ue00c", "\ue007", "\ue012", "\ue014", "\ue00
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """500 pictures, of which one has a hostile prompt and the largest seeds that there are."""
-    folder = tmp_path_factory.mktemp("galleries") / "a run & its <pictures>"
+    """500 images, of which one has a hostile prompt and the largest seeds that there are."""
+    folder = tmp_path_factory.mktemp("galleries") / "a run & its <images>"
     folder.mkdir()
     for number in range(PICTURES):
         colour, shape = COLOURS[number % 4], SHAPES[number % 3]
@@ -71,7 +71,7 @@ def page(chromium: Browser, folder: Path) -> Browser:
 def shown(page: Browser) -> list[str]:
     """The prompts of the cards that are shown, in their order."""
     script = (
-        "return [...document.querySelectorAll('#pictures li')].filter((li) => li.offsetHeight)"
+        "return [...document.querySelectorAll('#images li')].filter((li) => li.offsetHeight)"
         ".map((li) => li.querySelector('.prompt').textContent)"
     )
     found: list[str] = page.run(script)
@@ -91,7 +91,7 @@ def sort_by(page: Browser, order: str) -> None:
 
 
 def test_it_opens_soon_and_asks_nobody_for_anything(chromium: Browser, folder: Path) -> None:
-    """The issue's promise: 500 pictures, no network request; not even another file."""
+    """The issue's promise: 500 images, no network request; not even another file."""
     chromium.log("performance"), chromium.log("browser")
     url = (folder / "index.html").as_uri()
     began = time.perf_counter()
@@ -99,9 +99,9 @@ def test_it_opens_soon_and_asks_nobody_for_anything(chromium: Browser, folder: P
     assert time.perf_counter() - began < 5
     assert [asked for asked in chromium.requested() if not asked.startswith("data:")] == [url]
     assert chromium.log("browser") == []
-    assert text(chromium, "count") == f"{PICTURES} pictures"
+    assert text(chromium, "count") == f"{PICTURES} images"
     script = (
-        "return [...document.querySelectorAll('#pictures img')].slice(0, 8)"
+        "return [...document.querySelectorAll('#images img')].slice(0, 8)"
         ".every((img) => img.complete && img.naturalWidth === 64)"
     )
     assert chromium.run(script)
@@ -113,7 +113,7 @@ def test_words_filter(page: Browser) -> None:
     assert found
     assert all("red" in prompt and "star" in prompt for prompt in found)
     assert len(found) == sum(n % 4 == 0 and n % 3 == 1 for n in range(PICTURES))
-    assert text(page, "count") == f"{len(found)} of {PICTURES} pictures"
+    assert text(page, "count") == f"{len(found)} of {PICTURES} images"
     page.press(*" nowhere")
     assert shown(page) == []
     assert page.run("return !document.getElementById('nothing').hidden")
@@ -142,8 +142,8 @@ def test_every_order(page: Browser) -> None:
 def test_a_hostile_prompt_is_shown_and_does_nothing(page: Browser) -> None:
     page.log("browser")
     assert HOSTILE in shown(page)
-    assert page.run("return document.title") == f"a run & its <pictures>: {PICTURES} pictures"
-    assert page.run("return document.querySelectorAll('#pictures b, #pictures script').length") == 0
+    assert page.run("return document.title") == f"a run & its <images>: {PICTURES} images"
+    assert page.run("return document.querySelectorAll('#images b, #images script').length") == 0
     page.run(
         "[...document.querySelectorAll('li')]"
         ".find((li) => li.textContent.includes('pwned')).querySelector('.open').click()"
@@ -166,7 +166,7 @@ def test_the_policy_stops_a_script_that_got_in_all_the_same(page: Browser) -> No
 
 def test_a_click_shows_the_recipe_and_the_picture_itself(page: Browser, folder: Path) -> None:
     page.requested()
-    page.click("#pictures li:nth-child(2) .open")
+    page.click("#images li:nth-child(2) .open")
     assert page.run("return document.getElementById('dialog').open")
     said = text(page, "recipe")
     for words in ("a green star, number 1", str(2**63 - 2), "2.13"):
@@ -186,7 +186,7 @@ def test_without_the_files_the_page_still_shows_what_it_has(
     alone = tmp_path / "index.html"
     alone.write_bytes((folder / "index.html").read_bytes())
     chromium.open(alone.as_uri())
-    chromium.click("#pictures li:nth-child(2) .open")
+    chromium.click("#images li:nth-child(2) .open")
     time.sleep(0.3)
     script = (
         "const i = document.getElementById('large'); return [i.src.slice(0, 15), i.naturalWidth]"
@@ -224,7 +224,7 @@ def test_every_control_has_a_name_and_every_picture_a_text(page: Browser) -> Non
         ".filter((e) => !e.labels.length).length"
     )
     assert nameless == 0
-    alts = page.run("return [...document.querySelectorAll('#pictures img')].map((i) => i.alt)")
+    alts = page.run("return [...document.querySelectorAll('#images img')].map((i) => i.alt)")
     assert all(alts)
 
 

@@ -1,7 +1,7 @@
-"""What is written about a picture that is drawn from words is what commit 41edafe wrote, for good.
+"""What is written about an image that is drawn from words is what commit 41edafe wrote, for good.
 
 scripts/make_kept_records.py made tests/fixtures/records.json. Folders are resumed by these hashes,
-and pictures are made again by these records.
+and images are made again by these records.
 """
 
 from __future__ import annotations

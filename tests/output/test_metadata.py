@@ -1,4 +1,4 @@
-"""What a picture's file says: enough to make it again, the same every time."""
+"""What an image's file says: enough to make it again, the same every time."""
 
 from __future__ import annotations
 

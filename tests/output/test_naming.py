@@ -90,8 +90,8 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ("{seed.real}.png", "unknown field"),
         ("{slug[0]}.png", "unknown field"),
         ("{seed!r}.png", r"has a !r in \{seed!r\}"),
-        ("{seed.png", "is no template"),
-        ("seed}.png", "is no template"),
+        ("{seed.png", "is not a valid template"),
+        ("seed}.png", "is not a valid template"),
         ("{slug:04d}.png", "cannot be filled in"),
         ("{seed:c}.png", "a format for letters"),
         ("{index:0{seed}d}.png", "too wide"),
@@ -244,7 +244,7 @@ def test_a_row_that_leaves_the_folder_is_refused(output: str, words: str) -> Non
 def test_a_picture_is_no_folder_for_another(outputs: tuple[str, str]) -> None:
     rows = names("d/")
     rows.of_row(outputs[0], None)
-    with pytest.raises(UsageError, match="needs a folder where another row's picture goes"):
+    with pytest.raises(UsageError, match="needs a folder where another row's image goes"):
         rows.of_row(outputs[1], None)
 
 
@@ -261,12 +261,12 @@ def test_a_row_that_leaves_by_a_link_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("", "no file name"),
-        ("a/", "no file name"),
-        ("a\0.png", "no file name"),
-        ("a\x1b[31m.png", "no file name"),
-        ("a\nb.png", "no file name"),
-        ("\ud800.png", "no file name"),
+        ("", "not a valid file name"),
+        ("a/", "not a valid file name"),
+        ("a\0.png", "not a valid file name"),
+        ("a\x1b[31m.png", "not a valid file name"),
+        ("a\nb.png", "not a valid file name"),
+        ("\ud800.png", "not a valid file name"),
         ("d/" * 2500 + "x.png", "too long"),
         ("cat", "extension"),
     ],

@@ -1,4 +1,4 @@
-"""Picture files: lossless where promised, labelled, whole or not there at all."""
+"""Image files: lossless where promised, labelled, whole or not there at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a picture's recipe back: exactly what was written, and nothing a stranger slips in."""
+"""Reading an image's recipe back: exactly what was written, and nothing a stranger slips in."""
 
 from __future__ import annotations
 
@@ -110,13 +110,23 @@ def test_a_setting_that_was_not_known_then_has_its_default(tmp_path: Path) -> No
 
 
 def test_what_this_klein_does_not_know_is_named(tmp_path: Path) -> None:
-    """Silence would promise the same picture from half of its recipe."""
+    """Silence would promise the same image from half of its recipe."""
     text = changed(
         recipe={**WRITTEN["recipe"], "strength": 0.5}, settings={**WRITTEN["settings"], "tiles": 4}
     )
     found = read_record(png(tmp_path / "a.png", text))
     assert found.unknown == ("recipe.strength", "settings.tiles")
     assert found.recipe == RECIPE
+
+
+def test_a_setting_of_a_later_klein_is_shown_and_not_used(tmp_path: Path) -> None:
+    """`klein info` can show it; whoever would compute with it is told."""
+    text = changed(settings={**WRITTEN["settings"], "quantize": "int2"})
+    found = read_record(png(tmp_path / "a.png", text)).settings
+    assert found.quantize == "int2"
+    with pytest.raises(UsageError, match="--quantize int2 is not valid"):
+        found.with_(device="cpu")
+    assert found.with_(quantize="none").quantize == "none"
 
 
 def test_a_record_behind_the_pixels_is_found(tmp_path: Path) -> None:
@@ -137,16 +147,16 @@ def test_a_record_behind_the_pixels_is_found(tmp_path: Path) -> None:
         ("[1]", "is not klein's"),
         ('{"format": "1"}', "is not klein's"),
         (changed(format=99), "newer klein"),
-        ('{"format": 1}', "does not make sense"),
+        ('{"format": 1}', "is not valid"),
         (changed(recipe={**WRITTEN["recipe"], "width": 63}), "width 63"),
         (changed(recipe={**WRITTEN["recipe"], "seed": "1"}), "seed is '1'"),
         (changed(recipe={**WRITTEN["recipe"], "steps": True}), "steps is 'True'"),
         (changed(settings={**WRITTEN["settings"], "device": None}), "device is 'None'"),
-        (changed(recipe="__import__('os')"), "does not make sense: recipe is no table"),
-        (changed(model=None), "does not make sense: model is no table"),
-        (changed(provenance=[1]), "does not make sense"),
-        (changed(provenance={"torch": "x" * 2000}), "does not make sense"),
-        (changed(provenance=dict.fromkeys(map(str, range(200)), "1")), "does not make sense"),
+        (changed(recipe="__import__('os')"), "is not valid: recipe is not a table"),
+        (changed(model=None), "is not valid: model is not a table"),
+        (changed(provenance=[1]), "is not valid"),
+        (changed(provenance={"torch": "x" * 2000}), "is not valid"),
+        (changed(provenance=dict.fromkeys(map(str, range(200)), "1")), "is not valid"),
         (changed(format=True), "is not klein's"),
         (changed(format=0), "is not klein's"),
         (changed(recipe={**WRITTEN["recipe"], "guidance": float("nan")}), "is damaged"),
@@ -206,7 +216,7 @@ def test_files_that_hold_no_recipe(tmp_path: Path) -> None:
     for name, complaint in {
         "plain.png": "holds no recipe",
         "plain.jpg": "holds no recipe",
-        "words.png": "is not a picture",
+        "words.png": "is not an image",
         "cut.png": "cut.png",
         "absent.png": "No such file",
     }.items():
@@ -276,7 +286,7 @@ def test_a_format_that_klein_does_not_write_is_not_parsed(tmp_path: Path, kind: 
     """Pillow hands some of them to other programs."""
     path = tmp_path / "a.png"
     Image.new("RGB", (16, 16)).save(path, kind)
-    with pytest.raises(UsageError, match="is not a picture"):
+    with pytest.raises(UsageError, match="is not an image"):
         read_record(path)
 
 

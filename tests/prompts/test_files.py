@@ -14,12 +14,12 @@ from klein_cli.errors import UsageError
 from klein_cli.presets import presets
 from klein_cli.prompts.files import (
     BadRow,
-    complain,
     parse_csv,
     parse_jsonl,
     parse_txt,
     read_prompt,
     read_rows,
+    refuse_rows,
 )
 from klein_cli.prompts.rows import Defaults, Row, own_seeds, prompt_fault, recipe_of
 from klein_cli.prompts.utf8 import decode, lines_of
@@ -34,7 +34,7 @@ def lines(text: str) -> Iterator[str]:
 
 
 def recipes(row: Row, defaults: Defaults, first_seed: int) -> list[Recipe]:
-    """The row's pictures in a run whose next seed is `first_seed`."""
+    """The row's images in a run whose next seed is `first_seed`."""
     return [
         recipe_of(row, defaults, first_seed + k if seed is None else seed)
         for k, seed in enumerate(own_seeds(row, defaults))
@@ -116,8 +116,8 @@ def test_jsonl_null_is_unsaid() -> None:
         ('{"prompt": "a", "seed": true}', "seed must be a whole number, not true"),
         ('{"prompt": "a", "guidance": "4"}', "guidance must be a number"),
         ('{"prompt": "a", "guidance": false}', "guidance must be a number"),
-        ('{"prompt": "a", "guidance": NaN}', "malformed JSON: NaN is no number"),
-        ('{"prompt": "a", "guidance": -Infinity}', "malformed JSON: -Infinity is no number"),
+        ('{"prompt": "a", "guidance": NaN}', "malformed JSON: NaN is not a number"),
+        ('{"prompt": "a", "guidance": -Infinity}', "malformed JSON: -Infinity is not a number"),
         ('{"prompt": "a", "output": 1}', "output must be text"),
         ('{"prompt": "a", "n": 0}', "n 0 is out of range"),
         ('{"prompt": "a", "n": 1000000000}', "n 1000000000 is out of range"),
@@ -273,7 +273,7 @@ def test_a_line_that_does_not_end_is_refused_in_little_memory() -> None:
 
 
 def test_a_prompt_that_no_model_would_read_is_refused() -> None:
-    """It would make a picture whose record klein itself would not read."""
+    """It would make an image whose record klein itself would not read."""
     for text in ("x" * 40_000, "\U0001f600" * 40_000):
         recipes(Row(prompt=text, negative_prompt=text), DEFAULTS, 5)
     with pytest.raises(UsageError, match="the prompt has 40,001 characters"):
@@ -416,32 +416,32 @@ def test_recipes_refuse_what_no_picture_can_have() -> None:
 
 
 def fault(line: int) -> BadRow:
-    return BadRow(line=line, message=f"wrong {line}", hint="mend it")
+    return BadRow(line=line, message=f"wrong {line}", hint="fix it")
 
 
 def test_one_bad_line_is_one_line_of_message() -> None:
     with pytest.raises(UsageError) as caught:
-        complain("p.jsonl", [fault(3)])
-    assert (caught.value.message, caught.value.hint) == ("p.jsonl line 3: wrong 3", "mend it")
+        refuse_rows("p.jsonl", [fault(3)])
+    assert (caught.value.message, caught.value.hint) == ("p.jsonl line 3: wrong 3", "fix it")
 
 
 def test_bad_lines_are_reported_together() -> None:
     with pytest.raises(UsageError) as caught:
-        complain("-", [fault(3), fault(9)])
+        refuse_rows("-", [fault(3), fault(9)])
     first, *rest = caught.value.message.splitlines()
     assert first == "standard input has 2 bad lines"
-    assert rest == ["  line 3: wrong 3 (mend it)", "  line 9: wrong 9 (mend it)"]
+    assert rest == ["  line 3: wrong 3 (fix it)", "  line 9: wrong 9 (fix it)"]
 
 
 def test_a_flood_of_bad_lines_is_cut_short_and_counted() -> None:
     with pytest.raises(UsageError) as caught:
-        complain("p.csv", [fault(line) for line in range(1, 1001)])
+        refuse_rows("p.csv", [fault(line) for line in range(1, 1001)])
     lines = caught.value.message.splitlines()
     assert lines[0] == "p.csv has 1000 bad lines"
-    assert lines[20:] == ["  line 20: wrong 20 (mend it)", "  and 980 more"]
+    assert lines[20:] == ["  line 20: wrong 20 (fix it)", "  and 980 more"]
 
 
 def test_a_typed_prompt_has_no_line_to_name() -> None:
     with pytest.raises(UsageError) as caught:
-        complain("", [fault(0)])
+        refuse_rows("", [fault(0)])
     assert caught.value.message == "wrong 0"

@@ -6,7 +6,7 @@ import pytest
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
-from klein_cli.prompts.sizes import fit_aspect, parse_aspect, parse_size, picture_size
+from klein_cli.prompts.sizes import fit_aspect, image_size, parse_aspect, parse_size
 
 TINY = presets()["tiny"]
 KLEIN = presets()["klein-4b"]
@@ -14,7 +14,7 @@ KLEIN = presets()["klein-4b"]
 
 def size(**given: object) -> tuple[int | None, int | None]:
     values = dict.fromkeys(("width", "height", "size", "aspect")) | given
-    return picture_size(KLEIN, **values)  # type: ignore[arg-type]
+    return image_size(KLEIN, **values)  # type: ignore[arg-type]
 
 
 def test_what_is_not_asked_for_is_left_open() -> None:
@@ -76,10 +76,10 @@ def test_an_aspect_keeps_the_pixel_count_of_the_preset(
 
 
 def test_an_aspect_starts_from_the_models_own_size_or_from_anothers() -> None:
-    """The size of a picture that is drawn again was once taken for the model's own."""
+    """The size of an image that is drawn again was once taken for the model's own."""
     asked = {"width": None, "height": None, "size": None, "aspect": "16:9"}
-    assert picture_size(TINY, **asked) == (336, 192)
-    assert picture_size(TINY, **asked, like=(192, 192)) == (256, 144)
+    assert image_size(TINY, **asked) == (336, 192)
+    assert image_size(TINY, **asked, like=(192, 192)) == (256, 144)
 
 
 def test_an_aspect_too_long_for_the_model_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""A record -> the same picture here, as far as here goes, and what is not as it was then."""
+"""A record -> the same image here, as far as here goes, and what is not as it was then."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from klein_cli.output.reading import Record
 from klein_cli.presets import Preset, presets
 from klein_cli.prompts.rows import Defaults, recipe_of
 from klein_cli.recipe import Model, Recipe
-from klein_cli.run.differences import as_many_threads, differences, row_again, settings_here
+from klein_cli.run.differences import as_many_threads, differences, row_of_recipe, settings_here
 from klein_cli.settings import Settings
 
 TINY, BASE = presets()["tiny"], presets()["klein-base-4b"]
@@ -55,7 +55,7 @@ def here(revision: str | None = None, **changes: Any) -> Origin:
 
 def again(preset: Preset, then: Recipe = RECIPE, **asked: Any) -> Recipe:
     defaults = Defaults(preset=preset, **asked)
-    return recipe_of(row_again(then, defaults), defaults, then.seed)
+    return recipe_of(row_of_recipe(then, defaults), defaults, then.seed)
 
 
 def test_a_picture_is_drawn_again_from_its_recipe_but_for_what_is_asked_for() -> None:

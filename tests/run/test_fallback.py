@@ -47,7 +47,7 @@ def test_a_batch_is_halved_then_decoded_in_tiles_then_given_up() -> None:
     halves, said = fallback.step_down(whole, ERROR)
     assert shape(halves) == [(2, False), (2, False)]
     assert said == (
-        "it did not fit; from here on, pictures of 512x512 and larger are made 2 at a time"
+        "it did not fit; from here on, images of 512x512 and larger are made 2 at a time"
     )
     assert halves[0].step_down == "out of memory: made 2 at a time, not 4"
     assert [job.index for half in halves for job in half.jobs] == [1, 2, 3, 4]
@@ -98,7 +98,7 @@ def test_a_picture_made_alone_says_why() -> None:
 
 
 class Memory:
-    """Renders pictures up to so many pixels."""
+    """Renders images up to so many pixels."""
 
     def __init__(self, most: int) -> None:
         self.most = most

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from klein_cli.cli.app import main
-from klein_cli.output.reading import is_wreck
+from klein_cli.output.reading import is_torn
 from klein_cli.prompts.files import read_rows
 from klein_cli.prompts.rows import Row
 from klein_cli.run.resume.manifest import opened
@@ -79,10 +79,10 @@ def test_a_full_disk_stops_the_run_with_what_is_done_intact(klein: Any, disk: Di
     *_, what, todo, tally = err.splitlines()
     assert what.startswith("error: cannot write d/")
     assert what.endswith("No space left on device")
-    assert todo == "hint: mend that, then give the same command with --resume"
-    assert tally == f"{len(made)} of 12 pictures made, 0 failed"
+    assert todo == "hint: fix that, then give the same command with --resume"
+    assert tally == f"{len(made)} of 12 images made, 0 failed"
     assert names("d") == [*sorted(Path(path).name for path in made), "manifest.jsonl"]
-    assert not any(is_wreck(Path(path)) for path in made)
+    assert not any(is_torn(Path(path)) for path in made)
     for line in Path("d/manifest.jsonl").read_text().splitlines():
         json.loads(line)
     before = pictures("d")
@@ -110,7 +110,7 @@ def locked(folder: str) -> Iterator[None]:
 
 
 def test_a_folder_that_is_locked_meanwhile_stops_the_run(small_snapshot: Path) -> None:
-    """Rather than that a night's pictures are drawn and thrown away one by one."""
+    """Rather than that a night's images are drawn and thrown away one by one."""
     command = ["generate", "a cat", "-m", str(small_snapshot), *QUICK, "-n", "3000", "-o", "d/"]
     script = "import sys; from klein_cli.cli.app import main; sys.exit(main())"
     running = subprocess.Popen(
@@ -125,8 +125,8 @@ def test_a_folder_that_is_locked_meanwhile_stops_the_run(small_snapshot: Path) -
         _, err = running.communicate(timeout=120)
         assert running.returncode == 1
         assert re.search(r"^error: cannot write d/.*(not permitted|denied)$", err, re.MULTILINE)
-        assert re.search(r"^\d+ of 3000 pictures made, 0 failed$", err, re.MULTILINE)
-        assert not any(is_wreck(path) for path in Path("d").glob("*.png"))
+        assert re.search(r"^\d+ of 3000 images made, 0 failed$", err, re.MULTILINE)
+        assert not any(is_torn(path) for path in Path("d").glob("*.png"))
         # What was being written cannot be taken away again, until the run is taken up.
         others = [name for name in names("d") if not name.endswith(".png")]
         assert [name for name in others if not name.startswith(".klein-run-")] == ["manifest.jsonl"]
@@ -206,10 +206,10 @@ def test_a_row_that_no_memory_is_enough_for_is_set_aside(small_snapshot: Path) -
     assert done.stdout.split() == ["d/0001-a-cat-5.png", "d/0003-a-cow-7.png"]
     assert "Traceback" not in done.stderr
     stepped, what, hint, tally = done.stderr.splitlines()
-    assert stepped.startswith("warning: a picture of 768x768 did not fit into the memory of cpu")
+    assert stepped.startswith("warning: an image of 768x768 did not fit into the memory of cpu")
     assert what.endswith("not even decoded in tiles")
     assert hint.startswith("hint: --size ")
-    assert tally == "2 of 3 pictures made, 1 failed: see d/failed.jsonl"
+    assert tally == "2 of 3 images made, 1 failed: see d/failed.jsonl"
     (row,) = read_rows("d/failed.jsonl", io.BytesIO())
     assert isinstance(row, Row)
     assert (row.prompt, row.seed, row.width, row.output) == ("a dog", 6, 768, "0002-a-dog-6.png")

@@ -77,7 +77,7 @@ def test_where_interrupts_are_ignored_or_somebody_elses_nothing_changes() -> Non
 @pytest.mark.process
 @pytest.mark.parametrize("many", [[], ["-n", "3"]])
 def test_an_interrupt_while_numpy_is_imported_ends_the_run(many: list[str], tmp_path: Path) -> None:
-    """torch would swallow it and go on without numpy, and every picture fail of that."""
+    """torch would swallow it and go on without numpy, and every image fail of that."""
     draw = ["generate", "a cat", "-m", "tiny", "--size", "128x128", "--steps", "1", *many]
     done = subprocess.run(
         [sys.executable, "-c", LAUNCH, *draw, "-o", f"{tmp_path}/out/"],

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 from zygote import Zygote
 
-from klein_cli.output.reading import is_wreck
+from klein_cli.output.reading import is_torn
 
 pytestmark = [
     pytest.mark.process,
@@ -73,8 +73,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
             line = command(small_snapshot, torn, "--resume")
             code = klein.run(line, kill_after=moment).returncode
             now = stamps(torn)
-            assert seen.items() <= now.items(), "a picture that was there was made again"
-            assert not any(map(is_wreck, torn.glob("*.png")))
+            assert seen.items() <= now.items(), "an image that was there was made again"
+            assert not any(map(is_torn, torn.glob("*.png")))
             if code == 0:
                 # Faster than the killer. Half of it goes, so that there is work left.
                 for path in sorted(torn.glob("*.png"))[::2]:
@@ -88,7 +88,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
             longest *= 1.2 if len(now) == len(seen) else 0.9
             seen = now
         assert klein.run(command(small_snapshot, torn, "--resume")).returncode == 0
-    assert among >= KILLS // 4, "hardly a kill fell among pictures"
+    assert among >= KILLS // 4, "hardly a kill fell among images"
     assert files(torn) == files(whole)
     assert len(files(whole)) == PICTURES
     assert set(made(torn)) == set(files(whole))

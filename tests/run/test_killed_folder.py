@@ -1,7 +1,7 @@
 """A folder that commit 41edafe left behind when two runs were killed in it can be resumed.
 
-scripts/make_killed_folder.py made tests/fixtures/killed. The first picture of both runs failed. The
-second run's pictures hold no recipe, and its last one is not in the manifest.
+scripts/make_killed_folder.py made tests/fixtures/killed. The first image of both runs failed. The
+second run's images hold no recipe, and its last one is not in the manifest.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from klein_cli.cli.app import main
+
+pytestmark = pytest.mark.lengthy
 
 KILLED = Path(__file__).parents[1] / "fixtures" / "killed"
 OPTIONS = ("-m", "tiny", "--size", "128x128", "--steps", "1", "--device", "cpu", "-o", "run/")
@@ -46,7 +48,7 @@ def _in_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def klein(capfd: pytest.CaptureFixture[str]) -> Klein:
-    """Run `klein generate` here -> the pictures that it drew, sorted."""
+    """Run `klein generate` here -> the images that it drew, sorted."""
 
     def run(*arguments: str) -> list[str]:
         code = main(["generate", *OPTIONS, *arguments])
@@ -64,12 +66,12 @@ def pictures(folder: str | Path) -> dict[str, bytes]:
 def test_what_is_missing_is_drawn_and_the_folder_ends_as_if_nothing_had_been_killed(
     klein: Klein, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if a row, a recipe or a bare picture is hashed otherwise than it was."""
+    """Fails if a row, a recipe or a bare image is hashed otherwise than it was."""
     old = pictures("run")
     assert klein(*FIRST, "--resume") == sorted([FAILED[1], *MISSING[FIRST]])
     assert klein(*SECOND, "--resume") == sorted([FAILED[0], *MISSING[SECOND]])
     resumed = pictures("run")
-    assert {name: resumed[name] for name in old} == old, "a picture was written again"
+    assert {name: resumed[name] for name in old} == old, "an image was written again"
     assert not Path("run/failed.jsonl").exists()
     assert klein(*FIRST, "--resume") == klein(*SECOND, "--resume") == []
 
@@ -103,7 +105,7 @@ def test_the_last_run_is_resumed_where_no_seed_is_given(klein: Klein) -> None:
 
 
 def test_the_fixture_is_what_it_should_be() -> None:
-    """Two unfinished runs, a failed row in each, and a bare picture that only `begun` tells of."""
+    """Two unfinished runs, a failed row in each, and a bare image that only `begun` tells of."""
     entries = [json.loads(line) for line in Path("run/manifest.jsonl").read_text().splitlines()]
     assert [entry["seed"] for entry in entries if entry["kind"] == "run"] == [5, 100]
     made = {entry["file"] for entry in entries if entry["kind"] == "picture"}

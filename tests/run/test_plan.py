@@ -101,7 +101,7 @@ def test_all_bad_lines_are_reported_together_in_order() -> None:
             Row(prompt="a", line=1, width=100),
             Row(prompt="fine", line=2),
             Row(prompt="b", line=3, output="../x.png"),
-            BadRow(line=4, message="malformed JSON", hint="mend it"),
+            BadRow(line=4, message="malformed JSON", hint="fix it"),
             Row(prompt="c", line=5, height=512),
             Row(prompt="d", line=6, seed=2**63 - 1, n=2),
         )
@@ -147,9 +147,9 @@ def test_an_existing_file_is_refused_and_with_overwrite_it_is_not() -> None:
 
 def test_standard_output_takes_one_picture_without_a_name() -> None:
     assert first(planned(Row(prompt="a"), output="-")).path is None
-    with pytest.raises(UsageError, match="one picture"):
+    with pytest.raises(UsageError, match="one image"):
         planned(Row(prompt="a"), output="-", n=2)
-    with pytest.raises(UsageError, match="no place for a row's output"):
+    with pytest.raises(UsageError, match="cannot be combined with a row's output"):
         planned(Row(prompt="a", output="x.png"), output="-")
 
 
@@ -201,7 +201,7 @@ def test_a_sweep_draws_every_row_with_each_seed() -> None:
 def test_a_row_that_wants_a_number_of_pictures_in_a_sweep_is_a_bad_line() -> None:
     with pytest.raises(UsageError) as caught:
         planned(Row(prompt="a", line=3, n=2), Row(prompt="b", line=4), seeds=(range(2),))
-    assert caught.value.message == "p.jsonl line 3: n and --seeds both say how many pictures"
+    assert caught.value.message == "p.jsonl line 3: n and --seeds both say how many images"
 
 
 def test_wildcards_name_the_file_by_what_was_chosen() -> None:

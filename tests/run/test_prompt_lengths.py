@@ -16,7 +16,7 @@ from klein_cli.text.tokenizer import PromptTokenizer
 def test_a_run_parses_the_tokenizer_once_and_reads_each_prompt_once(
     more: list[str], small_snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The true file has 11 MB, and each parse is paid for before the first picture."""
+    """The true file has 11 MB, and each parse is paid for before the first image."""
     parsed: list[Path] = []
     read: Counter[str] = Counter()
     from_snapshot, tokenize = PromptTokenizer.from_snapshot, PromptTokenizer._tokenize

@@ -1,4 +1,4 @@
-"""Jobs -> pictures on disk: each event tells the truth, and no failure spreads."""
+"""Jobs -> images on disk: each event tells the truth, and no failure spreads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from klein_cli.settings import Settings
 
 
 class Painter:
-    """Paints each picture in the grey of its seed; fails on the seeds and sizes it is told to."""
+    """Paints each image in the grey of its seed; fails on the seeds and sizes it is told to."""
 
     def __init__(self, *, bad: Sequence[int] = (), most: int = 99, error: Exception | None = None):
         self.bad = bad
@@ -291,7 +291,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 def test_a_model_that_is_broken_stops_the_run_and_fails_no_picture(tmp_path: Path) -> None:
-    """Weights may arrive while the first pictures are drawn: 10,000 rows must not fail of them."""
+    """Weights may arrive while the first images are drawn: 10,000 rows must not fail of them."""
     painter = Painter(bad=[3], error=ModelError("a file is damaged", "download it again"))
     events = run(painter, jobs(tmp_path, 9), batch_size=1)
     assert [type(event) for event in events] == [Saved, Saved, Stopped]
@@ -326,7 +326,7 @@ def test_no_memory_hangs_on_a_failed_picture_while_the_next_is_drawn(tmp_path: P
                 tensor = Tensor()
                 self.held = weakref.ref(tensor)
                 raise RuntimeError("a bug")
-            assert self.held() is None, "the failed picture's frames are still alive"
+            assert self.held() is None, "the failed image's frames are still alive"
             return super().render(recipes, **options)
 
     events = run(Leaking(), jobs(tmp_path, 2), batch_size=1)
@@ -372,10 +372,10 @@ class Scripted:
             raise answer
         batch = self.given[self.taken]
         self.taken += 1
-        pictures = [numpy.zeros((16, 16, 3), numpy.uint8) for _ in batch.jobs]
+        images = [numpy.zeros((16, 16, 3), numpy.uint8) for _ in batch.jobs]
         return BatchResult(
             batch=batch,
-            pictures=[] if answer else pictures,
+            images=[] if answer else images,
             error=answer,
             seconds=1.0,
             origin=ORIGIN,

@@ -1,4 +1,4 @@
-"""Memory that runs out inside the model: the pictures come all the same, and say at what price."""
+"""Memory that runs out inside the model: the images come all the same, and say at what price."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load(root: Path, settings: Settings) -> Pipeline:
 
 
 class SmallMemory:
-    """Memory for so many pictures to denoise, and so many latents to decode, in a block."""
+    """Memory for so many images to denoise, and so many latents to decode, in a block."""
 
     def __init__(self, *, batch: int = 99, latents: int = 10**6) -> None:
         self.batch = batch
@@ -102,7 +102,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_once(
         stepped, *saved = run(pipeline, tmp_path, recipes(8), 4)
     assert isinstance(stepped, Notice)
     assert stepped.text == (
-        "4 pictures of 96x64 at once did not fit into the memory of cpu; from here on, pictures of "
+        "4 images of 96x64 at once did not fit into the memory of cpu; from here on, images of "
         "96x64 and larger are made 2 at a time"
     )
     assert [type(event) for event in saved] == [Saved] * 8

@@ -1,4 +1,4 @@
-"""Writing beside drawing: in order, bounded, and free for a run of one picture."""
+"""Writing beside drawing: in order, bounded, and free for a run of one image."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_pixels_are_rounded_and_clipped() -> None:
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (8, 8), (9, 31), (40, 12), (64, 64)])
 def test_tiles_cover_a_picture_and_add_up(grid: tuple[int, int]) -> None:
-    """A decoder that looks at no neighbour gives the same picture in tiles as whole."""
+    """A decoder that looks at no neighbour gives the same image in tiles as whole."""
     latents = torch.randn(
         1, 4, 2 * grid[0], 2 * grid[1], generator=torch.Generator().manual_seed(1)
     )

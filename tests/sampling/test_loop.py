@@ -24,7 +24,7 @@ def test_a_straight_path_ends_at_its_picture() -> None:
 
 
 def test_the_transformer_gets_sigma_itself_of_shape_1() -> None:
-    """Fed 1000 times too large it still makes a picture, a wrong one."""
+    """Fed 1000 times too large it still makes an image, a wrong one."""
     seen: list[Tensor] = []
 
     def zero(latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:

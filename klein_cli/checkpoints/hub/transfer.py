@@ -111,7 +111,7 @@ class Transfer:
                 break
             # Its beginning was received another time, maybe from elsewhere: once more, from zero.
         raise ModelError(
-            f"{self.repo}/{file.path} did not arrive as the hub describes it: its hash is wrong",
+            f"{self.repo}/{file.path} arrived damaged: its hash is not the one on the hub",
             "try again; if it happens again, something between here and the hub changes files",
         )
 
@@ -121,7 +121,7 @@ class Transfer:
         failures = 0
         while (size := self._received(file)) < file.size:
             problem: Exception = ModelError(
-                f"the hub sends less of {self.repo}/{file.path} than it promised", "try again later"
+                f"the hub sent less of {self.repo}/{file.path} than it announced", "try again later"
             )
             try:
                 self._append(file, size)

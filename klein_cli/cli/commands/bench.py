@@ -38,8 +38,8 @@ _SIZES = ((1024, 1024), (512, 512))
 _EVENT = "benched"
 _PIPED_WIDTH = 160
 _FAR_APART = 5.0
-"""Mean levels of 255 from which on two pictures are not one, by two hands: sglang's own limit for
-this model. Rounding in bfloat16 makes about 1."""
+"""Mean levels of 255 from which on two implementations do not make one image: sglang's own
+limit for this model. Rounding in bfloat16 makes about 1."""
 
 
 @grouped(leave_out=("workers", "ray"))
@@ -66,7 +66,7 @@ def bench(
         else:
             settings = machine.settings()
             preset = preset_for(model or DEFAULT_MODEL)
-            wanted = _wanted(what, steps, machine.pictures_a_batch(), preset)
+            wanted = _wanted(what, steps, machine.images_per_batch(), preset)
             if model is None:
                 check_official("klein bench without -m")
                 _check_keep(keep)
@@ -87,12 +87,12 @@ def _wanted(
         peer=what.peer,
         compile_vae=what.compile_vae,
         batch_size=batch_size,
-        **pictures_of(preset, steps, what.size, what.quick),
+        **images_of(preset, steps, what.size, what.quick),
     )
     if what.peer:
         check_official("--peer")
     if what.compile_vae and not what.peer:
-        raise UsageError("--compile-vae is for diffusers, which is not there", "add --peer")
+        raise UsageError("--compile-vae is for diffusers, which is not measured", "add --peer")
     return wanted
 
 
@@ -107,10 +107,10 @@ def _parts(only: str | None) -> tuple[str, ...]:
     return tuple(part for part in PARTS if part in named)
 
 
-def pictures_of(
+def images_of(
     preset: Preset, steps: int | None, sizes: Sequence[str] | None, quick: bool
 ) -> dict[str, Any]:
-    """Sizes, steps and guidance of the pictures. Raises UsageError for one that cannot be."""
+    """Sizes, steps and guidance of the images. Raises UsageError for one that is not valid."""
     wanted = [parse_size(size) for size in sizes or ()] or _usual_sizes(preset)[: 1 if quick else 2]
     recipes = [
         recipe_of(
@@ -170,18 +170,18 @@ def _measure(
         source = nullcontext(resolve(model)) if model else random_model(keep, announce)
         with source as snapshot:
             result = measure(snapshot, chosen, wanted, difference=mean_abs_diff, on_event=say)
-    warn_of_other_pictures(result, report)
+    warn_of_other_images(result, report)
     return result
 
 
-def warn_of_other_pictures(result: Mapping[str, Any], report: Report) -> None:
-    """Warn of each side whose pictures, from the same noise, are not those of klein."""
+def warn_of_other_images(result: Mapping[str, Any], report: Report) -> None:
+    """Warn of each side whose images, from the same noise, are not those of klein."""
     for size in result["sizes"]:
         for side, apart in size["pixels"].items():
             if apart > _FAR_APART:
                 report.warn(
-                    f"the pictures of klein and {side} are {apart:.1f} of 255 apart: they are not "
-                    "the same; klein verify looks closer"
+                    f"the images of klein and {side} are {apart:.1f} of 255 apart: they are not "
+                    "the same; klein verify compares them in detail"
                 )
 
 

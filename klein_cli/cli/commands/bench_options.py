@@ -13,7 +13,7 @@ from klein_cli.bench.scope import FULL, PARTS, QUICK
 from klein_cli.presets import DEFAULT_MODEL
 
 _what = partial(typer.Option, rich_help_panel="What is measured")
-_report = partial(typer.Option, rich_help_panel="What is said")
+_report = partial(typer.Option, rich_help_panel="Reporting")
 _FLAG = " "
 
 Model = Annotated[
@@ -79,7 +79,7 @@ class BenchOptions:
         _what(
             "--quick",
             metavar=_FLAG,
-            help="Less of everything: one size unless you name more, fewer rounds, pictures and "
+            help="Less of everything: one size unless you name more, fewer rounds, images and "
             "processes, and the page cache left as it is.",
         ),
     ] = False
@@ -89,12 +89,13 @@ class BenchOptions:
             "--rounds",
             metavar="N",
             min=1,
-            help=f"Of warm pictures. {FULL.rounds}, or {QUICK.rounds} with --quick.",
+            help=f"Of warm images. {FULL.rounds}, or {QUICK.rounds} with --quick.",
         ),
     ] = None
     pictures: Annotated[
         int | None,
         _what(
+            "--images",
             "--pictures",
             metavar="N",
             min=1,

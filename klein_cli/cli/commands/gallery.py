@@ -1,4 +1,4 @@
-"""`klein gallery`, and the page that `klein generate --gallery` writes: a folder's pictures."""
+"""`klein gallery`, and the page that `klein generate --gallery` writes: a folder's images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = 3
 def gallery(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="Where the pictures are.", show_default=False),
+        typer.Argument(metavar="FOLDER", help="Where the images are.", show_default=False),
     ],
     overwrite: Annotated[
         bool,
@@ -31,7 +31,7 @@ def gallery(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Make one page of a folder's pictures: filter, sort, and the recipe of each on a click.
+    """Make one page of a folder's images: filter, sort, and the recipe of each on a click.
 
     Writes FOLDER/index.html, which needs no network and no other file, and prints its path.
     """
@@ -43,31 +43,31 @@ def gallery(
 
 
 def gallery_folder(where: Destination, output: str | None) -> Path:
-    """The folder of a run's pictures. Raises UsageError when -o leaves it to where klein runs."""
+    """The folder of a run's images. Raises UsageError when -o leaves it to where klein runs."""
     is_named = output is not None and not where.is_stdout
     if is_named and (where.folder != Path() or os.path.isdir(os.path.expanduser(output or ""))):
         return where.folder
-    raise UsageError("--gallery needs a folder of its own", "give one: -o pictures/")
+    raise UsageError("--gallery needs a folder of its own", "give one: -o images/")
 
 
 def add_page(folder: Path, report: Report, *, overwrite: bool) -> int:
-    """Make the page of a run that ends, and tell of it; 1 if that failed. No picture suffers."""
+    """Make the page of a run that ends, and tell of it; 1 if that failed. No image suffers."""
     try:
         made = write_page(folder, report, overwrite=overwrite)
     except KleinError as error:
-        report.warn(f"{error.message}: there is no gallery of this run")
+        report.warn(f"{error.message}: this run has no gallery")
         return 1
-    report.note(f"gallery: {made.page} ({made.pictures} pictures)")
+    report.note(f"gallery: {made.page} ({made.images} images)")
     return 0
 
 
 def write_page(folder: Path, report: Report, *, overwrite: bool) -> Gallery:
-    """Make the page; warns of files that are no pictures. Raises KleinError."""
+    """Make the page; warns of files that are not images. Raises KleinError."""
     try:
         made = write_gallery(
             folder,
             overwrite=overwrite,
-            on_picture=lambda done, of: report.bar.say(f"gallery: {done} of {of} pictures"),
+            on_image=lambda done, of: report.bar.say(f"gallery: {done} of {of} images"),
         )
     except OSError as error:
         raise KleinError(
@@ -77,5 +77,5 @@ def write_page(folder: Path, report: Report, *, overwrite: bool) -> Gallery:
         named = ", ".join(str(path) for path in made.unreadable[:_NAMED])
         more = len(made.unreadable) - _NAMED
         report.warn(f"cannot be read: {named}" + (f" and {more} more files" if more > 0 else ""))
-    report.event("gallery", path=str(made.page), pictures=made.pictures)
+    report.event("gallery", path=str(made.page), pictures=made.images)
     return made

@@ -18,25 +18,25 @@ def generate(
     *,
     prompts: options.PromptOptions,
     strict: options.Strict = False,
-    picture: options.PictureOptions,
+    image: options.ImageOptions,
     files: options.OutputOptions,
     model: options.Model = DEFAULT_MODEL,
     machine: options.MachineOptions,
     show: options.Show = False,
-    told: options.ReportOptions,
+    reporting: options.ReportOptions,
 ) -> None:
-    """Draw pictures from words. Paths go to standard output, all else to standard error."""
+    """Draw images from words. Paths go to standard output, all else to standard error."""
     from klein_cli.cli.generation import run_generate
 
     code = run_generate(
         context,
         prompts=prompts,
         strict=strict,
-        picture=picture,
+        image=image,
         files=files,
         model=model,
         machine=machine,
         show=show,
-        told=told,
+        reporting=reporting,
     )
     raise typer.Exit(code)

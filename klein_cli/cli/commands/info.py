@@ -1,4 +1,4 @@
-"""`klein info`: what pictures say of how they were made."""
+"""`klein info`: what images say of how they were made."""
 
 from __future__ import annotations
 
@@ -20,22 +20,20 @@ _MANY = 9
 
 
 def info(
-    pictures: Annotated[
-        list[Path], typer.Argument(metavar="IMG", help="Pictures that klein made.")
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMG", help="Images that klein made.")],
     show: options.Show = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a picture, each on its own line.")
+        bool, typer.Option("--json", help="One JSON object an image, each on its own line.")
     ] = False,
 ) -> None:
-    """Show the recipe that travels inside a picture."""
+    """Show the recipe that travels inside an image."""
     failures: list[KleinError] = []
     shown = preview(wanted=show and not as_json)
-    for number, path in enumerate(pictures):
+    for number, path in enumerate(images):
         try:
             record = read_record(path)
         except KleinError as error:
-            if len(pictures) == 1:
+            if len(images) == 1:
                 raise
             failures.append(error)
             to_stderr(f"error: {error.message}")
@@ -48,7 +46,7 @@ def info(
                 shown.show(path)
     if failures:
         to_stderr(f"hint: {failures[-1].hint}")
-        raise typer.Exit(1 if len(failures) < len(pictures) else failures[0].exit_code)
+        raise typer.Exit(1 if len(failures) < len(images) else failures[0].exit_code)
 
 
 def described(path: Path, record: Record) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from klein_cli.checkpoints.folder import faults, size_on_disk
+from klein_cli.checkpoints.folder import problems, size_on_disk
 from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached, remove, repositories
 from klein_cli.checkpoints.resolve import hub_repository, on_disk, preset_for, pull
 from klein_cli.cli.terminal.download_bar import DownloadBar
@@ -80,7 +80,7 @@ def list_models(as_json: Json = False) -> None:
         lines = [_cut(line, shutil.get_terminal_size().columns) for line in lines]
     typer.echo("\n".join(lines))
     typer.echo(
-        f"\nGPU memory is that of the weights in bfloat16; pictures take some more.\n"
+        f"\nGPU memory is that of the weights in bfloat16; images take some more.\n"
         f"Models lie in {home_as_tilde(cache_folder())}"
     )
 
@@ -92,13 +92,13 @@ def pull_model(name: Name, quiet: Quiet = False, as_json: Json = False) -> None:
     Goes on where an earlier download broke off. Prints the model's folder.
     """
     report = Report(as_json=as_json, quiet=quiet, verbose=False, silent_stdout=False)
-    with _told(report):
+    with _noting_interrupt(report):
         repo = hub_repository(name)
         if repo is None:
             preset_for(name)
             report.note(f"{name} needs no download")
         else:
-            _say_licence(preset_for(name), repo, report)
+            _report_licence(preset_for(name), repo, report)
         with DownloadBar(report, shown=report.bar.shown) as watch:
             snapshot = pull(name, watch)
         report.event("pulled", name=name, revision=snapshot.revision, path=str(snapshot.root))
@@ -116,7 +116,7 @@ def path_of_model(name: Name) -> None:
         raise ModelError(
             f"{name} is {what} on this machine", f"to fetch it: klein models pull {name}"
         )
-    wrong = faults(found.root)
+    wrong = problems(found.root)
     if wrong:
         raise ModelError(
             f"{name} is not whole: {wrong[0]}", "copy it there again, or give another folder"
@@ -137,7 +137,7 @@ def remove_model(name: Name, yes: Yes = False, quiet: Quiet = False) -> None:
     size = gigabytes(held)
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"removing {name} ({size}) needs a yes", "give -y")
+            raise UsageError(f"removing {name} ({size}) needs confirmation", "give -y")
         typer.confirm(
             f"Remove {size} of {repo}, for other programs that use it too?", abort=True, err=True
         )
@@ -169,7 +169,7 @@ def _entry(name: str, preset: Preset) -> dict[str, Any]:
         state, held = "whole", size_on_disk(root) if root else 0
     else:
         root, held = cached(repo), bytes_of(repo)
-        whole = root is not None and not faults(root)
+        whole = root is not None and not problems(root)
         state = "whole" if whole else "partly" if held else "absent"
     return {
         "name": name,
@@ -200,16 +200,16 @@ def _cut(line: str, columns: int) -> str:
     return line if len(line) <= columns else line[: columns - 1] + "…"
 
 
-def _say_licence(preset: Preset, repo: str, report: Report) -> None:
+def _report_licence(preset: Preset, repo: str, report: Report) -> None:
     page = f"https://huggingface.co/{repo}"
     if preset.name not in presets():
-        report.note(f"the licence of {repo} stands at {page}")
+        report.note(f"the licence of {repo}: {page}")
     elif not preset.free:
         report.warn(f"{preset.name} is not free: its licence is {preset.licence}, see {page}")
 
 
 @contextmanager
-def _told(report: Report) -> Iterator[None]:
+def _noting_interrupt(report: Report) -> Iterator[None]:
     """Under --json an error is an event too; an interrupt loses nothing, which is worth saying."""
     try:
         with report.errors():

@@ -1,6 +1,6 @@
-"""`klein reproduce`: pictures -> their records -> the same pictures again, or variations of them.
+"""`klein reproduce`: images -> their records -> the same images again, or variations of them.
 
-A value comes from the command line, else from the picture, else from the settings file, else from
+A value comes from the command line, else from the image, else from the settings file, else from
 the model. Everything that can be refused is refused before torch is imported.
 """
 
@@ -30,24 +30,24 @@ from klein_cli.output.reading import read_record
 from klein_cli.presets import Preset
 from klein_cli.prompts.rows import ignored, recipe_of
 from klein_cli.prompts.source import typed_prompt
-from klein_cli.run.differences import model_of, row_again
+from klein_cli.run.differences import model_of, row_of_recipe
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, check_folders
-from klein_cli.run.reproduce import Reproduction, Source, Wishes, names_of
+from klein_cli.run.reproduce import Overrides, Reproduction, Source, names_of
 from klein_cli.settings import CHOICES
 
-THE_PICTURES = "the picture's"
-_OF_THE_PICTURE = {
+THE_IMAGES = "the image's"
+_OF_THE_IMAGE = {
     *("prompt_option", "negative_prompt", "model", *CHOICES),
-    *(field.name for field in fields(options.PictureOptions)),
+    *(field.name for field in fields(options.ImageOptions)),
 }
-"""The parameters whose values are the picture's own unless they are typed."""
+"""The parameters whose values are the image's own unless they are typed."""
 
-Pictures = Annotated[
+Images = Annotated[
     list[Path],
     typer.Argument(
         metavar="IMG",
-        help="Pictures that klein made: PNG, JPEG or WebP.",
+        help="Images that klein made: PNG, JPEG or WebP.",
         show_default=False,
         rich_help_panel="What to draw",
     ),
@@ -56,122 +56,124 @@ Pictures = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Variation:
-    """What was typed, to be drawn instead of what the pictures say; None leaves that."""
+    """What was typed, to be drawn instead of what the images say; None leaves that."""
 
     prompt: str | None
     negative_prompt: str | None
     model: str | None
-    picture: options.PictureOptions
+    image: options.ImageOptions
 
     @property
     def guidance(self) -> float | None:
         """The guidance that was typed."""
-        return self.picture.cfg
+        return self.image.cfg
 
 
 @grouped(
     leave_out={"prompt", "prompts_file", "wildcards", "seeds", "resume", "gallery"}
     | {"workers", "ray"},
-    defaults=dict.fromkeys(("model", *CHOICES), THE_PICTURES),
+    defaults=dict.fromkeys(("model", *CHOICES), THE_IMAGES),
     helps={
-        "seed": "Another seed; the next picture of the same original gets N+1, and so on.",
+        "seed": "Another seed; the next image of the same original gets N+1, and so on.",
         "width": "Another width.",
         "height": "Another height.",
-        "aspect": "Another shape, as in 16:9, with about as many pixels as the picture.",
+        "aspect": "Another shape, as in 16:9, with about as many pixels as the image.",
         "steps": "Other steps.",
     },
 )
 def reproduce(
     context: typer.Context,
     *,
-    pictures: Pictures,
+    images: Images,
     prompts: options.PromptOptions,
     strict: options.Strict = False,
-    picture: options.PictureOptions,
+    image: options.ImageOptions,
     files: options.OutputOptions,
     model: options.Model,
     machine: options.MachineOptions,
-    told: options.ReportOptions,
+    reporting: options.ReportOptions,
 ) -> None:
-    """Draw a picture again from the recipe inside it; any option makes a variation of it.
+    """Draw an image again from the recipe inside it; any option makes a variation of it.
 
-    What no option says is the picture's own. Whatever is not as it was then is
+    What no option says is the image's own. Whatever is not as it was then is
     warned of: versions, machine, model. A PNG drawn again without changes is
     compared with the original, pixel by pixel. Only a model of klein's own that
     is on this machine is used, unless -m names one: nothing is downloaded
-    because a picture says so.
+    because an image says so.
     """
 
     def run(report: Report) -> int:
-        wishes = _wishes(context, machine, strict, parsed_output(files, told))
+        overrides = _overrides(context, machine, strict, parsed_output(files, reporting))
         typed = only_typed(context, prompts)
         prompt = typed.prompt_option
         asked = _Variation(
             prompt=None if prompt is None else typed_prompt(prompt, sys.stdin.buffer),
             negative_prompt=typed.negative_prompt,
             model=model if was_typed(context, "model") else None,
-            picture=only_typed(context, picture),
+            image=only_typed(context, image),
         )
-        sources = _sources(pictures, asked)
-        for line in origins(context, not_filed=_OF_THE_PICTURE - {"device"}):
+        sources = _sources(images, asked)
+        for line in origins(context, not_filed=_OF_THE_IMAGE - {"device"}):
             report.detail(line)
-        report.detail(f"from {names_of(pictures)}: all else that the recipe says")
+        report.detail(f"from {names_of(images)}: all else that the recipe says")
         _warn_of_no_effect(sources, asked, report)
-        return _reproduce(sources, wishes, report, only_plan=files.dry_run)
+        return _reproduce(sources, overrides, report, only_plan=files.dry_run)
 
-    raise typer.Exit(run_command(run, output=files.output, dry_run=files.dry_run, **asdict(told)))
+    raise typer.Exit(
+        run_command(run, output=files.output, dry_run=files.dry_run, **asdict(reporting))
+    )
 
 
-def _wishes(
+def _overrides(
     context: typer.Context,
     machine: options.MachineOptions,
     strict: bool,
     output: Output,
-) -> Wishes:
+) -> Overrides:
     typed = only_typed(context, machine)
     typed.settings()  # which refuses what is not valid
-    return Wishes(
+    return Overrides(
         settings={name: getattr(typed, name) for name in CHOICES if was_typed(context, name)},
-        device=None if machine.device == THE_PICTURES else machine.device,
-        batch_size=machine.pictures_a_batch(),
+        device=None if machine.device == THE_IMAGES else machine.device,
+        batch_size=machine.images_per_batch(),
         strict=strict,
         output=output,
     )
 
 
 def _reproduce(
-    sources: Sequence[Source], wishes: Wishes, report: Report, *, only_plan: bool
+    sources: Sequence[Source], overrides: Overrides, report: Report, *, only_plan: bool
 ) -> int:
-    jobs = _named(sources, wishes.output)
-    again = Reproduction(sources, jobs, wishes, report)
+    jobs = _named(sources, overrides.output)
+    reproduction = Reproduction(sources, jobs, overrides, report)
     if only_plan:
-        tokens = again.tokens()
+        tokens = reproduction.tokens()
         dry_run(jobs, lambda job: tokens.get(job.index), None, report=report)
         return 0
     report.event("started", klein=__version__, pictures=len(jobs))
     with report.bar:
-        return RunReporter(report, len(jobs)).follow(again, jobs)
+        return RunReporter(report, len(jobs)).follow(reproduction, jobs)
 
 
-def _sources(pictures: Sequence[Path], asked: _Variation) -> list[Source]:
-    """Every picture read and its recipes made. Raises one error that names all that cannot be."""
-    sources, faults = [], []
+def _sources(images: Sequence[Path], asked: _Variation) -> list[Source]:
+    """Every image read and its recipes made. Raises one error that names all that cannot be."""
+    sources, errors = [], []
     named = preset_for(asked.model) if asked.model is not None else None
     snapshots: dict[tuple[str, str | None], Snapshot] = {}
-    for path in pictures:
+    for path in images:
         try:
             sources.append(_read(path, asked, named, snapshots))
         except KleinError as error:
-            faults.append(error)
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        lines = [f"  {fault.message}" for fault in faults]
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = [f"  {error.message}" for error in errors]
         # One kind of fault keeps its exit code.
-        kind = type(faults[0]) if len({fault.exit_code for fault in faults}) == 1 else UsageError
+        kind = type(errors[0]) if len({error.exit_code for error in errors}) == 1 else UsageError
         raise kind(
-            "\n".join([f"{len(faults)} of {len(pictures)} pictures cannot be used", *lines]),
-            f"{faults[0].hint}; no picture was made",
+            "\n".join([f"{len(errors)} of {len(images)} images cannot be used", *lines]),
+            f"{errors[0].hint}; no image was made",
         )
     return sources
 
@@ -182,7 +184,7 @@ def _read(
     named: Preset | None,
     snapshots: dict[tuple[str, str | None], Snapshot],
 ) -> Source:
-    """A picture and its recipes. A model that many were made with is looked for once."""
+    """An image and its recipes. A model that many were made with is looked for once."""
     record = read_record(path)
     then = record.recipe
     snapshot = None
@@ -190,13 +192,13 @@ def _read(
         key = then.model, record.revision
         snapshot = snapshots[key] = snapshots.get(key) or model_of(path, record)
         named = snapshot.preset
-    defaults = asked.picture.defaults(
+    defaults = asked.image.defaults(
         named,
         negative_prompt=asked.negative_prompt,
         like=(then.width, then.height),
     )
-    row = row_again(then, defaults, prompt=asked.prompt)
-    seed = then.seed if asked.picture.seed is None else asked.picture.seed
+    row = row_of_recipe(then, defaults, prompt=asked.prompt)
+    seed = then.seed if asked.image.seed is None else asked.image.seed
     return Source(
         path=path,
         record=record,
@@ -208,7 +210,7 @@ def _read(
 
 
 def _named(sources: Sequence[Source], output: Output) -> list[Job]:
-    """Every picture of the run with its path, in the order of the originals."""
+    """Every image of the run with its path, in the order of the originals."""
     drawn = [recipe for source in sources for recipe in source.recipes]
     where = output.where.of(several=len(drawn) > 1)
     if where.is_stdout:
@@ -217,7 +219,7 @@ def _named(sources: Sequence[Source], output: Output) -> list[Job]:
     jobs = []
     for index, recipe in enumerate(drawn, start=1):
         path = names.of(index, recipe)
-        if not output.bare:
+        if not output.no_metadata:
             check_room(recipe, path.suffix)
         jobs.append(Job(index=index, recipe=recipe, path=path, exact=where.exact))
     check_folders({job.path.parent for job in jobs if job.path is not None})

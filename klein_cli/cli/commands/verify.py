@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from klein_cli.check.verify import Comparison
 
 _LONGEST_TITLE = 60
-_REPORT = "What is said"
+_REPORT = "Reporting"
 
 Clip = Annotated[
     Path | None,
     typer.Option(
         "--clip",
         metavar="FOLDER",
-        help="Compare the pictures by this CLIP model too (openai/clip-vit-large-patch14).",
+        help="Compare the images by this CLIP model too (openai/clip-vit-large-patch14).",
         rich_help_panel=_REPORT,
     ),
 ]
@@ -47,7 +47,7 @@ Html = Annotated[
     typer.Option(
         "--html",
         metavar="FILE",
-        help="Write a page with the pictures next to each other and their difference.",
+        help="Write a page with the images next to each other and their difference.",
         rich_help_panel=_REPORT,
     ),
 ]
@@ -57,8 +57,8 @@ Seed = Annotated[
         "--seed",
         "-s",
         metavar="N",
-        help="The first picture's seed; the next gets N+1, and so on.",
-        rich_help_panel="The picture",
+        help="The first image's seed; the next gets N+1, and so on.",
+        rich_help_panel="The image",
     ),
 ]
 Overwrite = Annotated[
@@ -97,14 +97,14 @@ def verify(
 
     Draws a fixed set of prompts with klein and with diffusers.Flux2KleinPipeline, on the same
     weights and noise, and compares the text embeddings, the latents after every step and the
-    pictures. --dtype float32 sees the smallest mistake.
+    images. --dtype float32 sees the smallest mistake.
     """
     report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
     with report.errors():
         check_official("klein verify")
-        settings, batch_size = machine.settings(), machine.pictures_a_batch()
+        settings, batch_size = machine.settings(), machine.images_per_batch()
         preset = preset_for(model)
-        recipes = _recipes(options.PictureOptions(size=size, steps=steps).defaults(preset), seed)
+        recipes = _recipes(options.ImageOptions(size=size, steps=steps).defaults(preset), seed)
         if clip is not None and not clip.is_dir():
             raise UsageError(f"there is no folder {clip}", "give --clip the folder of a CLIP model")
         if html is not None:

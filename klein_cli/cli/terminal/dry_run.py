@@ -24,10 +24,10 @@ def dry_run(
     workers: int = 1,
     report: Report,
 ) -> None:
-    """Tell every picture and then the whole, beside `there` pictures that exist.
+    """Tell every image and then the whole, beside `there` images that exist.
 
-    `tokens` gives a picture's prompt as its model reads it, or None when the model is not here yet.
-    How long it takes is known of such pictures as the manifest's history has seconds for.
+    `tokens` gives an image's prompt as its model reads it, or None when the model is not here yet.
+    How long it takes is known of such images as the manifest's history has seconds for.
     """
     groups: Counter[Shape] = Counter()
     unknown, seconds = 0, 0.0
@@ -37,30 +37,30 @@ def dry_run(
         one = history.seconds(job.recipe) if history else None
         unknown += one is None
         seconds += one or 0.0
-    pictures = groups.total()
-    known = seconds / workers if pictures > unknown else None
+    images = groups.total()
+    known = seconds / workers if images > unknown else None
     report.event(
         "plan",
-        pictures=pictures,
+        pictures=images,
         there=there,
         groups=[{**group._asdict(), "pictures": count} for group, count in groups.items()],
         seconds=None if known is None or unknown else round(known, 1),
     )
-    report.note(_summary(pictures, there, groups))
+    report.note(_summary(images, there, groups))
     if known is not None:
         about = timedelta(seconds=round(known))
         rest = f", and {unknown} of sizes that were not made here yet" if unknown else ""
-        report.note(f"about {about}, as such pictures took in this folder before{rest}")
+        report.note(f"about {about}, as such images took in this folder before{rest}")
 
 
-def _summary(pictures: int, there: int, groups: Counter[Shape]) -> str:
-    said = [
+def _summary(images: int, there: int, groups: Counter[Shape]) -> str:
+    parts = [
         f"{count} of {width}x{height}, {steps} step{'s' * (steps > 1)}"
         for (width, height, steps, _), count in groups.most_common(_GROUPS)
     ]
     if len(groups) > _GROUPS:
-        said.append(f"and {len(groups) - _GROUPS} more groups")
-    whole = f"{pictures} picture{'s' * (pictures != 1)} to make"
+        parts.append(f"and {len(groups) - _GROUPS} more groups")
+    whole = f"{images} image{'s' * (images != 1)} to make"
     if there:
         whole += f", {there} there already"
-    return f"{whole}: {'; '.join(said)}" if len(groups) > 1 or (there and groups) else whole
+    return f"{whole}: {'; '.join(parts)}" if len(groups) > 1 or (there and groups) else whole

@@ -1,4 +1,4 @@
-"""A run's events -> what the user is told, and the exit code."""
+"""A run's events -> what the user sees, and the exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 
 class Runnable(Protocol):
-    """What makes pictures of jobs; see `klein_cli.run.runner.Run`."""
+    """What makes images of jobs; see `klein_cli.run.runner.Run`."""
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event]: ...
 
@@ -25,9 +25,9 @@ class Runnable(Protocol):
 
 
 class RunReporter:
-    """Counts what becomes of a run's `wanted` pictures, while it tells of each.
+    """Counts what becomes of a run's `wanted` images, while it tells of each.
 
-    `failures` is the file that failed rows are kept in, and None when the run cannot be taken up
+    `failures` is the file that failed rows are kept in, and None when the run cannot be resumed
     again.
     """
 
@@ -40,7 +40,7 @@ class RunReporter:
         self._stopped: int | None = None
 
     def follow(self, run: Runnable, jobs: Iterable[Job]) -> int:
-        """Make the pictures; the exit code of the whole run."""
+        """Make the images; the exit code of the whole run."""
         try:
             for event in run.events(jobs):
                 self.tell(event)
@@ -74,7 +74,7 @@ class RunReporter:
             self._report.stopped(event)
 
     def _finish(self, run: Runnable) -> None:
-        """Tell of the pictures that were drawn by now, should there be nobody to hear it."""
+        """Tell of the images that were drawn by now, should there be nobody to hear it."""
         for event in run.rest():
             with suppress(BrokenPipeError):
                 self.tell(event)
@@ -87,7 +87,7 @@ class RunReporter:
         return INTERRUPTED
 
     def _tally(self) -> str:
-        return f"{self._made} of {self._wanted} pictures made"
+        return f"{self._made} of {self._wanted} images made"
 
     def _more(self) -> str:
         return "" if self._failures is None else "; the same command with --resume makes the rest"

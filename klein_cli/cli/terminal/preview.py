@@ -1,4 +1,4 @@
-"""Pictures in the terminal: as the terminal can show them, and not at all where there is none.
+"""Images in the terminal: as the terminal can show them, and not at all where there is none.
 
 textual-image knows the ways (kitty's protocol; sixel, which iTerm2 speaks too; half-blocks). It
 asks the terminal what it can do while it is imported, by an escape sequence that the terminal
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 _LINES_LEFT = 4
-"""Of the window, for what stands around a picture."""
+"""Of the window, for what stands around an image."""
 
 _TALLEST = 24
 
 
 class Preview:
-    """Shows pictures on standard output, a terminal. Use `preview`, which may return None."""
+    """Shows images on standard output, a terminal. Use `preview`, which may return None."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -31,7 +31,7 @@ class Preview:
         self._kind: Any = _kind(in_colour=not self._console.no_color)
 
     def show(self, path: Path) -> None:
-        """Print a picture. Never raises for one that cannot be shown: the file is what counts."""
+        """Print an image. Never raises for one that cannot be shown: the file is what counts."""
         _drop_late_answers()
         height = max(1, min(self._console.height - _LINES_LEFT, _TALLEST))
         # Whatever goes wrong here, in a library or a terminal, must not end a run of thousands.
@@ -48,14 +48,14 @@ def preview(*, wanted: bool) -> Preview | None:
 
 def _kind(*, in_colour: bool) -> type:
     """The best of the library's ways for this terminal."""
-    with _nobody_to_ask() if not sys.stdin.isatty() else contextlib.nullcontext():
+    with _without_queries() if not sys.stdin.isatty() else contextlib.nullcontext():
         from textual_image.renderable import Image, UnicodeImage
     # Half-blocks without colours are bars; shades of characters still show something.
     return Image if in_colour else UnicodeImage
 
 
 @contextlib.contextmanager
-def _nobody_to_ask() -> Iterator[None]:
+def _without_queries() -> Iterator[None]:
     """With standard input elsewhere no answer can come: the library then takes half-blocks."""
     kept = sys.__stdin__
     vars(sys)["__stdin__"] = None

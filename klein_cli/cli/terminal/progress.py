@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
 _REMEMBERED = 64
-"""The pictures that the rate is taken over: it follows a change of sizes, and not every hiccup."""
+"""The images that the rate is taken over: it follows a change of sizes, and not every hiccup."""
 
 
 class Shown:
@@ -36,12 +36,12 @@ class Shown:
 class Bar(Shown):
     """Shows what is being done and how far it is; silent unless `shown`.
 
-    It counts pictures, in fractions.
+    It counts images, in fractions.
     """
 
     def __init__(self, *, shown: bool) -> None:
         self.shown = shown
-        self._progress = _pictures() if shown else None
+        self._progress = _images() if shown else None
         self._task = self._progress.add_task("", total=None) if self._progress else None
         self._doing = ""
         self._made = 0
@@ -56,23 +56,23 @@ class Bar(Shown):
         self._doing = what
         self._describe()
 
-    def expect(self, pictures: int) -> None:
-        """From here on, count pictures."""
-        self._wanted, self._began = pictures, time.monotonic()
+    def expect(self, images: int) -> None:
+        """From here on, count images."""
+        self._wanted, self._began = images, time.monotonic()
         if self._progress and self._task is not None:
             self._times.append(self._began)
-            self._progress.update(self._task, total=pictures, completed=0)
+            self._progress.update(self._task, total=images, completed=0)
         self._describe()
 
     def reach(self, part: float) -> None:
-        """`part` of a picture, or of several, is done beyond those that were counted."""
-        # Never backwards: a batch is wholly drawn before its pictures are counted one by one.
+        """`part` of an image, or of several, is done beyond those that were counted."""
+        # Never backwards: a batch is wholly drawn before its images are counted one by one.
         self._reached = max(self._reached, self._made + part)
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._reached)
 
     def count(self, *, failed: bool = False) -> None:
-        """One more picture is finished, or given up."""
+        """One more image is finished, or given up."""
         self._made += 1
         self._failed += failed
         self._times.append(time.monotonic())
@@ -94,29 +94,29 @@ class Bar(Shown):
     def _describe(self) -> None:
         if not self._progress or self._task is None:
             return
-        said = []
+        parts = []
         if self._wanted > 1:
-            said.append(f"{self._made} of {self._wanted} pictures")
-            said += self._pace()
+            parts.append(f"{self._made} of {self._wanted} images")
+            parts += self._pace()
         if self._doing:
-            said.append(self._doing)
+            parts.append(self._doing)
         if self._wanted == 1 and 0 < self._reached < 1:
             spent = time.monotonic() - self._began
             left = round(spent * (1 - self._reached) / self._reached)
             if left:
-                said.append(f"about {f'{left} s' if left < 60 else timedelta(seconds=left)} left")
-        self._progress.update(self._task, description=", ".join(said))
+                parts.append(f"about {f'{left} s' if left < 60 else timedelta(seconds=left)} left")
+        self._progress.update(self._task, description=", ".join(parts))
 
     def _pace(self) -> list[str]:
-        said = []
+        parts = []
         spent = self._times[-1] - self._times[0]
         if self._made and spent > 0:
             rate = (len(self._times) - 1) / spent
-            said.append(f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each")
-            said.append(f"{timedelta(seconds=round((self._wanted - self._made) / rate))} left")
+            parts.append(f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each")
+            parts.append(f"{timedelta(seconds=round((self._wanted - self._made) / rate))} left")
         if self._failed:
-            said.append(f"{self._failed} failed")
-        return said
+            parts.append(f"{self._failed} failed")
+        return parts
 
 
 def watched() -> bool:
@@ -141,7 +141,7 @@ def on_stderr(*columns: ProgressColumn) -> Progress:
     )
 
 
-def _pictures() -> Progress:
+def _images() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.table import Column

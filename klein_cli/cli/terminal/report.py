@@ -25,8 +25,8 @@ _LONGEST = 400
 class Report:
     """Speaks for one run. With `as_json`, stdout holds one JSON event a line and nothing else.
 
-    `silent_stdout` is for `-o -`, where stdout holds the picture. A `preview`, if it gets one,
-    shows each picture below its path.
+    `silent_stdout` is for `-o -`, where stdout holds the image. A `preview`, if it gets one,
+    shows each image below its path.
     """
 
     def __init__(self, *, as_json: bool, quiet: bool, verbose: bool, silent_stdout: bool) -> None:
@@ -49,13 +49,13 @@ class Report:
             self._to_stderr(text)
 
     def warn(self, text: str) -> None:
-        """Something that may spoil the pictures; --quiet does not silence it."""
+        """Something that may spoil the images; --quiet does not silence it."""
         self._to_stderr(f"warning: {text}")
         self.event("warning", message=text)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """An error of the block, which goes on its way, is an event too."""
+        """An error of the block, which propagates, is an event too."""
         try:
             yield
         except KleinError as error:
@@ -72,13 +72,13 @@ class Report:
         """What is being done now, for the bar."""
         self.bar.say(text)
 
-    def expect(self, pictures: int) -> None:
-        """From here on the bar counts pictures."""
-        self.bar.expect(pictures)
+    def expect(self, images: int) -> None:
+        """From here on the bar counts images."""
+        self.bar.expect(images)
 
-    def progress(self, pictures: float) -> None:
-        """So many pictures' worth is done beyond those that were counted."""
-        self.bar.reach(pictures)
+    def progress(self, images: float) -> None:
+        """So many images' worth is done beyond those that were counted."""
+        self.bar.reach(images)
 
     @contextlib.contextmanager
     def downloading(self) -> Iterator[Watch]:
@@ -89,7 +89,7 @@ class Report:
             yield watch
 
     def planned(self, job: Job, tokens: TokenizedPrompt | None) -> None:
-        """A picture of a dry run, and its prompt in tokens, or None where that is unknown."""
+        """An image of a dry run, and its prompt in tokens, or None where that is unknown."""
         recipe = job.recipe
         count, cut = (tokens.tokens, tokens.cut) if tokens else (None, None)
         self.event("planned", **_facts(job), steps=recipe.steps, tokens=count, cut=cut or None)
@@ -101,7 +101,7 @@ class Report:
         )
 
     def saved(self, saved: Saved) -> None:
-        """A picture is done: its path is the result."""
+        """An image is done: its path is the result."""
         self.bar.count()
         facts = _facts(saved.job) | {"path": str(saved.path) if saved.path else None}
         self.event("picture", **facts, seconds=round(saved.seconds, 3))
@@ -112,7 +112,7 @@ class Report:
                     self.preview.show(saved.path)
 
     def failed(self, failed: Failed) -> None:
-        """A picture is lost. A bug shows its traceback, once for a run."""
+        """An image is lost. A bug shows its traceback, once for a run."""
         self.bar.count(failed=True)
         error = failed.error
         hint = error.hint if isinstance(error, KleinError) else "this is a bug in klein"
@@ -120,7 +120,7 @@ class Report:
         if not isinstance(error, KleinError) and not self._bug_shown:
             self._bug_shown = True
             self._to_stderr("".join(traceback.format_exception(error)).rstrip())
-        self._to_stderr(f"error: picture {failed.job.index}: {words(error)}\nhint: {hint}")
+        self._to_stderr(f"error: image {failed.job.index}: {words(error)}\nhint: {hint}")
 
     def stopped(self, stopped: Stopped) -> None:
         """The run ends before its end."""

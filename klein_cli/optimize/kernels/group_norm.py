@@ -1,4 +1,4 @@
-"""Group norm and SiLU over pictures in channels_last, and the softmax of the VAE's attention."""
+"""Group norm and SiLU over images in channels_last, and the softmax of the VAE's attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TILE = 8192
 """Values of one tile: 64 pixels of 128 channels."""
 
 _MOST_CHUNKS = 512
-"""Parts of a picture whose statistics are taken apart and then merged."""
+"""Parts of an image whose statistics are taken apart and then merged."""
 
 
 @triton.jit
@@ -21,17 +21,17 @@ def _moments(
     x, means, squares, pixels, chunk,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared deviations of every channel over one chunk of one picture.
+    """Mean and sum of squared deviations of every channel over one chunk of one image.
 
     Deviations are taken from the mean of the chunk's first tile: sums of squares alone would lose a
     small variance beside a large mean. How far off that mean is counts among the deviations, so no
     more precision is lost than a factor of the tiles of a chunk.
     """
-    part, picture = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    part, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK)[None, :]
     begin = part * chunk
     end = tl.minimum(begin + chunk, pixels)
-    source = x + picture * pixels * CHANNELS
+    source = x + image * pixels * CHANNELS
     pixel = begin + tl.arange(0, PIXELS)[:, None]
     inside = (pixel < end) & (channel < CHANNELS)
     first = tl.load(source + pixel * CHANNELS + channel, mask=inside, other=0.0)
@@ -50,7 +50,7 @@ def _moments(
         start += PIXELS
     apart = tl.sum(sums, axis=0, keep_dims=True) / (end - begin).to(tl.float32)
     square = tl.sum(squared - sums * apart, axis=0, keep_dims=True)
-    target = (picture * tl.num_programs(0) + part) * CHANNELS + channel
+    target = (image * tl.num_programs(0) + part) * CHANNELS + channel
     tl.store(means + target, origin + apart, mask=channel < CHANNELS)
     tl.store(squares + target, square, mask=channel < CHANNELS)
 
@@ -62,12 +62,12 @@ def _merge(
     BEFORE: tl.constexpr,
 ):  # fmt: skip
     """The moments of one group -> what its channels are multiplied by, and what is added."""
-    group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    group, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     part = tl.arange(0, CHUNKS)[:, None]
     member = tl.arange(0, BLOCK)[None, :]
     channel = group * SIZE + member
     inside = (part < chunks) & (member < SIZE)
-    place = (picture * chunks + part) * CHANNELS + channel
+    place = (image * chunks + part) * CHANNELS + channel
     own = member < SIZE
     mean = tl.load(means + place, mask=inside, other=0.0)
     if BEFORE:
@@ -85,7 +85,7 @@ def _merge(
     offset = tl.load(bias + channel, mask=own).to(tl.float32) - middle * factor
     if BEFORE:
         offset += more * factor
-    target = picture * CHANNELS + channel
+    target = image * CHANNELS + channel
     tl.store(factors + target, factor, mask=own)
     tl.store(offsets + target, offset, mask=own)
 
@@ -95,15 +95,15 @@ def _apply(
     x, factors, offsets, out, pixels,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    picture = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK)[None, :]
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
     inside = (pixel < pixels) & (channel < CHANNELS)
     own = channel < CHANNELS
-    place = (picture * pixels + pixel) * CHANNELS + channel
+    place = (image * pixels + pixel) * CHANNELS + channel
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    factor = tl.load(factors + picture * CHANNELS + channel, mask=own)
-    y = value * factor + tl.load(offsets + picture * CHANNELS + channel, mask=own)
+    factor = tl.load(factors + image * CHANNELS + channel, mask=own)
+    y = value * factor + tl.load(offsets + image * CHANNELS + channel, mask=own)
     if SILU:
         y = y * tl.sigmoid(y)
     tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
@@ -143,33 +143,33 @@ def group_norm(
     silu: bool,
     before: Tensor | None = None,
 ) -> Tensor:
-    """Group norm of pictures (B, C, H, W), then SiLU if asked; the result is channels_last.
+    """Group norm of images (B, C, H, W), then SiLU if asked; the result is channels_last.
 
-    Of more than one pixel: Triton takes a 1 for a constant. `before` (C,) is added to the pictures
+    Of more than one pixel: Triton takes a 1 for a constant. `before` (C,) is added to the images
     first.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    pictures, channels, height, width = x.shape
+    images, channels, height, width = x.shape
     pixels = height * width
     block = triton.next_power_of_2(channels)
     tile = max(1, _TILE // block)
     chunk = tile * triton.cdiv(triton.cdiv(pixels, tile), _MOST_CHUNKS)
     chunks = triton.cdiv(pixels, chunk)
-    shape = (2, pictures, chunks, channels)
+    shape = (2, images, chunks, channels)
     means, squares = torch.empty(shape, dtype=torch.float32, device=x.device)
     factors, offsets = torch.empty_like(means[:, 0]), torch.empty_like(means[:, 0])
-    _moments[(chunks, pictures)](
+    _moments[(chunks, images)](
         x, means, squares, pixels, chunk, CHANNELS=channels, BLOCK=block, PIXELS=tile, **options(8)
     )
     size = channels // groups
-    _merge[(groups, pictures)](
+    _merge[(groups, images)](
         means, squares, bias if before is None else before, weight, bias, factors, offsets,
         pixels, chunk, chunks, eps,
         CHANNELS=channels, SIZE=size, BLOCK=triton.next_power_of_2(size),
         CHUNKS=triton.next_power_of_2(chunks), BEFORE=before is not None, **options(4),
     )  # fmt: skip
     out = torch.empty_like(x)
-    _apply[(triton.cdiv(pixels, tile), pictures)](
+    _apply[(triton.cdiv(pixels, tile), images)](
         x, factors, offsets, out, pixels,
         CHANNELS=channels, BLOCK=block, PIXELS=tile, SILU=silu, **options(8),
     )  # fmt: skip

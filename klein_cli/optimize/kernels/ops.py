@@ -19,7 +19,7 @@ from klein_cli.models.qwen3 import Qwen3Ops, Qwen3RMSNorm
 from klein_cli.models.vae import Convolved, VaeOps
 
 _MOST_SCORES = 2**26
-"""Scores that the VAE's attention holds at once: 256 MB of float32, whatever the picture."""
+"""Scores that the VAE's attention holds at once: 256 MB of float32, whatever the image."""
 
 
 class FusedFlux2Ops(Flux2Ops):
@@ -95,7 +95,7 @@ class FusedQwen3Ops(Qwen3Ops):
 
 
 class FusedVaeOps(VaeOps):
-    """See `VaeOps`. Pictures are channels_last.
+    """See `VaeOps`. Images are channels_last.
 
     torch adds a bias in a pass of its own, after cuDNN; in residual blocks it goes with what comes
     next.
@@ -134,12 +134,12 @@ class FusedVaeOps(VaeOps):
         scale = query.shape[-1] ** -0.5
         positions = key.shape[1]
         some = max(1, _MOST_SCORES // positions)
-        for picture in range(query.shape[0]):
+        for image in range(query.shape[0]):
             for first in range(0, positions, some):
                 rows = slice(first, first + some)
-                scores = _scores(query[picture, rows], key[picture])
+                scores = _scores(query[image, rows], key[image])
                 weights = softmax(scores, scale, value.dtype)
-                torch.mm(weights, value[picture], out=out[picture, rows])
+                torch.mm(weights, value[image], out=out[image, rows])
         return out
 
 

@@ -17,7 +17,7 @@ _MOST_HEADS = 8
 
 
 @triton.jit
-def _turn(
+def _norm_and_rotate(
     source, target, weight, cosine, sine, eps,
     GROUP: tl.constexpr, SIZE: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
@@ -64,13 +64,13 @@ def _heads(
     cosines, sines = cosine + place * SIZE, sine + place * SIZE
     if group < QUERY_GROUPS:
         start = group * GROUP * SIZE
-        _turn(
+        _norm_and_rotate(
             query + source + start, out_query + target + start, query_norm, cosines, sines, eps,
             GROUP, SIZE, HALVES,
         )  # fmt: skip
     elif group < QUERY_GROUPS + KEY_GROUPS:
         start = (group - QUERY_GROUPS) * GROUP * SIZE
-        _turn(
+        _norm_and_rotate(
             key + source + start, out_key + target + start, key_norm, cosines, sines, eps,
             GROUP, SIZE, HALVES,
         )  # fmt: skip

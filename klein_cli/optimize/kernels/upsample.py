@@ -1,4 +1,4 @@
-"""Pictures in channels_last: what lies between a VAE's convolutions besides norms."""
+"""Images in channels_last: what lies between a VAE's convolutions besides norms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _add_biased(
 
 
 @triton.jit
-def _enlarge(
+def _upsample(
     x, out, pixels, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr
 ):  # fmt: skip
     pixel, channel, inside = _tile(pixels, CHANNELS, BLOCK, PIXELS)
@@ -47,7 +47,7 @@ def _enlarge(
 
 
 def add_biased(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
-    """x + y + bias of pictures (B, C, H, W) and (C,) float32, in the place of `y` if it can be."""
+    """x + y + bias of images (B, C, H, W) and (C,) float32, in the place of `y` if it can be."""
     x = x.contiguous(memory_format=torch.channels_last)
     y = y.contiguous(memory_format=torch.channels_last)
     channels, block, tile, pixels = _tiles(y)
@@ -60,17 +60,17 @@ def add_biased(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
 def upsample(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 2H, 2W) in channels_last: every pixel becomes four."""
     x = x.contiguous(memory_format=torch.channels_last)
-    pictures, channels, height, width = x.shape
-    out = x.new_empty(pictures, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+    images, channels, height, width = x.shape
+    out = x.new_empty(images, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
     channels, block, tile, pixels = _tiles(x)
-    _enlarge[(triton.cdiv(pixels, tile),)](
+    _upsample[(triton.cdiv(pixels, tile),)](
         x, out, pixels, width, CHANNELS=channels, BLOCK=block, PIXELS=tile, **options(8)
     )
     return out
 
 
 def _tiles(x: Tensor) -> tuple[int, int, int, int]:
-    """Channels, their block, pixels of a tile and pixels of all pictures."""
-    pictures, channels, height, width = x.shape
+    """Channels, their block, pixels of a tile and pixels of all images."""
+    images, channels, height, width = x.shape
     block = triton.next_power_of_2(channels)
-    return channels, block, max(1, _TILE // block), pictures * height * width
+    return channels, block, max(1, _TILE // block), images * height * width

@@ -43,13 +43,13 @@ class WorkerDied(KleinError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """What became of a batch: its pictures, or the error in their place.
+    """What became of a batch: its images, or the error in their place.
 
     `seconds` is how long it took; the `origin` makes the records of who drew it.
     """
 
     batch: Batch
-    pictures: list[Pixels]
+    images: list[Pixels]
     error: Exception | None
     seconds: float
     origin: Origin
@@ -82,7 +82,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What an executor is started for: so many `pictures` of a model, and where they are drawn.
+    """What an executor is started for: so many `images` of a model, and where they are drawn.
 
     `settings` are as the user gave them; `chosen` are decided for this machine, None where other
     machines draw. `gpus` counts those of this machine that may be used.
@@ -95,13 +95,13 @@ class Workload:
     chosen: Settings | None
     placement: Placement
     gpus: int
-    pictures: int
+    images: int
     listener: Listener
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyExecutor:
-    """An executor with the model loaded, and what is known of its pictures before they are made.
+    """An executor with the model loaded, and what is known of its images before they are made.
 
     `writers` threads keep up with it; the `pipeline` is None where it is not in this process, and
     `seconds` are what it spends there, by phase.
@@ -116,15 +116,15 @@ class ReadyExecutor:
 
 
 def draw(
-    renderer: Renderer, recipes: Sequence[Recipe], *, tiled: bool, **told: Any
+    renderer: Renderer, recipes: Sequence[Recipe], *, tiled: bool, **watching: Any
 ) -> tuple[list[Pixels], Exception | None]:
-    """The pictures of a batch, or what went wrong, of which no memory hangs.
+    """The images of a batch, or what went wrong, of which no memory hangs.
 
-    `told` goes to `Renderer.render`. When a picture does not fit in any way, the error says what
+    `watching` goes to `Renderer.render`. When an image does not fit in any way, the error says what
     would.
     """
     try:
-        return renderer.render(recipes, tiled=tiled, **told), None
+        return renderer.render(recipes, tiled=tiled, **watching), None
     except Exception as error:
         # A traceback's frames hold the tensors that the next try needs the place of.
         traceback.clear_frames(error.__traceback__)

@@ -22,7 +22,7 @@ _LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 class LocalExecutor:
     """See `executor.Executor`. A batch is drawn when its result is asked for.
 
-    The `listener` hears what is being done, and how many pictures' worth of the batch is done.
+    The `listener` hears what is being done, and how many images' worth of the batch is done.
     `seconds` by phase are added to.
     """
 
@@ -44,7 +44,7 @@ class LocalExecutor:
         assert batch is not None
         count, steps = len(batch.recipes), batch.recipes[0].steps
         started = time.perf_counter()
-        pictures, error = draw(
+        images, error = draw(
             self._renderer,
             batch.recipes,
             tiled=batch.tiled,
@@ -54,7 +54,7 @@ class LocalExecutor:
         )
         return BatchResult(
             batch=batch,
-            pictures=pictures,
+            images=images,
             error=error,
             seconds=time.perf_counter() - started,
             origin=self._origin,
@@ -100,8 +100,8 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
         executor=LocalExecutor(pipeline, pipeline.origin, work.listener, seconds),
         origin=pipeline.origin,
         batch_size=pipeline.default_batch_size,
-        # One picture waits for nobody: it is written where it stands.
-        writers=_WRITERS if work.pictures > 1 else 0,
+        # One image waits for nobody: it is written where it stands.
+        writers=_WRITERS if work.images > 1 else 0,
         pipeline=pipeline,
         seconds=seconds,
     )
@@ -119,9 +119,9 @@ def grouped(names: Iterable[str]) -> str:
             kin.setdefault(".".join(name.split(".")[:2]), []).append(name)
     # Numbers that follow each other are as far apart as their places in the list.
     runs = groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0])
-    said = [_run([number for _, number in run]) for _, run in runs]
-    said += [alike[0] if len(alike) == 1 else f"{top}.*" for top, alike in kin.items()]
-    return ", ".join(said)
+    parts = [_run([number for _, number in run]) for _, run in runs]
+    parts += [alike[0] if len(alike) == 1 else f"{top}.*" for top, alike in kin.items()]
+    return ", ".join(parts)
 
 
 def _run(numbers: list[int]) -> str:

@@ -35,12 +35,12 @@ class Placement:
         """Whether this process itself draws."""
         return self.ray is None and self.workers == 1
 
-    def settled(self, *, gpus: int, pictures: int) -> Placement:
-        """With "one for each GPU" counted, and no more workers than pictures."""
+    def settled(self, *, gpus: int, images: int) -> Placement:
+        """With "one for each GPU" counted, and no more workers than images."""
         workers = self.workers
         if workers is None and self.ray is None:
             workers = max(1, gpus)
-        return replace(self, workers=None if workers is None else min(workers, pictures))
+        return replace(self, workers=None if workers is None else min(workers, images))
 
     def check_device(self, device: str) -> None:
         """Raise UsageError when workers are to share one GPU."""

@@ -1,11 +1,11 @@
 """Several processes that draw, a model each, whatever carries word to them.
 
-Pictures come back to the driver as pixels, and the driver alone encodes, writes and records
+Images come back to the driver as pixels, and the driver alone encodes, writes and records
 them: so there is one manifest, no file system that all machines must share, and the same code
-and libraries make every file. A worker holds one batch in hand and one in line, no more.
+and libraries make every file. A worker draws one batch and has at most one queued.
 
 Bits: workers choose their settings as a single process would, use the driver's number of CPU
-threads, and are told apart in the records of their pictures where their machines differ.
+threads, and are distinguished in the records of their images where their machines differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from klein_cli.run.fallback import Pixels
 
 _IN_LINE = 2
-"""Batches a worker has at once: one in hand, and the next, so that it never waits for us."""
+"""Batches a worker has at once: the one it draws, and the next, so that it never waits for us."""
 
 _RESTARTS = 2
 """How often one worker is started again before it is given up."""
@@ -44,7 +44,7 @@ class Link(Protocol):
     """A worker's process, from the driver's side. It answers requests in their order."""
 
     def send(self, request: LoadRequest | DrawRequest) -> None:
-        """Ask for the model or for pictures, without waiting."""
+        """Ask for the model or for images, without waiting."""
 
     def answer(self) -> WorkerInfo | Drawn | Failure:
         """The next answer. Raises WorkerLost when none will come."""
@@ -69,7 +69,7 @@ class Transport(Protocol[L]):
 @dataclass(slots=True)
 class _Seat(Generic[L]):
     """A worker as the pool sees it; `origin` is set when it is ready, `line` begins with the
-    batch in its hands.
+    batch assigned to it.
     """
 
     link: L
@@ -78,7 +78,7 @@ class _Seat(Generic[L]):
     line: deque[Batch] = field(default_factory=deque)
 
     @property
-    def owes(self) -> bool:
+    def has_work(self) -> bool:
         """Whether it owes an answer."""
         return self.origin is None or bool(self.line)
 
@@ -96,7 +96,7 @@ class Pool(Generic[L]):
         self._notices: deque[str] = deque()
         self._ready = False
         self._alike = True
-        self._last_words = ""
+        self._last_error = ""
         try:
             for _ in range(count):
                 self._start()
@@ -146,11 +146,11 @@ class Pool(Generic[L]):
 
     def _answering(self) -> _Seat[L]:
         """Wait for the next worker that answers, or dies."""
-        waiting = [seat for seat in self._seats if seat.owes]
+        waiting = [seat for seat in self._seats if seat.has_work]
         if not waiting:
             raise KleinError(
-                f"all workers died, the last one so: {self._last_words}",
-                "see that there is memory enough, and klein on every machine",
+                f"all workers died; the last error: {self._last_error}",
+                "check that every machine has klein and enough memory",
             )
         link = self._transport.wait([seat.link for seat in waiting])
         return next(seat for seat in waiting if seat.link is link)
@@ -159,34 +159,34 @@ class Pool(Generic[L]):
         try:
             answer = seat.link.answer()
         except WorkerLost as error:
-            self._last_words = str(error)
+            self._last_error = str(error)
             self._lost(seat)
             return
         if isinstance(answer, WorkerInfo):
-            self._greet(seat, answer)
+            self._accept(seat, answer)
         elif isinstance(answer, Failure):
             self._refused(seat, answer.exception())
         else:
             failure = None if answer.failure is None else answer.failure.exception()
-            self._give_back(seat, answer.pictures, failure, answer.seconds)
+            self._give_back(seat, answer.images, failure, answer.seconds)
 
-    def _greet(self, seat: _Seat[L], info: WorkerInfo) -> None:
+    def _accept(self, seat: _Seat[L], info: WorkerInfo) -> None:
         seat.origin = info.origin
         if not self._ready:
             self._ready, self.info = True, info
         elif info != self.info and self._alike:
             self._alike = False
             self._notices.append(
-                "the workers' machines differ, so that a picture may depend on its worker by a "
+                "the workers' machines differ, so that an image may depend on its worker by a "
                 "bit: each says where it was made"
             )
 
     def _refused(self, seat: _Seat[L], error: Exception) -> None:
-        """A worker could not load the model: it is no worker."""
+        """A worker could not load the model: it is not one."""
         self._remove(seat)
         if not self._seats and not self._ready:
             raise error
-        self._last_words = first_line(error)
+        self._last_error = first_line(error)
         self._notices.append(f"a worker could not load the model: {error}")
 
     def _lost(self, seat: _Seat[L]) -> None:
@@ -194,23 +194,23 @@ class Pool(Generic[L]):
         self._remove(seat)
         for drawing in [True] * bool(seat.line) + [False] * (len(seat.line) - 1):
             self._give_back(seat, [], WorkerDied(drawing=drawing), 0.0)
-        said = "a worker died; what it had is drawn by others"
+        notice = "a worker died; what it had is drawn by others"
         if seat.restarts < _RESTARTS:
             try:
                 self._start(seat.restarts + 1)
-                said += ", and another is started"
+                notice += ", and another is started"
             except KleinError as error:
-                said += f", and no other can be started: {error}"
-        self._notices.append(said)
+                notice += f", and no other can be started: {error}"
+        self._notices.append(notice)
 
     def _give_back(
-        self, seat: _Seat[L], pictures: list[Pixels], error: Exception | None, seconds: float
+        self, seat: _Seat[L], images: list[Pixels], error: Exception | None, seconds: float
     ) -> None:
         assert seat.origin is not None
         self._results.append(
             BatchResult(
                 batch=seat.line.popleft(),
-                pictures=pictures,
+                images=images,
                 error=error,
                 seconds=seconds,
                 origin=seat.origin,

@@ -56,7 +56,7 @@ class WorkerProcess:
     def answer(self) -> WorkerInfo | Drawn | Failure:
         message = wire.receive(self.connection)
         if message is None:
-            raise WorkerLost(self._last_words())
+            raise WorkerLost(self._last_output())
         assert isinstance(message, WorkerInfo | Drawn | Failure)
         return message
 
@@ -70,7 +70,7 @@ class WorkerProcess:
         self._process.wait()
         self._output.close()
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE)
         code = self._process.returncode

@@ -49,7 +49,7 @@ class Actor:
             raise WorkerLost(first_line(error)) from None
         if isinstance(answer, Drawn):
             # Copies, so that the shared memory they came in is free again.
-            return replace(answer, pictures=[picture.copy() for picture in answer.pictures])
+            return replace(answer, images=[image.copy() for image in answer.images])
         return answer
 
 
@@ -100,7 +100,7 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
         count = work.placement.workers
         if count is None:
             count = gpus or sum(node["Alive"] for node in ray.nodes())
-        with started(work, Actors(ray, gpus=gpus), min(count, work.pictures)) as ready:
+        with started(work, Actors(ray, gpus=gpus), min(count, work.images)) as ready:
             yield ready
 
 
@@ -116,21 +116,21 @@ def _connected(address: str | None) -> Iterator[Any]:
     sys.modules["ray._private.worker"]._worker_logs_enabled = False  # type: ignore[attr-defined]
     try:
         try:
-            _knock(address or "")
-            with defer_sigint():  # Ray's own threads do not bear one while they start
+            _check_reachable(address or "")
+            with defer_sigint():  # Ray's own threads do not survive one while they start
                 ray.init(address=address, logging_level="CRITICAL", log_to_driver=False)
         except Exception as error:
             raise KleinError(
                 f"Ray does not start: {first_line(error)}",
-                "see that the address and RAY_AUTH_TOKEN are right, "
-                "and klein and Ray the same on all machines",
+                "check the address and RAY_AUTH_TOKEN, and that klein and Ray are the same "
+                "versions on all machines",
             ) from None
         yield ray
     finally:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise OSError when nobody answers at HOST:PORT: Ray would try again for many minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:

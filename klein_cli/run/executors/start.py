@@ -62,19 +62,19 @@ def start(
         with quick_start():
             work = _prepared(model, settings, placement, jobs, strict, listener, timings, snapshot)
             if work.chosen is not None:
-                _tell_settings(model, work.chosen, listener, here=True)
+                _report_settings(model, work.chosen, listener, here=True)
             if not work.placement.single:
                 listener.doing("starting workers")
             ready = stack.enter_context(_starter(work.placement).start(work))
         if work.chosen is None:
-            _tell_settings(model, ready.origin.settings, listener, here=False)
+            _report_settings(model, ready.origin.settings, listener, here=False)
         if ready.pipeline is None:
             listener.doing("")
         yield ready
 
 
 def check_placement(placement: Placement, settings: Settings, *, dry_run: bool = False) -> None:
-    """Raise UsageError, before torch is imported, for workers that there cannot be.
+    """Raise UsageError, before torch is imported, for workers that are not available.
 
     A dry run needs none.
     """
@@ -121,9 +121,9 @@ def _prepared(
         tokenizer=tokenizer or _tokenizer(snapshot, jobs, strict, listener),
         settings=settings,
         chosen=chosen,
-        placement=placement.settled(gpus=gpus, pictures=len(jobs)),
+        placement=placement.settled(gpus=gpus, images=len(jobs)),
         gpus=gpus,
-        pictures=len(jobs),
+        images=len(jobs),
         listener=listener,
     )
 
@@ -159,7 +159,7 @@ def _gpus(chosen: Settings) -> int:
     return torch.cuda.device_count() if chosen.device.startswith("cuda") else 0
 
 
-def _tell_settings(model: str, settings: Settings, listener: Listener, *, here: bool) -> None:
+def _report_settings(model: str, settings: Settings, listener: Listener, *, here: bool) -> None:
     """Under --verbose, how it is computed and, if that is on this machine, what is off."""
     from klein_cli.device.choose import missing_speedups
 

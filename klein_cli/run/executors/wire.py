@@ -2,7 +2,7 @@
 
 4 bytes           the header's length, big-endian
 the header        a JSON object; "kind" names the message, "parts" the lengths of what follows
-the parts         raw bytes, one after another: the pictures' pixels
+the parts         raw bytes, one after another: the images' pixels
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def send(connection: socket, message: Message) -> None:
     said: dict[str, Any]
     parts: Sequence[memoryview] = ()
     if isinstance(message, Drawn):
-        parts = [_bytes_of(picture) for picture in message.pictures]
+        parts = [_bytes_of(image) for image in message.images]
         said = {
-            "shapes": [picture.shape for picture in message.pictures],
+            "shapes": [image.shape for image in message.images],
             "failure": None if message.failure is None else asdict(message.failure),
             "seconds": message.seconds,
         }
@@ -57,10 +57,10 @@ def receive(connection: socket) -> Message | None:
     return _drawn(header, parts) if kind is Drawn else _built(kind, header)
 
 
-def _bytes_of(picture: Pixels) -> memoryview:
+def _bytes_of(image: Pixels) -> memoryview:
     import numpy
 
-    return numpy.ascontiguousarray(picture).data.cast("B")
+    return numpy.ascontiguousarray(image).data.cast("B")
 
 
 def _exactly(connection: socket, size: int) -> bytearray:
@@ -88,9 +88,9 @@ def _built(hint: Any, value: Any) -> Any:
 def _drawn(header: dict[str, Any], parts: list[bytearray]) -> Drawn:
     import numpy
 
-    pictures = [
+    images = [
         numpy.frombuffer(part, numpy.uint8).reshape(shape)
         for part, shape in zip(parts, header["shapes"], strict=True)
     ]
     failure = header["failure"] and _built(Failure, header["failure"])
-    return Drawn(pictures=pictures, failure=failure, seconds=header["seconds"])
+    return Drawn(images=images, failure=failure, seconds=header["seconds"])

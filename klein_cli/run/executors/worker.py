@@ -85,9 +85,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """The answer to a DrawRequest: pictures or the failure in their place, and the seconds."""
+    """The answer to a DrawRequest: images or the failure in their place, and the seconds."""
 
-    pictures: list[Pixels]
+    images: list[Pixels]
     failure: Failure | None
     seconds: float
 
@@ -123,12 +123,12 @@ class Worker:
         return info
 
     def draw(self, request: DrawRequest) -> Drawn:
-        """The pictures of a batch."""
+        """The images of a batch."""
         assert self._pipeline is not None
         started = time.perf_counter()
-        pictures, error = draw(self._pipeline, request.recipes, tiled=request.tiled)
+        images, error = draw(self._pipeline, request.recipes, tiled=request.tiled)
         return Drawn(
-            pictures=pictures,
+            images=images,
             failure=None if error is None else Failure.of(error),
             seconds=time.perf_counter() - started,
         )

@@ -1,4 +1,4 @@
-"""What lies where a picture should be, when a run is resumed."""
+"""What lies where an image should be, when a run is resumed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from enum import Enum, auto
 from pathlib import Path
 
 from klein_cli.errors import KleinError
-from klein_cli.output.reading import Record, is_wreck, read_record
+from klein_cli.output.reading import Record, is_torn, read_record
 from klein_cli.recipe import Recipe
 from klein_cli.run.resume.history import Item, file_hash, recipe_hash
 
 
 class Existing(Enum):
-    """NOTHING: the name is free. MADE: the picture, as the manifest says. UNRECORDED: the picture,
+    """NOTHING: the name is free. MADE: the image, as the manifest says. UNRECORDED: the image,
     though the manifest does not know this file. TORN: what is left of one. FOREIGN: somebody
     else's.
     """
@@ -30,9 +30,9 @@ class Existing(Enum):
 def look(
     path: Path, recipe: Recipe, item: Item, settings: Mapping[str, str] | None = None
 ) -> Existing:
-    """What lies at `path`, which the manifest gives to the picture of `recipe`.
+    """What lies at `path`, which the manifest gives to the image of `recipe`.
 
-    A killed run leaves an unrecorded picture when it dies between the file and its line. One that
+    A killed run leaves an unrecorded image when it dies between the file and its line. One that
     was not computed by the manifest's last `settings` is of an earlier run.
     """
     if not os.path.lexists(path):
@@ -43,7 +43,7 @@ def look(
             return Existing.MADE
         if found == item.begun:
             return Existing.UNRECORDED
-        if is_wreck(path):
+        if is_torn(path):
             return Existing.TORN
         record = read_record(path)
         is_it = record.recipe == recipe and _computed_by(settings or {}, record)

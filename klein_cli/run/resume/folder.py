@@ -17,7 +17,7 @@ from klein_cli.run.resume.manifest import Manifest, opened
 
 @dataclass(slots=True)
 class OutputFolder:
-    """The output folder of a run: its manifest, locked, and what that told when it was opened.
+    """The output folder of a run: its manifest, locked, and what that said when it was opened.
 
     A run that cannot be resumed has no `manifest`; a dry run has none, but its history.
     """
@@ -67,17 +67,19 @@ def output_folder(
         yield OutputFolder(manifest=None, history=History(), resumed=False)
     elif dry_run:
         history = read_history(where.folder) or History()
-        _tell(where, history, listener, resume=resume)
+        _report_earlier_runs(where, history, listener, resume=resume)
         yield OutputFolder(manifest=None, history=history, resumed=resume and history.run > 0)
     else:
         with opened(where.folder) as manifest:
             history = manifest.history()
-            _tell(where, history, listener, resume=resume)
+            _report_earlier_runs(where, history, listener, resume=resume)
             resumed = resume and history.run > 0
             yield OutputFolder(manifest=manifest, history=history, resumed=resumed)
 
 
-def _tell(where: Destination, history: History, listener: Listener, *, resume: bool) -> None:
+def _report_earlier_runs(
+    where: Destination, history: History, listener: Listener, *, resume: bool
+) -> None:
     """What the user should know of the runs before."""
     if history.damaged:
         lines = (
@@ -87,6 +89,6 @@ def _tell(where: Destination, history: History, listener: Listener, *, resume: b
     made, planned = history.progress()
     if made < planned and not resume:
         listener.note(
-            f"an earlier run in {where.folder} made {made} of its {planned} pictures: "
+            f"an earlier run in {where.folder} made {made} of its {planned} images: "
             "--resume continues it; this one begins anew"
         )

@@ -1,4 +1,4 @@
-"""What manifest.jsonl tells: the runs of a folder, and every picture that they planned and made.
+"""What manifest.jsonl tells: the runs of a folder, and every image that they planned and made.
 
 The file may be a stranger's: what it says is data, checked line by line, and no name in it leaves
 the folder.
@@ -27,11 +27,11 @@ _LONGEST_SECONDS = 1e6
 
 @dataclass(slots=True)
 class Item:
-    """A picture that a manifest knows. `file` is its path within the folder.
+    """An image that a manifest knows. `file` is its path within the folder.
 
     `recipe` and `sha256` are the hashes of what was asked for and of the file's bytes; None until
-    it is made. `begun` are those of a picture whose file says nothing of itself, from just before
-    it is written. `occurrence` tells the pictures of equal rows apart, from 0; None as long as
+    it is made. `begun` are those of an image whose file says nothing of itself, from just before
+    it is written. `occurrence` tells the images of equal rows apart, from 0; None as long as
     their order tells it. `given` says that a row has it already.
     """
 
@@ -48,11 +48,11 @@ class Item:
 
 @dataclass(slots=True)
 class History:
-    """What a manifest tells: its runs, and every picture by its row.
+    """What a manifest tells: its runs, and every image by its row.
 
-    `run` is the last run's number, `base` that of the one to resume, whose pictures count from
+    `run` is the last run's number, `base` that of the one to resume, whose images count from
     `seed`: the last that had one, unless `resume_from` says otherwise; 0 for none. (Rows that all
-    bring seeds, as those of failed.jsonl, need no base.) `settings` is how pictures were last
+    bring seeds, as those of failed.jsonl, need no base.) `settings` is how images were last
     computed; `damaged` counts lines that cannot be read.
     """
 
@@ -71,7 +71,7 @@ class History:
 
     @property
     def next_index(self) -> int:
-        """The one behind the pictures of the base run, or of the last where there is no base."""
+        """The one behind the images of the base run, or of the last where there is no base."""
         run = self.base or self.run
         return max((index for of, index in self._items if of == run), default=0) + 1
 
@@ -83,7 +83,7 @@ class History:
         return seed in self._bases
 
     def take(self, row: str, *, own_seed: bool) -> tuple[int, Item | None]:
-        """The next occurrence of a row, from 0, and its picture; None for a new one.
+        """The next occurrence of a row, from 0, and its image; None for a new one.
 
         Rows are looked for in the last run that knows them. Once `resume_from` has named a run, a
         row without an `own_seed` is looked for in no other that has a seed.
@@ -97,7 +97,7 @@ class History:
         return taken, None if item is None or item.given else item
 
     def take_unmade(self, file: str, seed: int) -> Item | None:
-        """The picture that was planned for `file` with this seed and is not made; given once."""
+        """The image that was planned for `file` with this seed and is not made; given once."""
         item = self._unmade.pop((file, seed), None)
         if item is not None:
             item.given = True
@@ -108,12 +108,12 @@ class History:
         return (item.file for item in self._items.values())
 
     def progress(self) -> tuple[int, int]:
-        """(made, planned) pictures of the last run."""
+        """(made, planned) images of the last run."""
         last = [item for item in self._items.values() if item.run == self.run]
         return sum(item.sha256 is not None for item in last), len(last)
 
     def seconds(self, recipe: Recipe) -> float | None:
-        """How long a picture of this size and number of steps took on average, or None."""
+        """How long an image of this size and number of steps took on average, or None."""
         count, total = self._seconds.get((recipe.width, recipe.height, recipe.steps), (0, 0.0))
         return total / count if count else None
 
@@ -170,14 +170,14 @@ class History:
             shape = int(line["width"]), int(line["height"]), int(line["steps"])
             seconds = float(line["seconds"])
             if not 0 <= seconds <= _LONGEST_SECONDS:
-                raise ValueError(f"no picture takes {seconds} seconds")
+                raise ValueError(f"no image takes {seconds} seconds")
             count, total = self._seconds.get(shape, (0, 0.0))
             self._seconds[shape] = count + 1, total + seconds
         item.file, (item.recipe, item.sha256) = file, hashes
 
 
 def _last_known(items: list[Item], others: set[int]) -> list[Item]:
-    """A row's pictures, each where it was planned last, not in `others`: a run that begins anew
+    """A row's images, each where it was planned last, not in `others`: a run that begins anew
     forgets all.
     """
     known: list[Item] = []
@@ -222,12 +222,12 @@ def is_foreign(beginning: bytes) -> bool:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """A hash of everything that a picture depends on but how it is computed, in hexadecimal."""
+    """A hash of everything that an image depends on but how it is computed, in hexadecimal."""
     return hashlib.sha256(_canonical(asdict(recipe))).hexdigest()
 
 
 def row_hash(said: Mapping[str, object]) -> str:
-    """A shorter one, of what a row says of one of its pictures."""
+    """A shorter one, of what a row says of one of its images."""
     return hashlib.blake2b(_canonical(said), digest_size=12).hexdigest()
 
 
@@ -259,7 +259,7 @@ def _check_format(path: Path, entry: Any) -> None:
     if not isinstance(entry, dict) or entry.get("kind") != "run" or "format" not in entry:
         raise _not_ours(path)
     if int(entry["format"]) > FORMAT:
-        raise UsageError(f"{path} was written by a newer klein", "update klein to go on with it")
+        raise UsageError(f"{path} was written by a newer klein", "update klein to resume it")
 
 
 def _not_ours(path: Path) -> UsageError:
@@ -273,7 +273,7 @@ def _item(line: dict[str, Any]) -> Item:
     if PurePath(file).is_absolute() or ".." in PurePath(file).parts or not file:
         raise ValueError(f"{file} leaves the folder")
     if PurePath(file).suffix.lower() not in EXTENSIONS:
-        raise ValueError(f"{file} is no picture")
+        raise ValueError(f"{file} is not an image")
     occurrence = line.get("occurrence")
     return Item(
         run=int(line["run"]),

@@ -1,7 +1,7 @@
 """The journal of a run that can be resumed: its manifest, and the rows that failed.
 
 Both lie in the output folder. `failed.jsonl` is a prompts file: what failed can be tried again by
-itself. A row leaves it at the end of a run when its picture is there.
+itself. A row leaves it at the end of a run when its image is there.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ class RunJournal:
             self._run = self._last + 1
             self._manifest.begin(self._run, model=model, seed=seed)
 
-    def computed_with(self, origin: Origin, *, bare: bool) -> str | None:
-        """Write down by which weights and how pictures are computed, and whether they tell of it
-        (they are `bare` if not); what to say if the earlier ones were made otherwise.
+    def computed_with(self, origin: Origin, *, no_metadata: bool) -> str | None:
+        """Write down by which weights and how images are computed, and whether they tell of it
+        (not if `no_metadata`); what to say if the earlier ones were made otherwise.
         """
         now = {"weights": str(origin.model.weights)}
         now |= {name: str(value) for name, value in asdict(origin.settings).items()}
         if "threads" in origin.provenance:
             now["threads"] = origin.provenance["threads"]
-        now["metadata"] = "no" if bare else "yes"
+        now["metadata"] = "no" if no_metadata else "yes"
         before = self._settings or {}
         if now == before:
             return None
@@ -86,20 +86,20 @@ class RunJournal:
         changed = [name for name in now if before.get(name, now[name]) != now[name]]
         if not changed:
             return None
-        return "the pictures so far were made with " + ", ".join(
+        return "the images so far were made with " + ", ".join(
             f"{name} {before[name]}, not {now[name]}" for name in changed
         )
 
     def begun(self, job: Job, sha256: str) -> None:
-        """A picture is about to be written whose file tells nothing of it."""
+        """An image is about to be written whose file tells nothing of it."""
         self._manifest.begun(self._made(job, job.path, sha256))
 
     def saved(self, job: Job, path: Path, sha256: str, seconds: float) -> None:
-        """A picture is whole at `path`."""
+        """An image is whole at `path`."""
         self._manifest.made(self._made(job, path, sha256), job.recipe, seconds)
 
     def failed(self, job: Job, error: str) -> None:
-        """A picture could not be made."""
+        """An image could not be made."""
         output = self._item(job).file
         row = {**row_of(job.recipe, self._preset), "n": 1, "output": output, "error": error}
         self._failed.add(output)

@@ -10,9 +10,9 @@ One JSON object a line, in order, never changed afterwards:
      "recipe": SHA256, "sha256": SHA256, "width": 1024, "height": 1024, "steps": 4, "seconds": 0.3}
 
 A run's seed is null when its rows all bring their own. What a run plans when it is resumed also has
-an "occurrence": which of its equal rows it is, from 0. A picture planned a second time has another
+an "occurrence": which of its equal rows it is, from 0. An image planned a second time has another
 name now, since somebody else's lay under its first, or another row, which was corrected. Everything
-planned is written before the first picture, and each picture as soon as its file is
+planned is written before the first image, and each image as soon as its file is
 whole, flushed to the disk; "begun" stands before a file that will say nothing of itself
 (--no-metadata). A run holds a lock on the file, so that there is one run in a folder. A line that a
 crash or a full disk left torn is passed over, and cut off by the next run.
@@ -69,12 +69,12 @@ class Manifest:
         return self._size == 0
 
     def begin(self, run: int, *, model: str, seed: int | None) -> None:
-        """Begin run number `run`, whose pictures count from `seed`, or bring their own."""
+        """Begin run number `run`, whose images count from `seed`, or bring their own."""
         head = {"kind": "run", "format": FORMAT, "run": run, "klein": __version__}
         self._append([{**head, "model": model, "seed": seed}])
 
     def plan(self, items: Iterable[tuple[str, Item]]) -> None:
-        """What a run will make, each picture with its row; on the disk when this returns."""
+        """What a run will make, each image with its row; on the disk when this returns."""
         self._append(
             _entry(
                 "planned",
@@ -88,15 +88,15 @@ class Manifest:
         )
 
     def begun(self, item: Item) -> None:
-        """A picture is about to be written."""
+        """An image is about to be written."""
         self._append([_entry("begun", item, recipe=item.recipe, sha256=item.sha256)])
 
     def computed_with(self, run: int, settings: dict[str, str]) -> None:
-        """How the pictures from here on are computed."""
+        """How the images from here on are computed."""
         self._append([{"kind": "settings", "run": run, **settings}])
 
     def made(self, item: Item, recipe: Recipe, seconds: float | None) -> None:
-        """A picture is whole on disk; `seconds` is None for one that was found there."""
+        """An image is whole on disk; `seconds` is None for one that was found there."""
         hashes = {"recipe": item.recipe, "sha256": item.sha256}
         shape = {"width": recipe.width, "height": recipe.height, "steps": recipe.steps}
         took = None if seconds is None else round(seconds, 3)

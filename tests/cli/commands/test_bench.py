@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from klein_cli.cli.app import main
-from klein_cli.cli.commands.bench import pictures_of, warn_of_other_pictures
+from klein_cli.cli.commands.bench import images_of, warn_of_other_images
 from klein_cli.cli.terminal.report import Report
 from klein_cli.presets import presets
 
@@ -25,7 +25,7 @@ from klein_cli.cli.app import main
 codes = [main(line) for line in ast.literal_eval(sys.argv[1])]
 print("codes", codes, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 """
-SMALL = ("--device", "cpu", "--quick", "--size", "64x64", "--rounds", "2", "--pictures", "2")
+SMALL = ("--device", "cpu", "--quick", "--size", "64x64", "--rounds", "2", "--images", "2")
 Bench = Callable[..., tuple[int, str, str]]
 
 
@@ -81,9 +81,9 @@ def test_a_whole_run_is_tables_and_one_line_of_json(whole: tuple[str, str]) -> N
     *shown, last = out.splitlines()
     result = json.loads(last, parse_constant=pytest.fail)
     page = "\n".join(shown)
-    for words in ("This machine at its best", "64x64, 4 steps", "one picture", "klein / diffusers"):
+    for words in ("This machine at its best", "64x64, 4 steps", "one image", "klein / diffusers"):
         assert words in page
-    for words in ("round 2 of 2", "2 pictures by klein generate", "process 1 of 1 of diffusers"):
+    for words in ("round 2 of 2", "2 images by klein generate", "process 1 of 1 of diffusers"):
         assert words in err
     assert result["event"] == "benched"
     assert result["settings"]["device"] == "cpu"
@@ -133,7 +133,7 @@ def test_a_result_is_shown_again_as_it_was(
     assert main(["bench", "--from", "run.txt", "--markdown"]) == 0
     page = capfd.readouterr().out
     assert page.startswith("small on ")
-    assert "\n| one picture | " in page
+    assert "\n| one image | " in page
     assert "{" not in page
     assert main(["bench", "--from", "run.txt", "--json"]) == 0
     assert capfd.readouterr().out == whole[0].splitlines()[-1] + "\n"
@@ -170,14 +170,14 @@ def test_batches_are_counted_whole(bench: Bench) -> None:
 def test_two_different_pictures_are_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
     """Who compares the times of two programs should know that they draw the same."""
     report = Report(as_json=False, quiet=True, verbose=False, silent_stdout=False)
-    warn_of_other_pictures({"sizes": [{"pixels": {"near": 3.0, "far": 47.5}}]}, report)
-    assert capfd.readouterr().err.startswith("warning: the pictures of klein and far are 47.5 of")
+    warn_of_other_images({"sizes": [{"pixels": {"near": 3.0, "far": 47.5}}]}, report)
+    assert capfd.readouterr().err.startswith("warning: the images of klein and far are 47.5 of")
 
 
 def test_a_process_that_fails_is_an_error(
     small_snapshot: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever waits for a picture that never comes should hear why."""
+    """Whoever waits for an image that never comes should hear why."""
     shutil.copytree(small_snapshot, tmp_path / "model")
     (tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     assert main(["bench", "-m", "model", *SMALL, "--only", "throughput", "--json", "-q"]) == 3
@@ -195,7 +195,7 @@ def test_a_process_that_fails_is_an_error(
     ],
 )
 def test_the_usual_sizes(model: str, quick: bool, sizes: list[tuple[int, int]]) -> None:
-    found = pictures_of(presets()[model], None, None, quick)
+    found = images_of(presets()[model], None, None, quick)
     assert found == {"sizes": tuple(sizes), "steps": 4, "guidance": 1.0}
 
 
@@ -227,7 +227,7 @@ def test_without_a_model_random_weights_are_made_and_go_again(
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what is old
 def test_a_gpu_has_it_all(small_snapshot: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The tuned pipeline, memory and the limit in fp8; both peers draw klein's picture."""
+    """The tuned pipeline, memory and the limit in fp8; both peers draw klein's image."""
     arguments = ["--device", "cuda", "--dtype", "bfloat16", "--peer", "--size", "256x256"]
     more = ["--rounds", "2", "--pictures", "4", "--only", "ceilings,warm,throughput", "--json"]
     assert main(["bench", "-m", str(small_snapshot), *arguments, *more]) == 0

@@ -23,14 +23,14 @@ def run(
 def test_a_run_leaves_a_page_of_all_that_lies_in_its_folder(
     random_snapshot: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that goes on where another stopped shows the pictures of both."""
+    """A run that goes on where another stopped shows the images of both."""
     folder = tmp_path / "out"
     options = ["-m", random_snapshot, "-o", f"{folder}/", "--gallery"]
     run([*MAKE, *options, "-s", "1", "-n", "2"], capfd)
     out, err = run([*MAKE, *options, "-s", "9"], capfd)
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert page.count('class="recipe"') == 3
-    assert f"gallery: {folder}/index.html (3 pictures)" in err
+    assert f"gallery: {folder}/index.html (3 images)" in err
     assert "index.html" not in out
 
 

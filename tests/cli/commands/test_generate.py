@@ -168,8 +168,8 @@ def test_strict_names_every_prompt_that_is_too_long(klein: Any) -> None:
     Path("p.txt").write_text("a cat\n" + "dog " * 600 + "\n" + "cow " * 600 + "\n")
     code, _, err = klein("--prompts-file", "p.txt", "--strict", "-o", "d/", "-s", "1")
     assert code == 2
-    assert "picture 2" in err
-    assert "picture 3" in err
+    assert "image 2" in err
+    assert "image 3" in err
 
 
 def test_a_prompt_that_is_cut_is_warned_of_and_with_strict_refused(klein: Any) -> None:
@@ -190,7 +190,7 @@ def test_many_prompts_that_are_cut_are_summed_up(klein: Any) -> None:
     _, _, err = klein("--prompts-file", "p.txt", "-q", "--dry-run")
     warnings = err.splitlines()
     assert len(warnings) == 6
-    assert warnings[0].startswith("warning: picture 1: ")
+    assert warnings[0].startswith("warning: image 1: ")
     assert warnings[5] == "warning: 3 more prompts are too long"
 
 
@@ -230,7 +230,7 @@ def test_an_interrupt_keeps_what_was_made_and_leaves_no_half_file(random_snapsho
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert re.search(r"interrupted: \d+ of 5000 pictures made", err)
+    assert re.search(r"interrupted: \d+ of 5000 images made", err)
     assert "Traceback" not in err
     printed = {first, *out.split()}
     on_disk = {f"d/{name}" for name in os.listdir("d") if name != "manifest.jsonl"}

@@ -1,4 +1,4 @@
-"""The quick start: the embedded model, from a prompt to a picture that shows it."""
+"""The quick start: the embedded model, from a prompt to an image that shows it."""
 
 from __future__ import annotations
 

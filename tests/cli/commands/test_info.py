@@ -1,4 +1,4 @@
-"""`klein info`: the recipe of a picture, for a person and for a program."""
+"""`klein info`: the recipe of an image, for a person and for a program."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_no_escape_of_a_bad_picture_reaches_the_terminal_beside_others(
         image.save(evil, pnginfo=text)
     assert main(["info", str(evil), str(picture)]) == 1
     err = capfd.readouterr().err
-    assert "does not make sense" in err
+    assert "is not valid" in err
     assert "\x1b" not in err
 
 

@@ -1,4 +1,4 @@
-"""`klein reproduce`: the same picture from the picture alone, and nothing that a stranger asks."""
+"""`klein reproduce`: the same image from the image alone, and nothing that a stranger asks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def drawn_circle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def circle(drawn_circle: bytes) -> Path:
-    """A picture of tiny, small and quick."""
+    """An image of tiny, small and quick."""
     Path("circle.png").write_bytes(drawn_circle)
     return Path("circle.png")
 
@@ -86,7 +86,7 @@ def record_in(path: Path) -> Any:
 
 
 def rewritten(path: Path, name: str, **changes: dict[str, Any] | str) -> Path:
-    """A copy of the picture whose record was changed: tables are merged, words replaced."""
+    """A copy of the image whose record was changed: tables are merged, words replaced."""
     written = record_in(path)
     for key, change in changes.items():
         written[key] = {**written[key], **change} if isinstance(change, dict) else change
@@ -120,7 +120,7 @@ def made(klein: Any, model: str, name: str, lines: list[dict[str, Any]], *option
 
 
 def drawn_again(klein: Any, *options: str) -> None:
-    """Draw all pictures of the present folder again, and hold each pair together."""
+    """Draw all images of the present folder again, and hold each pair together."""
     originals = sorted(Path().glob("*/*.png"))
     again = Path("..", f"{Path.cwd().name}-again")
     code, out, err = klein("reproduce", *originals, "-o", f"{again}/", "--json", *options)
@@ -189,7 +189,7 @@ def test_the_commands_themselves_round_trip(extension: str) -> None:
     run(*common, "-o", "plain.png")
     assert numpy.array_equal(pixels(Path("again.png")), pixels(Path("plain.png")))
     lossless = "again.png is one.png again, pixel for pixel\n"
-    lossy = f"not compared: one.{extension} does not keep every pixel\n"
+    lossy = f"not compared: one.{extension} is lossy\n"
     assert said == (lossless if extension == "png" else lossy)
 
 
@@ -207,7 +207,7 @@ def test_it_says_so_when_it_is_the_same_again(klein: Any, circle: Path) -> None:
     assert err == "a-red-circle-on-a-white-background-7.png is circle.png again, pixel for pixel\n"
     code, _, err = klein("reproduce", circle, out.strip(), "-o", "both/", "-v")
     assert "both/0002-a-red-circle-on-a-white-background-7.png is a-red" in err
-    assert "2 of 2 pictures are the same again, pixel for pixel\n" in err
+    assert "2 of 2 images are the same again, pixel for pixel\n" in err
     assert klein("reproduce", circle, "-q", "-o", "quiet.png")[1:] == ("quiet.png\n", "")
 
 
@@ -279,7 +279,7 @@ def test_a_picture_of_another_machine_is_drawn_as_well_as_here_can(
     noise = rewritten(circle, "noise.png", settings={"device": "cuda", "rng": "cuda"})
     code, _, err = klein("reproduce", noise, "-o", "noise-again.png")
     assert code == 2
-    assert err.startswith("error: the picture's noise came from a GPU")
+    assert err.startswith("error: the image's noise came from a GPU")
     assert "--rng cpu" in err
     assert klein("reproduce", noise, "--rng", "cpu", "-o", "noise-again.png")[0] == 0
 
@@ -325,7 +325,7 @@ def test_a_model_of_the_other_kind_keeps_its_own_steps(
         *("reproduce", circle, "-m", small_base_snapshot, "--negative-prompt", "rain"),
         *("--size", "64x64", "--dry-run", "--json"),
     )
-    assert (code, err) == (0, "1 picture to make\n")
+    assert (code, err) == (0, "1 image to make\n")
     _, out, _ = klein("reproduce", circle, "-m", small_base_snapshot, "--dry-run")
     assert "  50 steps  " in out
     _, out, _ = klein("reproduce", circle, "-m", small_base_snapshot, "--steps", "3", "--dry-run")
@@ -348,9 +348,9 @@ def test_all_pictures_that_cannot_be_used_are_named_and_none_is_made(
     code, out, err = klein("reproduce", circle, "plain.png", "words.png", "-o", "d/")
     assert (code, out) == (2, "")
     assert err.splitlines()[:3] == [
-        "error: 2 of 3 pictures cannot be used",
+        "error: 2 of 3 images cannot be used",
         "  plain.png holds no recipe",
-        "  words.png is not a picture",
+        "  words.png is not an image",
     ]
     assert not Path("d").exists()
     assert klein("reproduce", "plain.png")[0] == 2
@@ -367,12 +367,12 @@ def test_faults_of_one_kind_keep_their_exit_code(klein: Any, circle: Path) -> No
 def test_a_model_that_fails_does_not_keep_others_from_drawing(
     klein: Any, circle: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    """Be it at once, or when its weights arrive beside the first picture."""
+    """Be it at once, or when its weights arrive beside the first image."""
     rewritten(circle, "other.png", settings={"dtype": "bfloat16"})
     load = Pipeline.load
 
     def broken(*_: object, **__: object) -> Any:
-        raise ModelError("it is broken", "mend it")
+        raise ModelError("it is broken", "fix it")
 
     def fails(snapshot: Any, settings: Settings, **options: Any) -> Pipeline:
         if settings.dtype == "bfloat16" and not late:
@@ -385,8 +385,8 @@ def test_a_model_that_fails_does_not_keep_others_from_drawing(
     monkeypatch.setattr(Pipeline, "load", fails)
     code, out, err = klein("reproduce", "other.png", circle, "-o", "d/")
     assert (code, out) == (1, "d/0002-a-red-circle-on-a-white-background-7.png\n")
-    assert "error: picture 1: it is broken\nhint: mend it\n" in err
-    assert err.endswith("1 of 2 pictures made, 1 failed\n")
+    assert "error: image 1: it is broken\nhint: fix it\n" in err
+    assert err.endswith("1 of 2 images made, 1 failed\n")
     assert klein("reproduce", "other.png")[0] == 3
 
 
@@ -464,7 +464,7 @@ def test_no_metadata_leaves_the_same_pixels_and_not_a_word(klein: Any, circle: P
 def test_a_model_that_a_picture_names_is_not_fetched_and_no_folder_opened(
     klein: Any, circle: Path, small_snapshot: Path, model: str, repo: str | None, hint: str
 ) -> None:
-    """A whole model lies where the picture points, and the network may not be touched."""
+    """A whole model lies where the image points, and the network may not be touched."""
     shutil.copytree(small_snapshot, "models")
     stranger = rewritten(
         circle, "stranger.png", recipe={"model": model}, model={"name": model, "repo": repo}
@@ -532,7 +532,7 @@ def test_a_preset_that_is_not_here_is_not_downloaded(
     assert code == 3
     assert err.splitlines() == [
         "error: 4b.png was made with klein-4b, which is not on this machine",
-        "hint: -m klein-4b downloads it; -m tiny draws another picture with what is here",
+        "hint: -m klein-4b downloads it; -m tiny draws another image with what is here",
     ]
 
 
@@ -540,7 +540,7 @@ def test_a_preset_that_is_not_here_is_not_downloaded(
     ("changes", "complaint"),
     [
         ({"settings": {"device": "cpu; rm -rf /"}}, "--device cpu; rm -rf / is not valid"),
-        ({"settings": {"device": "mps"}}, "--device mps is not valid"),
+        ({"settings": {"device": "npu"}}, "--device npu is not valid"),
         ({"settings": {"engine": "\x1b[2J"}}, "--engine \\x1b[2J is not valid"),
         ({"settings": {"dtype": "__class__"}}, "--dtype __class__ is not valid"),
         ({"settings": {"rng": "../rng"}}, "--rng ../rng is not valid"),

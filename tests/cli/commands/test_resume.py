@@ -68,7 +68,7 @@ def test_what_is_missing_is_made_and_what_is_there_is_not_touched(klein: Klein) 
     stamp = Path("d/0001-a-cat-5.png").stat()
     code, out, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
     assert (code, out.split()) == (0, ["d/0002-a-dog-6.png", "d/0003-a-cow-7.png"])
-    assert err == "1 of 3 pictures are there\n"
+    assert err == "1 of 3 images are there\n"
     assert files("d") == whole
     assert Path("d/0001-a-cat-5.png").stat() == stamp
 
@@ -93,7 +93,7 @@ def test_when_all_is_there_the_model_is_not_loaded(klein: Klein) -> None:
     klein("--prompts-file", "p.txt", "-o", "d/")
     before = Path("d/manifest.jsonl").read_bytes()
     code, out, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume", "-v")
-    assert (code, out, err.splitlines()[-1]) == (0, "", "3 of 3 pictures are there")
+    assert (code, out, err.splitlines()[-1]) == (0, "", "3 of 3 images are there")
     assert "attention" not in err
     assert Path("d/manifest.jsonl").read_bytes() == before
 
@@ -120,7 +120,7 @@ def test_another_seed_than_the_runs_is_refused(klein: Klein) -> None:
 
 
 def test_the_run_that_a_seed_names_is_gone_on_with_and_no_other(klein: Klein) -> None:
-    """Both runs have all three prompts: the later one's pictures are not the earlier one's."""
+    """Both runs have all three prompts: the later one's images are not the earlier one's."""
     arguments = ("--prompts-file", "p.txt", "-o", "d/")
     klein(*arguments, "-s", "5")
     whole = files("d")
@@ -141,7 +141,7 @@ def test_what_is_resumed_twice_is_made_once(klein: Klein) -> None:
     Path("all.txt").write_text("a dog\na cat\na cat\na cat\n")
     arguments = ("--prompts-file", "all.txt", "-o", "d/", "--resume")
     assert klein(*arguments)[1] == "d/0002-a-cat-51.png\n"
-    assert klein(*arguments)[1:] == ("", "4 of 4 pictures are there\n")
+    assert klein(*arguments)[1:] == ("", "4 of 4 images are there\n")
 
 
 def test_a_picture_beside_somebody_elses_is_found_again(klein: Klein) -> None:
@@ -165,12 +165,12 @@ def test_a_failed_row_stays_on_record_beside_somebody_elses_picture(
 
     def refuse(*_: Any) -> None:
         Image.new("RGB", (16, 16)).save("d/0002-a-dog-6-2.png")
-        raise ValueError("no picture of this")
+        raise ValueError("no image of this")
 
     monkeypatch.setattr("klein_cli.run.runner.encode", refuse)
     code, _, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
     assert code == 1
-    assert "ValueError: no picture of this" in err
+    assert "ValueError: no image of this" in err
     [row] = map(json.loads, Path("d/failed.jsonl").read_text().splitlines())
     assert (row["prompt"], row["output"]) == ("a dog", "0002-a-dog-6-2.png")
 
@@ -193,7 +193,7 @@ def test_a_new_run_beside_one_that_is_not_finished_says_so(klein: Klein) -> None
     code, out, err = klein("a hen", "-n", "2", "-o", "d/", "-s", "9")
     assert code == 0
     assert err.splitlines() == [
-        "an earlier run in d made 2 of its 3 pictures: --resume continues it; this one begins anew"
+        "an earlier run in d made 2 of its 3 images: --resume continues it; this one begins anew"
     ]
     # And the earlier one can still be taken up; by its seed, with what was added since.
     Path("d/0001-a-cat-5.png").unlink()
@@ -205,7 +205,7 @@ def test_a_new_run_beside_one_that_is_not_finished_says_so(klein: Klein) -> None
 
 
 def fail(row: int, folder: str = "d") -> None:
-    """As if that picture of the run had failed."""
+    """As if that image of the run had failed."""
     lines = Path(folder, "manifest.jsonl").read_text().splitlines(keepends=True)
     facts = [json.loads(line) for line in lines]
     gone = next(f for f in facts if f["kind"] == "picture" and f["index"] == row)
@@ -252,14 +252,14 @@ def test_a_run_of_rows_with_seeds_goes_on_and_gets_a_seed_when_it_needs_one(klei
 def test_a_bare_picture_is_known_again_though_it_says_nothing_of_itself(
     klein: Klein, output: str
 ) -> None:
-    """A run that dies between a picture and its line must find it again."""
+    """A run that dies between an image and its line must find it again."""
     arguments = ("--prompts-file", "p.txt", "-o", output, "-s", "5", "--no-metadata")
     klein(*arguments)
     whole = files("d")
     lines = Path("d/manifest.jsonl").read_text().splitlines(keepends=True)
     Path("d/manifest.jsonl").write_text("".join(lines[:-1]))
     code, out, err = klein(*arguments, "--resume")
-    assert (code, out, err) == (0, "", "3 of 3 pictures are there\n")
+    assert (code, out, err) == (0, "", "3 of 3 images are there\n")
     assert files("d") == whole
     assert json.loads(Path("d/manifest.jsonl").read_text().splitlines()[-1])["kind"] == "picture"
 
@@ -282,7 +282,7 @@ def test_pictures_with_and_without_their_recipe_are_not_mixed_in_silence(klein: 
     klein(*arguments)
     Path("d/0001-a-cat-5.png").unlink()
     _, _, err = klein(*arguments, "--no-metadata", "--resume")
-    assert "warning: the pictures so far were made with metadata yes, not no\n" in err
+    assert "warning: the images so far were made with metadata yes, not no\n" in err
 
 
 def test_what_an_older_manifest_does_not_tell_is_no_difference(klein: Klein) -> None:
@@ -293,7 +293,7 @@ def test_what_an_older_manifest_does_not_tell_is_no_difference(klein: Klein) -> 
         text.replace(',"kernels":"torch","quantize":"none","metadata":"yes"', "")
     )
     _, out, err = klein("--prompts-file", "p.txt", "-o", "d/", "--resume")
-    assert (out, err) == ("d/0001-a-cat-5.png\n", "2 of 3 pictures are there\n")
+    assert (out, err) == ("d/0001-a-cat-5.png\n", "2 of 3 images are there\n")
 
 
 def test_pictures_that_will_be_computed_otherwise_are_warned_of(klein: Klein) -> None:
@@ -301,7 +301,7 @@ def test_pictures_that_will_be_computed_otherwise_are_warned_of(klein: Klein) ->
     Path("d/0001-a-cat-5.png").unlink()
     arguments = ("--prompts-file", "p.txt", "-o", "d/", "--resume", "--dtype", "bfloat16")
     _, _, err = klein(*arguments)
-    assert "warning: the pictures so far were made with dtype float32, not bfloat16\n" in err
+    assert "warning: the images so far were made with dtype float32, not bfloat16\n" in err
 
 
 def test_what_a_killed_run_had_not_replaced_is_made(klein: Klein) -> None:

@@ -37,7 +37,7 @@ def test_it_tells_pictures_and_groups(klein: Klein) -> None:
     out, err = klein("--dry-run")
     last = out.splitlines()[3]
     assert re.fullmatch(r'd/0004-a-dog-8\.png  seed 8  64x64  2 steps  \d tokens  "a dog"', last)
-    assert err == ["4 pictures to make: 3 of 64x64, 1 step; 1 of 64x64, 2 steps"]
+    assert err == ["4 images to make: 3 of 64x64, 1 step; 1 of 64x64, 2 steps"]
 
 
 def test_it_tells_how_long_such_pictures_took_here(klein: Klein) -> None:
@@ -45,8 +45,8 @@ def test_it_tells_how_long_such_pictures_took_here(klein: Klein) -> None:
     for path in list(Path("d").glob("*.png"))[1:]:
         path.unlink()
     _, err = klein("--dry-run", "--resume")
-    assert err[0].startswith("3 pictures to make, 1 there already: ")
-    assert re.fullmatch(r"about 0:00:0\d, as such pictures took in this folder before", err[1])
+    assert err[0].startswith("3 images to make, 1 there already: ")
+    assert re.fullmatch(r"about 0:00:0\d, as such images took in this folder before", err[1])
     with open("p.jsonl", "a") as file:
         file.write('\n{"prompt": "a hen", "width": 80}')
     _, err = klein("--dry-run", "--resume")

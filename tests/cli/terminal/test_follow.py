@@ -69,7 +69,7 @@ def test_the_exit_code_of_a_run(
     said = capsys.readouterr()
     assert said.out.count("\n") == kinds.count("saved")
     if len(kinds) > 1 and code != 0:
-        assert f"{kinds.count('saved')} of {len(kinds)} pictures made" in said.err
+        assert f"{kinds.count('saved')} of {len(kinds)} images made" in said.err
 
 
 def test_exit_code_of_nothing_made() -> None:
@@ -98,7 +98,7 @@ def test_steps_down_and_notices_are_warnings(capsys: pytest.CaptureFixture[str])
 def test_failed_rows_are_pointed_at(capsys: pytest.CaptureFixture[str]) -> None:
     assert follow(*events("saved", "memory"), failures=Path("d/failed.jsonl")) == 1
     *_, last = capsys.readouterr().err.splitlines()
-    assert last == "1 of 3 pictures made, 1 failed: see d/failed.jsonl"
+    assert last == "1 of 3 images made, 1 failed: see d/failed.jsonl"
 
 
 def test_an_interrupt_tells_of_what_was_still_written_and_how_to_go_on(
@@ -117,5 +117,5 @@ def test_an_interrupt_tells_of_what_was_still_written_and_how_to_go_on(
     said = capsys.readouterr()
     assert said.out.count("\n") == 2
     assert said.err == (
-        "interrupted: 2 of 9 pictures made; the same command with --resume makes the rest\n"
+        "interrupted: 2 of 9 images made; the same command with --resume makes the rest\n"
     )

@@ -72,13 +72,13 @@ def test_paths_reach_a_pipe_while_the_bar_is_on_the_terminal() -> None:
     # Rich redirects stdout to the bar's own stream unless it is told not to.
     out, terminal = on_a_terminal()
     assert out == "cat.png\n"
-    assert "1 of 4 pictures" in terminal
+    assert "1 of 4 images" in terminal
     assert "cat.png" not in terminal
 
 
 def test_the_bar_tells_pictures_rate_time_left_and_failures() -> None:
     plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", on_a_terminal(COLUMNS="160")[1])
-    said = re.findall(r"2 of 4 pictures, [\d.]+ a second, 0:00:0\d left, 1 failed", plain)
+    said = re.findall(r"2 of 4 images, [\d.]+ a second, 0:00:0\d left, 1 failed", plain)
     assert said
 
 
@@ -95,14 +95,14 @@ def test_no_color_is_respected() -> None:
 
 
 def test_quiet_and_dumb_terminals_have_no_bar() -> None:
-    told = "error: picture 1: oops\r\nhint: try again\r\n\r\nend\r\n"
+    told = "error: image 1: oops\r\nhint: try again\r\n\r\nend\r\n"
     assert on_a_terminal("quiet") == ("cat.png\n", told)
     assert on_a_terminal(TERM="dumb") == ("cat.png\n", told)
 
 
 def test_a_terminal_of_an_old_encoding_sees_no_escapes() -> None:
     terminal = on_a_terminal(PYTHONIOENCODING="ascii")[1]
-    assert "1 of 4 pictures" in terminal
+    assert "1 of 4 images" in terminal
     assert "\\u" not in terminal
 
 
@@ -112,7 +112,7 @@ def test_a_pipe_has_no_bar() -> None:
     )
     assert (done.stdout, done.stderr) == (
         "cat.png\n",
-        "error: picture 1: oops\nhint: try again\n",
+        "error: image 1: oops\nhint: try again\n",
     )
 
 

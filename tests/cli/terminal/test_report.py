@@ -44,7 +44,7 @@ def test_paths_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture
     said = capsys.readouterr()
     assert said.out == "d/cat-2.png\n"
     assert said.err == (
-        "seed: 5\nwarning: careful\nerror: picture 3: the disk is full\nhint: make room\n"
+        "seed: 5\nwarning: careful\nerror: image 3: the disk is full\nhint: make room\n"
     )
 
 
@@ -119,7 +119,7 @@ def test_the_first_bug_shows_its_traceback_and_the_rest_a_line(
     plain.failed(Failed(job=JOB, error=bug()))
     err = capsys.readouterr().err
     assert err.count("Traceback") == 1
-    assert err.count("error: picture 3: ZeroDivisionError: oops") == 2
+    assert err.count("error: image 3: ZeroDivisionError: oops") == 2
 
 
 def test_every_event_is_documented_and_every_documented_one_exists() -> None:

@@ -80,7 +80,7 @@ def test_a_reader_that_leaves_is_told_how_far_the_run_came(more: list[str], tmp_
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()[-2:]
     assert error.startswith("error: standard output was closed, so the run ends: ")
-    assert error.endswith(" of 40 pictures made; the same command with --resume makes the rest")
+    assert error.endswith(" of 40 images made; the same command with --resume makes the rest")
     assert hint.startswith("hint: send it to a file")
     made = len(list((tmp_path / "out").glob("*.png")))
     assert 1 <= made < 40
@@ -110,7 +110,7 @@ def test_an_interrupt_that_ends_the_reader_too(more: list[str], tmp_path: Path) 
     made = len(list(out.glob("*.png")))
     assert code.read_text() == "130\n"
     assert err.read_text().splitlines()[-1] == (
-        f"interrupted: {made} of 3000 pictures made; the same command with --resume makes the rest"
+        f"interrupted: {made} of 3000 images made; the same command with --resume makes the rest"
     )
     kinds = [json.loads(line)["kind"] for line in (out / "manifest.jsonl").read_text().splitlines()]
     assert kinds.count("picture") == made

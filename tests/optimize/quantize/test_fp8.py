@@ -86,7 +86,7 @@ def test_the_velocity_is_near_and_not_the_same() -> None:
 
 
 def test_a_picture_does_not_depend_on_its_neighbour() -> None:
-    """A scale for a whole tensor, instead of a row, would let pictures touch each other."""
+    """A scale for a whole tensor, instead of a row, would let images touch each other."""
     model = dit()
     quantise(model)
     latents, *rest = flux2_inputs(torch.bfloat16)

@@ -39,7 +39,7 @@ def test_a_wrong_number_of_workers_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("placement", "gpus", "pictures", "workers"),
+    ("placement", "gpus", "images", "workers"),
     [
         (Placement(workers=None), 4, 100, 4),
         (Placement(workers=None), 0, 100, 1),
@@ -49,9 +49,9 @@ def test_a_wrong_number_of_workers_is_refused(text: str) -> None:
     ],
 )
 def test_no_more_workers_than_images_and_auto_is_one_for_each_gpu(
-    placement: Placement, gpus: int, pictures: int, workers: int | None
+    placement: Placement, gpus: int, images: int, workers: int | None
 ) -> None:
-    assert placement.settled(gpus=gpus, pictures=pictures).workers == workers
+    assert placement.settled(gpus=gpus, images=images).workers == workers
 
 
 def test_more_workers_than_gpus_are_refused_and_without_gpus_they_share_the_cpu() -> None:

@@ -99,7 +99,7 @@ def pool_of(
 
 
 def drawn() -> Drawn:
-    return Drawn(pictures=[numpy.zeros((64, 64, 3), numpy.uint8)], failure=None, seconds=1.0)
+    return Drawn(images=[numpy.zeros((64, 64, 3), numpy.uint8)], failure=None, seconds=1.0)
 
 
 def fill(pool: Pool[Scripted]) -> int:
@@ -147,7 +147,7 @@ def test_results_are_those_of_the_batch_that_was_given(workers: Workers) -> None
 def test_a_picture_that_failed_is_the_batchs_error(workers: Workers) -> None:
     pool = pool_of(workers, info(2))
     pool.submit(batch())
-    workers.links[0].answers.append(Drawn(pictures=[], failure=NO_ROOM, seconds=1.0))
+    workers.links[0].answers.append(Drawn(images=[], failure=NO_ROOM, seconds=1.0))
     result = pool.next()
     assert result is not None
     assert isinstance(result.error, OutOfMemoryError)
@@ -184,7 +184,7 @@ def test_workers_that_die_again_and_again_are_given_up(workers: Workers) -> None
             assert pool.next() is None
     assert len(workers.links) == 3
     assert not pool.capacity()
-    with pytest.raises(KleinError, match="all workers died, the last one so: it was killed"):
+    with pytest.raises(KleinError, match="all workers died; the last error: it was killed"):
         pool.next()
 
 
@@ -216,14 +216,14 @@ def test_when_none_can_load_it_is_the_runs_error(workers: Workers) -> None:
 
 
 def test_when_the_last_one_cannot_load_again_the_run_ends_as_of_a_death(workers: Workers) -> None:
-    """Pictures are made by then: they are told of, and the run can be taken up."""
+    """Images are made by then: they are told of, and the run can be taken up."""
     pool = pool_of(workers, info(2), count=1)
     pool.submit(batch())
     workers.links[0].answers.append(DEATH)
     assert pool.next() is not None
     workers.links[-1].answers.append(NO_ROOM)
     assert pool.next() is None
-    with pytest.raises(KleinError, match="all workers died, the last one so: no room"):
+    with pytest.raises(KleinError, match="all workers died; the last error: no room"):
         pool.next()
 
 

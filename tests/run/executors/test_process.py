@@ -1,4 +1,4 @@
-"""Workers: the same pictures from several processes, whatever happens to one of them.
+"""Workers: the same images from several processes, whatever happens to one of them.
 
 What is asked of processes of this host is asked of a Ray cluster, too.
 """
@@ -197,7 +197,7 @@ def test_two_workers_one_of_which_is_killed_make_the_same_files(
     assert len(pictures(alone)) == 10
     lines = [json.loads(line) for line in (together / "manifest.jsonl").read_text().splitlines()]
     made = [line["index"] for line in lines if line["kind"] == "picture"]
-    assert sorted(made) == list(range(1, 11)), "a picture was made twice, or is not on record"
+    assert sorted(made) == list(range(1, 11)), "an image was made twice, or is not on record"
 
 
 @pytest.mark.slow
@@ -251,7 +251,7 @@ def test_an_interrupt_ends_the_workers(place: Place, tmp_path: Path) -> None:
     assert running.ended() == 130
     told = running.said("err")
     assert re.fullmatch(
-        r"interrupted: \d+ of 40 pictures made; the same command with --resume makes the rest\n",
+        r"interrupted: \d+ of 40 images made; the same command with --resume makes the rest\n",
         told,
     )
 
@@ -304,7 +304,7 @@ def test_nothing_that_a_worker_prints_is_a_result(tmp_path: Path) -> None:
 def test_when_no_worker_can_start_the_last_that_it_printed_is_told(tmp_path: Path) -> None:
     done = run_with_noise(tmp_path, KLEIN_TEST_FAILS="1")
     assert done.returncode == 1
-    assert "error: all workers died, the last one so: no such library" in done.stderr
+    assert "error: all workers died; the last error: no such library" in done.stderr
     assert "noise" not in done.stdout
 
 

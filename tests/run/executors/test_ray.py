@@ -36,7 +36,7 @@ def test_without_ray_the_error_names_the_extra(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("options", [["--ray", "auto"], ["--workers", "2"]])
 def test_a_dry_run_needs_no_ray(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a cat", "-n", "2", "-m", "tiny", "--dry-run", *options]) == 0
-    assert "2 pictures to make" in capsys.readouterr().err
+    assert "2 images to make" in capsys.readouterr().err
 
 
 def test_a_ray_that_is_not_there_is_a_users_error(tmp_path: Path) -> None:

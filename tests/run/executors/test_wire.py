@@ -51,9 +51,7 @@ def ends() -> Iterator[tuple[socket, socket]]:
         WorkerInfo(origin=ORIGIN, batch_size=3),
         Failure(name="OutOfMemoryError", message="it did not fit", hint="use less"),
         Failure(name="ZeroDivisionError", message="", traceback="Traceback ..."),
-        Drawn(
-            pictures=[], failure=Failure(name="ModelError", message="a", hint="b"), seconds=0.125
-        ),
+        Drawn(images=[], failure=Failure(name="ModelError", message="a", hint="b"), seconds=0.125),
     ],
 )
 def test_what_comes_out_is_what_went_in(message: wire.Message, ends: tuple[socket, socket]) -> None:
@@ -68,21 +66,21 @@ def test_pixels_keep_every_bit_and_their_shapes(ends: tuple[socket, socket]) -> 
     """Larger than any socket's buffer, of several sizes, and one that is a view of another."""
     ours, theirs = ends
     noise = numpy.random.default_rng(7).integers(0, 256, (512, 640, 3), numpy.uint8)
-    pictures = [noise, noise[:64, :32], noise.transpose(1, 0, 2)]
-    sent = Drawn(pictures=pictures, failure=None, seconds=1.5)
+    images = [noise, noise[:64, :32], noise.transpose(1, 0, 2)]
+    sent = Drawn(images=images, failure=None, seconds=1.5)
     thread = threading.Thread(target=wire.send, args=(ours, sent))
     thread.start()
     found = wire.receive(theirs)
     thread.join()
     assert isinstance(found, Drawn)
-    assert all(map(numpy.array_equal, found.pictures, pictures))
-    assert [picture.shape for picture in found.pictures] == [p.shape for p in pictures]
+    assert all(map(numpy.array_equal, found.images, images))
+    assert [image.shape for image in found.images] == [p.shape for p in images]
     assert (found.failure, found.seconds) == (None, 1.5)
 
 
 @pytest.mark.parametrize("kept", [0, 3, 4, 20, -1])
 def test_a_peer_that_dies_amid_a_message_has_gone(kept: int, ends: tuple[socket, socket]) -> None:
-    """kill -9 can fall between any two bytes: half a picture must be no picture."""
+    """kill -9 can fall between any two bytes: half an image must be no image."""
     ours, theirs = ends
     header = json.dumps({"kind": "Drawn", "parts": [12]}).encode()
     whole = len(header).to_bytes(4, "big") + header + bytes(12)

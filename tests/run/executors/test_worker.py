@@ -31,7 +31,7 @@ def test_a_worker_draws_what_the_pipeline_draws(small_snapshot: Path) -> None:
     pipeline = Pipeline.load(resolve(str(small_snapshot)), choose(settings))
     drawn = worker.draw(DrawRequest(recipes=[RECIPE], tiled=False))
     assert drawn.failure is None
-    assert numpy.array_equal(drawn.pictures[0], pipeline.render([RECIPE])[0])
+    assert numpy.array_equal(drawn.images[0], pipeline.render([RECIPE])[0])
 
 
 def test_a_model_that_is_not_there_is_the_workers_answer(tmp_path: Path) -> None:

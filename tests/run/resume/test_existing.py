@@ -1,4 +1,4 @@
-"""What lies in a picture's place: the picture, a wreck, or somebody else's work."""
+"""What lies in an image's place: the image, a wreck, or somebody else's work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLANNED = Item(run=1, index=1, seed=7, file="1.png")
 
 @pytest.fixture(params=[".png", ".jpg", ".webp"])
 def picture(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A picture file with its record, as a run writes it."""
+    """An image file with its record, as a run writes it."""
     pixels = numpy.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=numpy.uint8)
     written = record(RECIPE, Settings(), provenance={})
     path = tmp_path / f"1{request.param}"

@@ -125,7 +125,7 @@ def test_a_failed_row_is_one_picture_whatever_the_options_say(journal: RunJourna
 
 
 def test_what_a_killed_run_left_half_written_is_swept(journal: RunJournal) -> None:
-    """And nothing of a klein that is writing a single picture there, without a manifest."""
+    """And nothing of a klein that is writing a single image there, without a manifest."""
     Path("d/e/f").mkdir(parents=True)
     for name in ("d/.klein-run-01.tmp", "d/e/.klein-run-23.tmp", "d/e/f/.klein-run-45.tmp"):
         Path(name).touch()
@@ -154,22 +154,24 @@ def test_other_settings_than_before_are_told_and_written_down(journal: RunJourna
     settings = Settings(device="cpu", dtype="float32", attention="sdpa")
     cpu = Origin(model=Model(name="tiny", weights="1234"), settings=settings, provenance={})
     gpu = replace(cpu, settings=settings.with_(device="cuda", dtype="bfloat16"))
-    assert journal.computed_with(cpu, bare=False) is None
+    assert journal.computed_with(cpu, no_metadata=False) is None
     again = Path("d/manifest.jsonl").read_text()
     assert '"dtype":"float32"' in again
     resumed = RunJournal(journal._manifest, journal._manifest.history(), resumed=True, preset=TINY)
-    assert resumed.computed_with(cpu, bare=False) is None
+    assert resumed.computed_with(cpu, no_metadata=False) is None
     assert Path("d/manifest.jsonl").read_text() == again
-    assert resumed.computed_with(gpu, bare=False) == (
-        "the pictures so far were made with device cpu, not cuda, dtype float32, not bfloat16"
+    assert resumed.computed_with(gpu, no_metadata=False) == (
+        "the images so far were made with device cpu, not cuda, dtype float32, not bfloat16"
     )
-    assert resumed.computed_with(replace(cpu, provenance={"threads": "2"}), bare=False) is None
+    assert (
+        resumed.computed_with(replace(cpu, provenance={"threads": "2"}), no_metadata=False) is None
+    )
     again_two = RunJournal(
         journal._manifest, journal._manifest.history(), resumed=True, preset=TINY
     )
-    assert again_two.computed_with(replace(cpu, provenance={"threads": "3"}), bare=False) == (
-        "the pictures so far were made with threads 2, not 3"
-    )
+    assert again_two.computed_with(
+        replace(cpu, provenance={"threads": "3"}), no_metadata=False
+    ) == ("the images so far were made with threads 2, not 3")
     assert resumed.computed_with(
-        replace(cpu, model=Model(name="tiny", weights="abcd")), bare=False
-    ) == ("the pictures so far were made with weights 1234, not abcd")
+        replace(cpu, model=Model(name="tiny", weights="abcd")), no_metadata=False
+    ) == ("the images so far were made with weights 1234, not abcd")

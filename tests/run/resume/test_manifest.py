@@ -98,7 +98,7 @@ def test_a_row_is_looked_for_in_the_last_run_that_knows_it(tmp_path: Path) -> No
 
 
 def test_a_run_that_is_named_is_looked_in_alone(tmp_path: Path) -> None:
-    """Else the pictures of a later run, with other seeds, would pass for its own."""
+    """Else the images of a later run, with other seeds, would pass for its own."""
     begin(tmp_path, "ab")
     begin(tmp_path, "abc", run=2, seed=100)
     history = read_history(tmp_path)
@@ -137,7 +137,7 @@ def test_a_picture_planned_twice_has_its_second_name(tmp_path: Path) -> None:
 
 
 def test_what_one_run_planned_and_another_made_is_made(tmp_path: Path) -> None:
-    """A row of failed.jsonl, tried by itself: the first run has its picture."""
+    """A row of failed.jsonl, tried by itself: the first run has its image."""
     begin(tmp_path, "ab")
     with opened(tmp_path) as manifest:
         manifest.begin(2, model="tiny", seed=None)

@@ -1,4 +1,4 @@
-"""Resuming a run: which rows find their pictures, and what the new ones get."""
+"""Resuming a run: which rows find their images, and what the new ones get."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def begin(*rows: Row, **changes: Any) -> list[Job]:
 
 
 def make(job: Job) -> None:
-    """The job's picture, whole and on record."""
+    """The job's image, whole and on record."""
     save(job.path, job.recipe)
     with opened(Path("d")) as manifest:
         journal = RunJournal(manifest, manifest.history(), resumed=True, preset=TINY)
@@ -230,12 +230,12 @@ def test_a_picture_that_is_somebody_elses_now_is_left_alone() -> None:
 def test_a_spelt_out_name_that_is_somebody_elses_now_is_refused() -> None:
     begin(*CATS, output="d/x.png")
     Image.new("RGB", (16, 16)).save("d/x-0002.png")
-    with pytest.raises(UsageError, match="is another picture now"):
+    with pytest.raises(UsageError, match="is another image now"):
         resumed(*CATS, output="d/x.png")
 
 
 def test_names_that_are_planned_are_nobody_elses() -> None:
-    """A new row must not take the name of a picture that another row still waits for."""
+    """A new row must not take the name of an image that another row still waits for."""
     begin(Row(prompt="a cat", output="x.png"))
     again = resumed(Row(prompt="a dog", output="x.png"), Row(prompt="a cat", output="x.png"))
     assert [str(job.path) for job in again.jobs] == ["d/x-2.png", "d/x.png"]
