@@ -169,7 +169,7 @@ def test_a_record_behind_the_pixels_is_found(tmp_path: Path) -> None:
         (changed(recipe={**WRITTEN["recipe"], "prompt": "\ud800"}), "not valid Unicode"),
         (changed(recipe={**WRITTEN["recipe"], "prompt": ""}), "prompt is empty"),
         (changed(recipe={**WRITTEN["recipe"], "model": "x" * 5000}), "model is"),
-        (changed(settings={**WRITTEN["settings"], "engine": "x" * 5000}), "--engine x+"),
+        (changed(settings={**WRITTEN["settings"], "engine": "x" * 5000}), "engine is"),
         (changed(sigmas=[1.0, 0.0]), "4 steps have 2 sigmas"),
         (changed(sigmas=[1.0, 0.5, 2.0, 0.1, 0.0]), "not between 0 and 1"),
         (changed(sigmas="1"), "sigmas are not numbers"),
