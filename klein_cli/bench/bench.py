@@ -21,15 +21,13 @@ from numpy.typing import NDArray
 
 from klein_cli.bench import scope as w
 from klein_cli.bench.cold import cold
-from klein_cli.bench.contender import Klein
+from klein_cli.bench.contender import KLEIN, Klein
 from klein_cli.bench.flops import Model, flops
-from klein_cli.bench.measure import LeftOut
-from klein_cli.bench.page_cache import environment
 from klein_cli.bench.peers import TUNED, Diffusers, load_peers
 from klein_cli.bench.prompts import alike
 from klein_cli.bench.roofline import Ceiling, ceilings, limits
 from klein_cli.bench.scope import Scope
-from klein_cli.bench.throughput import throughput
+from klein_cli.bench.throughput import of_contender, of_klein
 from klein_cli.bench.warm import warm
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.device.choose import provenance, torch_dtype
@@ -81,7 +79,7 @@ class _Bench:
     scope: Scope
     difference: Difference
     on_event: OnEvent
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     sizes: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -112,7 +110,7 @@ class _Bench:
             "ceilings": [asdict(ceiling) for ceiling in found],
             "sizes": self.sizes,
             "cold": {name: asdict(side) for name, side in processes.items()},
-            "left_out": [asdict(thing) for thing in self.left_out],
+            "left_out": [{"what": what, "why": why} for what, why in self.left_out.items()],
             "seconds": time.perf_counter() - started,
         }
 
@@ -125,7 +123,7 @@ class _Bench:
             torch_dtype(self.settings.dtype),
             self.scope.amount.ceiling_seconds,
         )
-        self.left_out += left_out
+        self.left_out |= left_out
         release_memory()
         return found
 
@@ -139,7 +137,7 @@ class _Bench:
             "height": recipe.height,
             "steps": recipe.steps,
             "work": asdict(todo),
-            "limits": {name: asdict(limit) for name, limit in by_name.items()},
+            "limits": by_name,
             "warm": {},
             "pixels": {},
             "throughput": {},
@@ -159,7 +157,7 @@ class _Bench:
                 theirs = np.asarray(peer.draw_as_klein(recipe).convert("RGB"))
                 size["pixels"][peer.name] = self.difference(ours, theirs)
         if not klein.memory.known:
-            self.left_out.append(LeftOut(what="memory", why="it is counted on GPUs only"))
+            self.left_out["memory"] = "it is counted on GPUs only"
         return peers
 
     def _peers(self) -> list[Diffusers]:
@@ -172,43 +170,33 @@ class _Bench:
             on_event=self.on_event,
         )
         if len(peers) == 1:
-            self.left_out.append(LeftOut(what=TUNED, why="its tuning is for GPUs"))
+            self.left_out[TUNED] = "its tuning is for GPUs"
         return peers
 
     def _throughput(self, peers: Sequence[Diffusers]) -> None:
         release_memory()
+        pictures, batch_size = self.scope.amount.pictures, self.scope.batch_size
         for recipe, size in zip(self.recipes, self.sizes, strict=True):
-            with tempfile.TemporaryDirectory(prefix="klein-bench-") as folder:
-                found = throughput(
-                    self.snapshot,
-                    self.settings,
-                    recipe,
-                    peers,
-                    pictures=self.scope.amount.pictures,
-                    batch_size=self.scope.batch_size,
-                    folder=Path(folder),
-                    on_event=self.on_event,
-                )
-            size["throughput"] = {name: asdict(side) for name, side in found.items()}
+            wanted = f"{recipe.width}x{recipe.height}: {pictures} images"
+            with tempfile.TemporaryDirectory(prefix="klein-bench-") as name:
+                folder = Path(name)
+                self.on_event(f"{wanted} by klein generate")
+                ours = of_klein(self.snapshot, self.settings, recipe, pictures, batch_size, folder)
+                size["throughput"][KLEIN] = asdict(ours)
+                for peer in peers:
+                    self.on_event(f"{wanted} by {peer.name}")
+                    theirs = of_contender(peer, recipe, pictures, folder)
+                    size["throughput"][peer.name] = asdict(theirs)
 
     def _cold(self) -> dict[str, Any]:
-        amount, root = self.scope.amount, self.snapshot.root
-        with tempfile.TemporaryDirectory(prefix="klein-bench-") as folder:
-            found = cold(
-                self.snapshot,
-                self.settings,
-                self.recipes[0],
-                peer=self.scope.peer,
-                runs=amount.processes,
-                drop=[root, *environment()] if amount.drop else None,
-                # The parts before have read all files that the processes read.
-                prime=w.WARM not in self.scope.parts,
-                folder=Path(folder),
-                on_event=self.on_event,
-            )
+        recipe = self.recipes[0]
+        with tempfile.TemporaryDirectory(prefix="klein-bench-") as name:
+            folder = Path(name)
+            found = cold(self.snapshot, self.settings, recipe, self.scope, folder, self.on_event)
         if any(side.dropped is None for side in found.values()):
-            why = "the system keeps it" if amount.drop else "--quick leaves it as it is"
-            self.left_out.append(LeftOut(what="processes without page cache", why=why))
+            drop = self.scope.amount.drop
+            why = "the system keeps it" if drop else "--quick leaves it as it is"
+            self.left_out["processes without page cache"] = why
         return found
 
     def _machine(self) -> dict[str, str]:

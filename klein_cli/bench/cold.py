@@ -6,15 +6,16 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from klein_cli.bench.contender import KLEIN
 from klein_cli.bench.measure import Spread
-from klein_cli.bench.page_cache import drop_cached
+from klein_cli.bench.page_cache import drop_cached, environment
 from klein_cli.bench.peers import PLAIN
 from klein_cli.bench.processes import generate_command, run
+from klein_cli.bench.scope import WARM, Scope
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
@@ -44,24 +45,21 @@ def cold(
     snapshot: Snapshot,
     settings: Settings,
     recipe: Recipe,
-    *,
-    peer: bool,
-    runs: int,
-    drop: Sequence[Path] | None,
-    prime: bool,
+    scope: Scope,
     folder: Path,
     on_event: Callable[[str], None],
 ) -> dict[str, Cold]:
     """klein and, if wanted, a plain diffusers script, by name, in changing order.
 
-    `prime` runs each once before it is timed, so that all files are in the page cache. With `drop`,
-    the files in these folders leave it before one last run of each. Raises KleinError when a
-    process fails.
+    All files are in the page cache: if no warm part of the run has read them, each runs once before
+    it is timed. To drop the cache, they leave it before one last run of each. Raises KleinError
+    when a process fails.
     """
+    runs = scope.amount.processes
     processes: dict[str, Process] = {KLEIN: lambda: _klein(snapshot, settings, recipe, folder)}
-    if peer:
+    if scope.peer:
         processes[PLAIN] = lambda: _plain(snapshot, settings, recipe, folder)
-    for name, process in processes.items() if prime else ():
+    for name, process in processes.items() if WARM not in scope.parts else ():
         on_event(f"a first process of {name}")
         process()
     found: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in processes}
@@ -71,15 +69,18 @@ def cold(
             on_event(f"process {number + 1} of {runs} of {name}")
             found[name].append(processes[name]())
     dropped: dict[str, float] = {}
-    for name, process in processes.items() if drop is not None else ():
+    for name, process in processes.items() if scope.amount.drop else ():
         on_event(f"a process of {name} without page cache")
-        if drop_cached(drop or ()):
+        if drop_cached([snapshot.root, *environment()]):
             dropped[name], _ = process()
     return {
         name: Cold(
             warm=Spread.of([seconds for seconds, _ in timed]),
             dropped=dropped.get(name),
-            split=_medians([phases for _, phases in timed]),
+            split={
+                phase: statistics.median(split[phase] for _, split in timed)
+                for phase in timed[0][1]
+            },
         )
         for name, timed in found.items()
     }
@@ -119,7 +120,3 @@ def _plain(
     split: dict[str, float] = json.loads(said.splitlines()[-1])
     split[_OUTSIDE] = seconds - sum(split.values())
     return seconds, split
-
-
-def _medians(splits: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {phase: statistics.median(split[phase] for split in splits) for phase in splits[0]}

@@ -28,15 +28,12 @@ class Contender(Protocol):
 
     def draw(self, recipe: Recipe) -> Image.Image:
         """The whole way of one image, from its words to the host's memory."""
-        ...
 
     def stages(self, recipe: Recipe) -> dict[str, float]:
         """Draw an image and say how many seconds encode, denoise and decode took."""
-        ...
 
     def png(self, image: Image.Image, recipe: Recipe) -> bytes:
         """An image as the bytes of its file."""
-        ...
 
 
 class Klein:

@@ -40,14 +40,6 @@ class Spread:
         return cls(median=median(samples), low=low, high=high, runs=len(samples))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """Something that this run does not measure, and why."""
-
-    what: str
-    why: str
-
-
 def now(device: torch.device) -> float:
     """Seconds of a clock, once the device has done all that it was asked to."""
     device_for(device).synchronize()

@@ -109,7 +109,7 @@ def load_peers(
         memory = Memory(device)
         with memory.watch():
             tuned = tune(plain, cudnn=settings.dtype != "float32", compile_vae=compile_vae)
-        memory.share(_bytes(plain.text_encoder))
+        memory.share(sum(weight.nbytes for weight in plain.text_encoder.parameters()))
         peers.append(Diffusers(TUNED, tuned, settings, memory))
     return peers
 
@@ -155,7 +155,3 @@ def _timed(pipe: Any, method: str, device: torch.device, moments: list[float]) -
         yield
     finally:
         delattr(pipe, method)
-
-
-def _bytes(module: torch.nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())

@@ -88,27 +88,10 @@ def write_model_index(root: Path, *, distilled: bool) -> None:
 
 def write_scheduler_config(root: Path) -> None:
     """scheduler/scheduler_config.json: flow matching with dynamic, exponential shifting."""
-    write_json(
-        root / "scheduler" / "scheduler_config.json",
-        {
-            "_class_name": "FlowMatchEulerDiscreteScheduler",
-            "_diffusers_version": "0.42.1",
-            "base_image_seq_len": 256,
-            "base_shift": 0.5,
-            "invert_sigmas": False,
-            "max_image_seq_len": 4096,
-            "max_shift": 1.15,
-            "num_train_timesteps": 1000,
-            "shift": 3.0,
-            "shift_terminal": None,
-            "stochastic_sampling": False,
-            "time_shift_type": "exponential",
-            "use_beta_sigmas": False,
-            "use_dynamic_shifting": True,
-            "use_exponential_sigmas": False,
-            "use_karras_sigmas": False,
-        },
-    )
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    scheduler.save_config(root / "scheduler")
 
 
 def write_json(path: Path, table: dict[str, Any]) -> None:

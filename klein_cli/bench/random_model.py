@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,11 +33,8 @@ def random_model(keep: Path | None, say: Callable[[str], None]) -> Iterator[Snap
 
     Raises KleinError when the disk has no room for it.
     """
-    if keep is not None:
-        yield _written(keep, say)
-        return
-    with tempfile.TemporaryDirectory(prefix="klein-bench-") as folder:
-        yield _written(Path(folder), say)
+    with nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="klein-bench-") as root:
+        yield _written(Path(root), say)
 
 
 def _written(root: Path, say: Callable[[str], None]) -> Snapshot:

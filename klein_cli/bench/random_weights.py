@@ -8,6 +8,7 @@ and no pad embedding is zero, so that a part left out or misplaced shows.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +50,13 @@ CORPUS = (
 class Sizes:
     """What tells one size of the model from another."""
 
-    vocab_size: int
-    tokens: int
-    special_tokens: tuple[str, ...]
     text_encoder: dict[str, Any]
     transformer: dict[str, Any]
     vae: dict[str, Any]
-    dtype: torch.dtype
+    vocab_size: int = 512
+    tokens: int = 400
+    special_tokens: tuple[str, ...] = SPECIAL_TOKENS
+    dtype: torch.dtype = torch.bfloat16
 
 
 def _text_encoder(
@@ -93,41 +94,31 @@ def _vae(*widths: int, layers: int, groups: int) -> dict[str, Any]:
     }
 
 
-# All FLUX.2 models have this one.
-_VAE = _vae(128, 256, 512, 512, layers=2, groups=32)
+# All FLUX.2 models have these.
+_OFFICIAL: dict[str, Any] = {
+    "vocab_size": 151936,
+    "tokens": 151669,
+    "special_tokens": OFFICIAL_SPECIAL_TOKENS,
+    "vae": _vae(128, 256, 512, 512, layers=2, groups=32),
+}
 
 SIZES = {
     "4b": Sizes(
-        vocab_size=151936,
-        tokens=151669,
-        special_tokens=OFFICIAL_SPECIAL_TOKENS,
+        **_OFFICIAL,
         text_encoder=_text_encoder(2560, 9728, 36, (32, 8), 128),
         transformer=_transformer((5, 20), heads=24, head_dim=128, waves=256),
-        vae=_VAE,
-        dtype=torch.bfloat16,
     ),
     "9b": Sizes(
-        vocab_size=151936,
-        tokens=151669,
-        special_tokens=OFFICIAL_SPECIAL_TOKENS,
+        **_OFFICIAL,
         text_encoder=_text_encoder(4096, 12288, 36, (32, 8), 128, tie_word_embeddings=False),
         transformer=_transformer((8, 24), heads=32, head_dim=128, waves=256),
-        vae=_VAE,
-        dtype=torch.bfloat16,
     ),
     "medium": Sizes(
-        vocab_size=512,
-        tokens=400,
-        special_tokens=SPECIAL_TOKENS,
         text_encoder=_text_encoder(256, 768, 30, (4, 2), 128),
         transformer=_transformer((2, 6), heads=6, head_dim=128, waves=256),
         vae=_vae(64, 128, 256, 256, layers=2, groups=32),
-        dtype=torch.bfloat16,
     ),
     "small": Sizes(
-        vocab_size=512,
-        tokens=400,
-        special_tokens=SPECIAL_TOKENS,
         text_encoder=_text_encoder(64, 128, 30, (4, 2), 16),
         transformer=_transformer((2, 2), heads=2, head_dim=32, waves=32),
         vae=_vae(16, 16, 32, 32, layers=1, groups=8),
@@ -188,38 +179,22 @@ def part_configs(sizes: Sizes) -> dict[str, dict[str, Any]]:
         "vocab_size": sizes.vocab_size,
         **sizes.text_encoder,
     }
-    transformer = {
-        "_class_name": "Flux2Transformer2DModel",
-        "_diffusers_version": "0.42.1",
-        "eps": 1e-06,
-        "guidance_embeds": False,
-        "in_channels": 128,
-        "joint_attention_dim": 3 * sizes.text_encoder["hidden_size"],
-        "mlp_ratio": 3.0,
-        "out_channels": None,
-        "patch_size": 1,
-        "rope_theta": 2000,
-        **sizes.transformer,
+    joint = {"guidance_embeds": False, "joint_attention_dim": 3 * text_encoder["hidden_size"]}
+    return {
+        "text_encoder": text_encoder,
+        "transformer": _filled("Flux2Transformer2DModel", {**joint, **sizes.transformer}),
+        "vae": _filled("AutoencoderKLFlux2", sizes.vae),
     }
-    vae = {
-        "_class_name": "AutoencoderKLFlux2",
-        "_diffusers_version": "0.42.1",
-        "act_fn": "silu",
-        "batch_norm_eps": 0.0001,
-        "batch_norm_momentum": 0.1,
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "in_channels": 3,
-        "latent_channels": 32,
-        "mid_block_add_attention": True,
-        "out_channels": 3,
-        "patch_size": [2, 2],
-        "sample_size": 1024,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "use_post_quant_conv": True,
-        "use_quant_conv": True,
-        **sizes.vae,
-    }
-    return {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
+
+
+def _filled(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """A config with the defaults of its class in diffusers, which are the official models'."""
+    import diffusers
+
+    with torch.device("meta"):
+        module = getattr(diffusers, name).from_config(config)
+    table: dict[str, Any] = json.loads(module.to_json_string())
+    return table
 
 
 def _tensors(name: str, config: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from klein_cli.bench.flops import Flops, Model
-from klein_cli.bench.measure import LeftOut, Spread, seconds_per_call
+from klein_cli.bench.measure import Spread, seconds_per_call
 from klein_cli.device.device import device_for
 from klein_cli.device.memory import is_out_of_memory
 from klein_cli.errors import ModelError
@@ -40,21 +40,10 @@ class Ceiling:
     seconds: Spread
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """Seconds below which no image can be made if every operation ran at the best rate."""
-
-    encode: float
-    step: float
-    denoise: float
-    decode: float
-    picture: float
-
-
 def ceilings(
     model: Model, tokens: int, device: torch.device, dtype: torch.dtype, budget: float
-) -> tuple[list[Ceiling], list[LeftOut]]:
-    """The machine's ceilings, at `budget` seconds each, and those it does not have.
+) -> tuple[list[Ceiling], dict[str, str]]:
+    """The machine's ceilings, at `budget` seconds each, and why it does not have the others.
 
     `tokens` is the length of the DiT's sequence, for the shapes of its widest linear and its
     attention. Raises a RuntimeError when memory runs out.
@@ -63,43 +52,40 @@ def ceilings(
     shapes = [(side, side, side), (tokens, *model.widest_linear)]
     found = [_copy(device, budget)]
     found += [_matmul(shape, device, dtype, budget) for shape in shapes]
-    left_out = []
+    left_out = {}
     try:
         found += [_fp8(shape, device, budget) for shape in shapes]
     except (RuntimeError, ModelError) as error:
         if is_out_of_memory(error):
             raise
         why = f"not on this machine: {str(error).strip().splitlines()[0]}"
-        left_out.append(LeftOut(what="the fp8 ceiling", why=why))
+        left_out["the fp8 ceiling"] = why
     found.append(_attention(model, tokens, device, dtype, budget))
     return found, left_out
 
 
-def limits(flops: Flops, steps: int, found: Sequence[Ceiling], dtype: str) -> dict[str, Limit]:
-    """The limit in `dtype`, and with the DiT's linears in fp8 where the machine has it."""
-    best = {kind: _fastest(found, kind) for kind in ("matmul", "fp8")}
-    plain = best["matmul"]
-    assert plain is not None
+def limits(
+    flops: Flops, steps: int, found: Sequence[Ceiling], dtype: str
+) -> dict[str, dict[str, float]]:
+    """The limit in `dtype`, and with the DiT's linears in fp8 where the machine has it.
+
+    A limit: the seconds, by part, below which no image can be made if every operation ran at the
+    best rate.
+    """
+    plain = max(ceiling.rate for ceiling in found if ceiling.kind == "matmul")
+    fp8 = [ceiling.rate for ceiling in found if ceiling.kind == "fp8"]
     by_name = {dtype: _limit(flops, steps, plain, plain)}
-    if best["fp8"] is not None:
-        by_name["fp8"] = _limit(flops, steps, plain, best["fp8"])
+    if fp8:
+        by_name["fp8"] = _limit(flops, steps, plain, max(fp8))
     return by_name
 
 
-def _limit(flops: Flops, steps: int, rate: float, linear_rate: float) -> Limit:
+def _limit(flops: Flops, steps: int, rate: float, linear_rate: float) -> dict[str, float]:
     encode, decode = flops.encode / rate, flops.decode / rate
     denoise = flops.dit_linears / linear_rate + flops.dit_attention / rate
-    return Limit(
-        encode=encode,
-        step=denoise / steps,
-        denoise=denoise,
-        decode=decode,
-        picture=encode + denoise + decode,
-    )
-
-
-def _fastest(found: Sequence[Ceiling], kind: str) -> float | None:
-    return max((ceiling.rate for ceiling in found if ceiling.kind == kind), default=None)
+    whole = encode + denoise + decode
+    parts = {"encode": encode, "step": denoise / steps, "denoise": denoise, "decode": decode}
+    return {**parts, "picture": whole}
 
 
 def _copy(device: torch.device, budget: float) -> Ceiling:

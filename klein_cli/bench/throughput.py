@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -67,27 +67,6 @@ def of_contender(contender: Contender, recipe: Recipe, pictures: int, folder: Pa
     prompts = of_all_lengths(_WARM_UPS + pictures)
     moments = list(_drawn(contender, recipe, prompts, folder / contender.name))
     return _throughput(moments[_WARM_UPS - 1 :])
-
-
-def throughput(
-    snapshot: Snapshot,
-    settings: Settings,
-    recipe: Recipe,
-    peers: Sequence[Contender],
-    *,
-    pictures: int,
-    batch_size: int | None,
-    folder: Path,
-    on_event: Callable[[str], None],
-) -> dict[str, Throughput]:
-    """klein and its peers by name."""
-    size = f"{recipe.width}x{recipe.height}"
-    on_event(f"{size}: {pictures} images by klein generate")
-    found = {"klein": of_klein(snapshot, settings, recipe, pictures, batch_size, folder)}
-    for contender in peers:
-        on_event(f"{size}: {pictures} images by {contender.name}")
-        found[contender.name] = of_contender(contender, recipe, pictures, folder)
-    return found
 
 
 def _drawn(

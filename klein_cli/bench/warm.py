@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -30,10 +31,10 @@ class Warm:
     first: float
     picture: Spread
     encode: Spread
-    step: Spread | None
     denoise: Spread
     decode: Spread
     png: Spread
+    step: Spread | None = None
     peak: int | None
     held: int | None
     reserved: int | None
@@ -114,16 +115,11 @@ def _round(
 def _summary(
     contender: Contender, first: float, peak: int | None, samples: dict[str, list[float]]
 ) -> Warm:
-    spreads = {kind: Spread.of(found) for kind, found in samples.items()}
+    spreads: dict[str, Any] = {kind: Spread.of(found) for kind, found in samples.items()}
     known = contender.memory.known
     return Warm(
+        **spreads,
         first=first,
-        picture=spreads["picture"],
-        encode=spreads["encode"],
-        step=spreads.get("step"),
-        denoise=spreads["denoise"],
-        decode=spreads["decode"],
-        png=spreads["png"],
         peak=peak,
         held=contender.memory.held if known else None,
         reserved=contender.memory.reserved if known else None,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from klein_cli.check.finding import BAD, NOTE, OK, Finding
+from klein_cli.check.metrics import relative_error
 from klein_cli.device.device import device_for
 from klein_cli.errors import UsageError, first_line
 from klein_cli.models.attention import AttentionLengths, EagerAttention, attention_backend
@@ -49,7 +50,7 @@ def attention(name: str, device: torch.device) -> Finding:
     with device_context(device_for(device)):
         found = attend(query, key, value, lengths).cpu()
     errors = [
-        _apart(found[row, part], wanted[row, part])
+        relative_error(found[row, part], wanted[row, part])
         for row, length in enumerate(_LENGTHS)
         for part in (slice(0, length), slice(length, None))
         if len(found[row, part])
@@ -75,7 +76,9 @@ def cudnn_attention() -> Finding:
     except RuntimeError as error:
         said = f"not here ({first_line(error)}): torch takes another, slower one"
         return Finding("cuDNN attention", NOTE, said)
-    return _checked("cuDNN attention", _apart(found, wanted), _CLOSE["bfloat16"], "update torch")
+    return _checked(
+        "cuDNN attention", relative_error(found, wanted), _CLOSE["bfloat16"], "update torch"
+    )
 
 
 def triton() -> Finding:
@@ -92,7 +95,9 @@ def triton() -> Finding:
         hint = "it needs a C compiler and Python's headers: apt install gcc python3-dev"
         return Finding("triton", NOTE, said, hint)
     wanted = F.rms_norm(values.double(), (256,), weight.double(), _EPSILON)
-    return _checked("triton", _apart(found, wanted), _CLOSE["float32"], "install triton again")
+    return _checked(
+        "triton", relative_error(found, wanted), _CLOSE["float32"], "install triton again"
+    )
 
 
 def fp8() -> Finding:
@@ -111,7 +116,9 @@ def fp8() -> Finding:
         ).cpu()
     except (RuntimeError, ValueError) as error:
         return Finding("fp8", NOTE, f"not here ({first_line(error)})", "update torch")
-    return _checked("fp8", _apart(found, wanted), _CLOSE["bfloat16"], "leave --quantize out")
+    return _checked(
+        "fp8", relative_error(found, wanted), _CLOSE["bfloat16"], "leave --quantize out"
+    )
 
 
 def _checked(name: str, error: float, limit: float, hint: str) -> Finding:
@@ -128,9 +135,3 @@ def _random(shape: tuple[int, ...], seed: int) -> Tensor:
 
 def _exact(x: Scaled) -> Tensor:
     return x.values.double() * x.scales.double()
-
-
-def _apart(found: Tensor, wanted: Tensor) -> float:
-    """The relative error of the whole; nan passes no limit."""
-    found, wanted = found.double(), wanted.double()
-    return float((found - wanted).norm() / wanted.norm())

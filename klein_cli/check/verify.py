@@ -13,14 +13,7 @@ from importlib.metadata import version
 from torch import Tensor
 
 from klein_cli.check.limits import LIMITS, Limits, precision
-from klein_cli.check.metrics import (
-    Pixels,
-    mean_abs_diff,
-    psnr,
-    relative_error,
-    row_errors,
-    ssim,
-)
+from klein_cli.check.metrics import Pixels, mean_abs_diff, psnr, relative_error, row_errors, ssim
 from klein_cli.check.official import reference
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.device.choose import provenance

@@ -7,7 +7,7 @@ traceback.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -51,9 +51,6 @@ Command NAME is the function, or the Typer app, NAME of `klein_cli.cli.commands.
 class _Commands(Mapping[str, Any]):
     """The commands by name, imported when they are asked for."""
 
-    def __init__(self) -> None:
-        self._loaded: dict[str, Any] = {}
-
     def __iter__(self) -> Iterator[str]:
         return iter(SUMMARIES)
 
@@ -61,16 +58,15 @@ class _Commands(Mapping[str, Any]):
         return len(SUMMARIES)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._loaded:
-            if name not in SUMMARIES:
-                raise KeyError(name)
-            module = import_module(f"klein_cli.cli.commands.{name}")
-            self._loaded[name] = _command(name, getattr(module, name))
-        return self._loaded[name]
+        if name not in SUMMARIES:
+            raise KeyError(name)
+        return _command(name)
 
 
-def _command(name: str, target: Any) -> Any:
-    """What Click calls, of a function or of an app with commands of its own."""
+@cache
+def _command(name: str) -> Any:
+    """What Click calls: made of the command's function, or of its app with commands of its own."""
+    target = getattr(import_module(f"klein_cli.cli.commands.{name}"), name)
     if isinstance(target, typer.Typer):
         app = target
     else:

@@ -26,6 +26,7 @@ from typer.core import TyperCommand
 
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.errors import UsageError
+from klein_cli.tables import shortened
 
 _PANEL = "Settings file"
 _OWN = ("config", "no_config")
@@ -113,7 +114,7 @@ def origins(context: typer.Context, *, not_filed: Container[str] = ()) -> Iterat
         (str(context.meta.get(_FILE)), _is_filed, not_filed),
     ):
         said = [
-            key if value is True else f"{key} {_short(str(value))}"
+            key if value is True else f"{key} {shortened(str(value))}"
             for key, param in _options(context.command).items()
             if param.name not in but
             and is_there(context, param.name)
@@ -199,7 +200,7 @@ def _check(ctx: Any, table: Mapping[str, Any], place: Any, *above: str) -> None:
             _check(ctx, value, inside[key], *above, key)
         elif param := own.get(_dashed(key)) or _options(place).get(_dashed(key)):
             if said := _complaint(ctx, key, value, param):
-                shown = _short(json.dumps(value, default=str, ensure_ascii=False))
+                shown = shortened(json.dumps(value, default=str, ensure_ascii=False))
                 file = ctx.meta[_FILE]
                 raise UsageError(f"{file} sets {where} = {shown}: {said.message}", said.hint)
         else:
@@ -279,7 +280,3 @@ def _without_alternatives(lower: Mapping[str, Any], higher: Mapping[str, Any]) -
 
 def _dashed(key: str) -> str:
     return key.replace("_", "-")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -72,51 +72,38 @@ def run_generate(
     reporting: options.ReportOptions,
 ) -> int:
     """Do what the options of `klein generate` ask for; its exit code."""
-    show_too = show and not (reporting.json or reporting.quiet)
 
     def run(report: Report) -> int:
         output = parsed_output(files, reporting)
-        asked = _parsed(prompts, image, output, model, machine, files, strict, show_too)
+        settings, batch_size = machine.settings(), machine.images_per_batch()
+        placement = machine.placement()
+        check_placement(placement, settings, dry_run=files.dry_run)
+        source = prompt_source(
+            typed=prompts.prompt,
+            option=prompts.prompt_option,
+            file=prompts.prompts_file,
+            stdin=sys.stdin.buffer,
+        )
+        asked = _Run(
+            model=model,
+            source=source,
+            defaults=image.defaults(
+                preset_for(model),
+                negative_prompt=prompts.negative_prompt,
+                wildcards=prompts.wildcards,
+            ),
+            seed=image.seed,
+            files=files,
+            output=output,
+            settings=settings,
+            placement=placement,
+            batch_size=batch_size,
+            strict=strict,
+            show=show and not (reporting.json or reporting.quiet),
+        )
         return _generate(asked, partial(_report_origins, context, asked.defaults), report)
 
     return run_command(run, output=files.output, dry_run=files.dry_run, **asdict(reporting))
-
-
-def _parsed(
-    prompts: options.PromptOptions,
-    image: options.ImageOptions,
-    output: Output,
-    model: str,
-    machine: options.MachineOptions,
-    files: options.OutputOptions,
-    strict: bool,
-    show: bool,
-) -> _Run:
-    settings, batch_size = machine.settings(), machine.images_per_batch()
-    placement = machine.placement()
-    check_placement(placement, settings, dry_run=files.dry_run)
-    source = prompt_source(
-        typed=prompts.prompt,
-        option=prompts.prompt_option,
-        file=prompts.prompts_file,
-        stdin=sys.stdin.buffer,
-    )
-    defaults = image.defaults(
-        preset_for(model), negative_prompt=prompts.negative_prompt, wildcards=prompts.wildcards
-    )
-    return _Run(
-        model=model,
-        source=source,
-        defaults=defaults,
-        seed=image.seed,
-        files=files,
-        output=output,
-        settings=settings,
-        placement=placement,
-        batch_size=batch_size,
-        strict=strict,
-        show=show,
-    )
 
 
 def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Report) -> int:
@@ -265,7 +252,7 @@ def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Rep
     """What the user does not know, or may think otherwise."""
     preset = asked.defaults.preset
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
-    if without := [*unused, *planned.without_effect]:
+    if without := [*unused, *sorted(planned.without_effect)]:
         verb = "has" if len(without) == 1 else "have"
         report.warn(f"{' and '.join(without)} {verb} no effect: {preset.name} is distilled")
     if drawn_seed is not None:

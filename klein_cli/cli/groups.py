@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from copy import copy
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -18,30 +20,29 @@ Group = TypeVar("Group", bound="DataclassInstance")
 
 
 def grouped(
-    *, leave_out: Collection[str] = (), defaults: Mapping[str, Any] | None = None
+    *,
+    leave_out: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    helps: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let Typer see the fields of a command's dataclasses as options, in the order of both.
 
     Fields that are left out are not options of this command and keep their own default; `defaults`
-    take precedence over those of the fields.
+    and `helps` take precedence over those of the fields.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command)
         groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
 
+        @wraps(command)
         def run(**values: Any) -> None:
             for name, kind in groups.items():
                 options = {field.name for field in fields(kind)} & values.keys()
                 values[name] = kind(**{option: values.pop(option) for option in options})
             command(**values)
 
-        parameters = list(_parameters(command, leave_out, defaults or {}))
-        run.__name__, run.__doc__, run.__module__ = (
-            command.__name__,
-            command.__doc__,
-            command.__module__,
-        )
+        parameters = list(_parameters(command, leave_out, defaults or {}, helps or {}))
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return run
@@ -56,7 +57,10 @@ def only_typed(context: typer.Context, group: Group) -> Group:
 
 
 def _parameters(
-    command: Callable[..., None], leave_out: Collection[str], defaults: Mapping[str, Any]
+    command: Callable[..., None],
+    leave_out: Collection[str],
+    defaults: Mapping[str, Any],
+    helps: Mapping[str, str],
 ) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
@@ -67,6 +71,11 @@ def _parameters(
         else:
             options = [(name, kind, parameter.default)]
         for option, hint, default in options:
+            if option in helps:
+                kind, said = get_args(hint)
+                said = copy(said)
+                said.help = helps[option]
+                hint = Annotated[kind, said]
             if option not in leave_out:
                 yield inspect.Parameter(
                     option,

@@ -20,13 +20,7 @@ import torch
 
 from klein_cli import __version__
 from klein_cli.device.architectures import built_for
-from klein_cli.device.device import (
-    INSTALL_TORCH,
-    Device,
-    cuda_devices,
-    device_for,
-    why_no_gpu,
-)
+from klein_cli.device.device import INSTALL_TORCH, Device, cuda_devices, device_for, why_no_gpu
 from klein_cli.device.packages import check_official
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.models.attention import attention_backend

@@ -67,9 +67,10 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait for all that the device was asked to do."""
+        if self.is_gpu:
+            import torch
 
-    def empty_cache(self) -> None:
-        """Give memory that no tensor uses back to the device."""
+            torch.accelerator.synchronize(self.torch_device)
 
     def memory(self) -> Memory | None:
         """What is free and what there is; None where torch does not say."""
@@ -115,18 +116,6 @@ class Cuda(Device):
 
         return torch.cuda.device(self.torch_device)
 
-    def synchronize(self) -> None:
-        """Wait for all that this GPU was asked to do."""
-        import torch
-
-        torch.cuda.synchronize(self.torch_device)
-
-    def empty_cache(self) -> None:
-        """Give memory that no tensor uses back to the driver."""
-        import torch
-
-        torch.cuda.empty_cache()
-
     def memory(self) -> Memory:
         """What the driver says; it counts what other programs use."""
         import torch
@@ -152,18 +141,6 @@ class Mps(Device):
     default_dtype = "bfloat16"
     is_gpu = True
     rope_on_host = True
-
-    def synchronize(self) -> None:
-        """Wait for all that the GPU was asked to do."""
-        import torch
-
-        torch.mps.synchronize()
-
-    def empty_cache(self) -> None:
-        """Give memory that no tensor uses back to the system."""
-        import torch
-
-        torch.mps.empty_cache()
 
     def memory(self) -> Memory:
         """What the system recommends to use at most, less what this process has taken."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,51 +41,26 @@ class Origin:
     provenance: Mapping[str, str]
 
     def record(self, recipe: Recipe, step_down: str | None = None) -> dict[str, Any]:
-        """The record of one of its images; see the function of that name."""
+        """The record of one of its images, ready for JSON.
+
+        `sigmas` are the noise levels, steps + 1 of them; `step_down` says what was done differently
+        for want of memory. No time of day and no path goes in: the same recipe gives the same file,
+        and a file tells nothing of whose disk it came from.
+        """
         from klein_cli.sampling.schedule import noise_levels
 
-        return record(
-            recipe,
-            self.settings,
-            sigmas=noise_levels(recipe.width, recipe.height, recipe.steps),
-            repo=self.model.repo,
-            revision=self.model.revision,
-            weights=self.model.weights,
-            provenance=self.provenance,
-            step_down=step_down,
-        )
-
-
-def record(
-    recipe: Recipe,
-    settings: Settings,
-    *,
-    revision: str | None,
-    provenance: Mapping[str, str],
-    step_down: str | None = None,
-    sigmas: Sequence[float] = (),
-    repo: str | None = None,
-    weights: str | None = None,
-) -> dict[str, Any]:
-    """The record of one image, ready for JSON.
-
-    `revision` is the model's commit in the hub's `repo`; `weights` its fingerprint; `sigmas` are
-    the noise levels, steps + 1 of them; `provenance` names the versions and the machine;
-    `step_down` says what was done differently because memory ran out. No time of day and no
-    path goes in: the same recipe gives the same file, which says nothing of whose disk it is from.
-    """
-    written: dict[str, Any] = {
-        "format": FORMAT,
-        "klein": __version__,
-        "recipe": asdict(recipe),
-        "settings": asdict(settings),
-        "sigmas": list(sigmas),
-        "model": {"name": recipe.model, "repo": repo, "revision": revision, "weights": weights},
-        "provenance": dict(provenance),
-    }
-    if step_down is not None:
-        written["step_down"] = step_down
-    return written
+        written: dict[str, Any] = {
+            "format": FORMAT,
+            "klein": __version__,
+            "recipe": asdict(recipe),
+            "settings": asdict(self.settings),
+            "sigmas": noise_levels(recipe.width, recipe.height, recipe.steps),
+            "model": {**asdict(self.model), "name": recipe.model},
+            "provenance": dict(self.provenance),
+        }
+        if step_down is not None:
+            written["step_down"] = step_down
+        return written
 
 
 def to_json(written: Mapping[str, Any]) -> str:

@@ -104,14 +104,6 @@ def read_pixels(path: Path) -> NDArray[numpy.uint8]:
         return numpy.asarray(image.convert("RGB"))
 
 
-def is_whole(path: Path) -> bool:
-    """Whether `path` is an image of a format that klein writes, from its first byte to its last.
-
-    Raises OSError if it cannot be read.
-    """
-    return _is_whole(path.read_bytes())
-
-
 def is_torn(path: Path) -> bool:
     """Whether `path` is what is left of such an image: nothing, zeros, or no whole one.
 

@@ -17,7 +17,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -28,17 +28,7 @@ from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
 from klein_cli.tables import RepeatedKeyError, WrongTypeError, checked, parse_json, shortened
 
 STDIN = "-"
-KEYS = (
-    "prompt",
-    "seed",
-    "width",
-    "height",
-    "steps",
-    "guidance",
-    "negative_prompt",
-    "output",
-    "n",
-)
+KEYS = tuple(field.name for field in fields(Row) if field.name != "line")
 IGNORED_KEYS = ("error",)
 """What klein itself writes into failed.jsonl and does not need to read again."""
 
@@ -160,37 +150,32 @@ def refuse_rows(source: str, bad_rows: Iterable[BadRow]) -> NoReturn:
     )
 
 
-class _Fault(Exception):
-    """What is wrong with one line: (message, hint)."""
-
-
 def _row_or_fault(line: int, values_of: Callable[..., dict[str, Any]], *text: Any) -> Row | BadRow:
     try:
         return _row(line, values_of(*text))
-    except _Fault as fault:
-        message, hint = fault.args
-        return BadRow(line=line, message=message, hint=hint)
+    except UsageError as fault:
+        return BadRow(line=line, message=fault.message, hint=fault.hint)
 
 
 def _row(line: int, values: dict[str, Any]) -> Row:
     unknown = [key for key in values if key not in (*KEYS, *IGNORED_KEYS)]
     if unknown:
-        raise _Fault(f"unknown key {unknown[0]!r}", f"the keys are {', '.join(KEYS)}")
+        raise UsageError(f"unknown key {unknown[0]!r}", f"the keys are {', '.join(KEYS)}")
     given = {key: values[key] for key in KEYS if values.get(key) is not None}
     if "prompt" not in given:
-        raise _Fault("there is no prompt", 'every row needs a "prompt"')
+        raise UsageError("there is no prompt", 'every row needs a "prompt"')
     try:
         given = checked(Row, given)
     except WrongTypeError as error:
-        raise _Fault(
+        raise UsageError(
             f"{error.name} must be {error.wanted}, not {_shown(error.value)}",
             f"write {error.name} as {error.wanted}",
         ) from None
     fault = prompt_fault(given["prompt"])
     if fault:
-        raise _Fault(*fault)
+        raise UsageError(*fault)
     if not 1 <= given.get("n", 1) <= MAX_IMAGES:
-        raise _Fault(f"n {given['n']} is out of range", f"use 1 to {MAX_IMAGES}")
+        raise UsageError(f"n {given['n']} is out of range", f"use 1 to {MAX_IMAGES}")
     if "guidance" in given:
         given["guidance"] = _decimal(given["guidance"])
     return Row(line=line, **given)
@@ -201,23 +186,23 @@ def _decimal(value: float) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise _Fault("guidance is out of range", "use a number such as 4") from None
+        raise UsageError("guidance is out of range", "use a number such as 4") from None
 
 
 def _json_object(line: str) -> dict[str, Any]:
     try:
         value = parse_json(line)
     except json.JSONDecodeError as error:
-        raise _Fault(
+        raise UsageError(
             f"malformed JSON: {error.msg} at column {error.colno}",
             'write one object a line, as in {"prompt": "a red circle", "seed": 7}',
         ) from None
     except RepeatedKeyError as error:
-        raise _Fault(str(error), "give each key once") from None
+        raise UsageError(str(error), "give each key once") from None
     except (ValueError, RecursionError) as error:
-        raise _Fault(f"malformed JSON: {error}", "write plain numbers and text") from None
+        raise UsageError(f"malformed JSON: {error}", "write plain numbers and text") from None
     if not isinstance(value, dict):
-        raise _Fault(
+        raise UsageError(
             f"expected a JSON object, found {_shown(value)}",
             'write one object a line, as in {"prompt": "a red circle"}',
         )
@@ -245,7 +230,7 @@ def _without_empty_end(cells: list[str]) -> list[str]:
 def _csv_values(header: list[str], cells: list[str]) -> dict[str, Any]:
     cells = _without_empty_end(cells)
     if len(cells) > len(header):
-        raise _Fault(
+        raise UsageError(
             f"{len(cells)} cells under {len(header)} columns",
             "put text that holds a comma in double quotes",
         )

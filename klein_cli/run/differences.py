@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -211,14 +211,4 @@ def likeness(drawn: Path, original: NDArray[numpy.uint8]) -> Likeness | None:
     apart = numpy.abs(pixels.astype(int) - original.astype(int)).max(axis=2)
     return Likeness(
         differ=int(numpy.count_nonzero(apart)), pixels=apart.size, most=int(apart.max())
-    )
-
-
-def group_key(record: Record, model: str | None) -> tuple[object, ...]:
-    """Images that share it are drawn by one loaded model."""
-    return (
-        model or record.recipe.model,
-        None if model else record.revision,
-        tuple(asdict(record.settings).items()),
-        record.provenance.get("threads"),
     )

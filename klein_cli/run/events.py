@@ -19,35 +19,27 @@ class Listener(Protocol):
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
-        ...
 
     def detail(self, text: str) -> None:
         """Something for those who want to know more."""
-        ...
 
     def warn(self, text: str) -> None:
         """Something that may spoil the images."""
-        ...
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something that a program may act on; see docs/runs.md for the kinds."""
-        ...
 
     def doing(self, text: str) -> None:
         """What is being done now, "" for nothing worth a word."""
-        ...
 
     def expect(self, images: int) -> None:
         """So many images are going to be made."""
-        ...
 
     def progress(self, images: float) -> None:
         """So many images' worth is done beyond those that were finished."""
-        ...
 
     def downloading(self) -> AbstractContextManager[Watch]:
         """Who watches a download, for as long as it may take."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +63,8 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SteppedDown:
-    """Something did not go as it should; `reason` says what, and what is done instead."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """Something about the executor that the user should know."""
+    """Something did not go as it should; `text` says what, and what is done instead."""
 
     text: str
 
@@ -91,7 +76,7 @@ class Stopped:
     error: KleinError
 
 
-Event = Saved | Failed | SteppedDown | Notice | Stopped
+Event = Saved | Failed | Notice | Stopped
 
 
 def words(error: Exception) -> str:

@@ -36,34 +36,24 @@ from klein_cli.run.jobs import Job, Jobs
 from klein_cli.run.resume.existing import Existing, look
 from klein_cli.run.resume.history import History, Item, file_hash, recipe_hash, row_hash
 
-__all__ = ["Adopted", "Job", "Output", "Plan", "check_folders", "plan"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adopted:
-    """An image that was found whole, and that the manifest does not know yet."""
-
-    item: Item
-    recipe: Recipe
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Plan:
     """The jobs of a run in order, and what the user should know about them.
 
-    `done` images are there already, `adopted` are those of them that want recording. `folders`
-    are those that are written in. `uses_seed`: some image takes its seed from the run's.
-    `without_effect`: what rows ask for that this model ignores. `long_seed`: the first that has
-    more bits than the CPU's generator reads, or None.
+    `done` images are there already, `adopted` are those of them that were found whole and that
+    the manifest does not know yet. `folders` are those that are written in. `uses_seed`: some
+    image takes its seed from the run's. `without_effect`: what rows ask for that this model
+    ignores. `long_seed`: the first that has more bits than the CPU's generator reads, or None.
     """
 
-    jobs: Jobs
-    done: int
-    adopted: tuple[Adopted, ...]
-    folders: frozenset[Path]
-    uses_seed: bool
-    without_effect: tuple[str, ...]
-    long_seed: int | None
+    jobs: Jobs = field(default_factory=Jobs)
+    done: int = 0
+    adopted: list[tuple[Item, Recipe]] = field(default_factory=list)
+    folders: set[Path] = field(default_factory=set)
+    uses_seed: bool = False
+    without_effect: set[str] = field(default_factory=set)
+    long_seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +99,7 @@ def plan(
         planner.add(row)
     if planner.bad_rows:
         refuse_rows(source, sorted(planner.bad_rows, key=lambda fault: fault.line))
-    return planner.plan()
+    return planner.plan
 
 
 def check_folders(folders: Iterable[Path], *, swept: bool = False) -> None:
@@ -123,7 +113,7 @@ def check_folders(folders: Iterable[Path], *, swept: bool = False) -> None:
 
 @dataclass(slots=True)
 class _Planner:
-    """Takes rows one by one; what is wrong with them gathers in `bad_rows`."""
+    """Takes rows one by one into a `plan`; what is wrong with them gathers in `bad_rows`."""
 
     defaults: Defaults
     seed: int
@@ -132,13 +122,7 @@ class _Planner:
     names: Names
     output: Output
     bad_rows: list[BadRow] = field(default_factory=list)
-    _jobs: Jobs = field(default_factory=Jobs)
-    _adopted: list[Adopted] = field(default_factory=list)
-    _done: int = 0
-    _folders: set[Path] = field(default_factory=set)
-    _uses_seed: bool = False
-    _ignored: set[str] = field(default_factory=set)
-    _long_seed: int | None = None
+    plan: Plan = field(default_factory=Plan)
     _next_index: int = 1
 
     def __post_init__(self) -> None:
@@ -157,25 +141,13 @@ class _Planner:
                 several = makes_several(row, self.defaults)
                 if row.guidance is not None:  # even one that is ignored
                     check_guidance(row.guidance)
-            self._ignored.update(ignored(row, self.defaults.preset))
+            self.plan.without_effect.update(ignored(row, self.defaults.preset))
             for number, seed in enumerate(own_seeds(row, self.defaults), start=1):
-                self._uses_seed |= seed is None
+                self.plan.uses_seed |= seed is None
                 self._add_image(row, seed, number if several else None)
         except _RowFault as fault:
             message, hint = fault.args
             self.bad_rows.append(BadRow(line=row.line, message=message, hint=hint))
-
-    def plan(self) -> Plan:
-        """What has been planned, when there are no faults."""
-        return Plan(
-            jobs=self._jobs,
-            done=self._done,
-            adopted=tuple(self._adopted),
-            folders=frozenset(self._folders),
-            uses_seed=self._uses_seed,
-            without_effect=tuple(sorted(self._ignored)),
-            long_seed=self._long_seed,
-        )
 
     def _add_image(self, row: Row, own: int | None, number: int | None) -> None:
         key = _row_key(row, own, self.defaults)
@@ -192,9 +164,9 @@ class _Planner:
             if not self.output.no_metadata:
                 with _row_faults():
                     check_room(job.recipe, job.path.suffix)
-            self._folders.add(job.path.parent)
+            self.plan.folders.add(job.path.parent)
         altered = job.altered or unmade is not None
-        self._jobs.add(replace(job, row=key, occurrence=occurrence, altered=altered))
+        self.plan.jobs.add(replace(job, row=key, occurrence=occurrence, altered=altered))
 
     def _unmade(self, row: Row, own: int | None) -> Item | None:
         """What was planned for a row's own name and seed and is not made: that of a row in
@@ -241,8 +213,8 @@ class _Planner:
         )
 
     def _recipe(self, row: Row, seed: int) -> Recipe:
-        if seed >= CPU_SEEDS and self._long_seed is None:
-            self._long_seed = seed
+        if seed >= CPU_SEEDS and self.plan.long_seed is None:
+            self.plan.long_seed = seed
         with _row_faults():
             return recipe_of(row, self.defaults, seed)
 
@@ -250,11 +222,11 @@ class _Planner:
         return self.where.exact and row.output is None
 
     def _keep(self, item: Item, recipe: Recipe, found: Existing) -> None:
-        self._done += 1
+        self.plan.done += 1
         if found is Existing.UNRECORDED:
             sha256 = file_hash(self.where.folder / item.file)
             known = replace(item, recipe=recipe_hash(recipe), sha256=sha256)
-            self._adopted.append(Adopted(item=known, recipe=recipe))
+            self.plan.adopted.append((known, recipe))
 
 
 class _RowFault(Exception):

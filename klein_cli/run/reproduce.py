@@ -21,7 +21,6 @@ from klein_cli.recipe import Recipe
 from klein_cli.run.differences import (
     as_many_threads,
     differences,
-    group_key,
     likeness,
     schedule_differs,
     settings_here,
@@ -53,7 +52,9 @@ class Source:
     @property
     def key(self) -> tuple[object, ...]:
         """Sources that share it are drawn by one loaded model."""
-        return group_key(self.record, None if self.snapshot else self.model)
+        then = self.record
+        place = (then.recipe.model, then.revision) if self.snapshot else (self.model,)
+        return *place, then.settings, then.provenance.get("threads")
 
     def is_drawn_by(self, job: Job) -> bool:
         """Whether the job draws this image's own recipe, not a variation of it."""

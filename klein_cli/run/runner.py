@@ -26,7 +26,7 @@ from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
 from klein_cli.run.batching import Batch, batches
-from klein_cli.run.events import Event, Failed, Notice, Saved, SteppedDown, Stopped, words
+from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped, words
 from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
 from klein_cli.run.jobs import Job
@@ -147,7 +147,7 @@ class Run:
             return
         retries, notice = self._instead(batch, error)
         if notice is not None:
-            yield SteppedDown(reason=notice)
+            yield Notice(text=notice)
         self._retries.extendleft(reversed(retries))
         if not retries:
             failures = (Failed(job=job, error=error) for job in batch.jobs)

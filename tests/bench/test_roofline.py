@@ -29,21 +29,21 @@ def test_every_rate_is_its_work_over_its_time() -> None:
     assert linear.rate * linear.seconds.median == pytest.approx(2 * rows * inner * columns)
     width = TINY.dit.width
     assert attention.rate * attention.seconds.median == pytest.approx(4 * 544 * 544 * width)
-    assert [thing.what for thing in left_out] == ["the fp8 ceiling"]
+    assert list(left_out) == ["the fp8 ceiling"]
 
 
 def test_the_limit_is_all_work_at_the_best_rate() -> None:
     found = [ceiling("copy", 9e9), ceiling("matmul", 5.0), ceiling("matmul", 10.0)]
     (limit,) = limits(WORK, 4, found, "float32").values()
-    assert (limit.encode, limit.denoise, limit.decode, limit.picture) == (1.0, 48.0, 2.0, 51.0)
-    assert limit.step == 12.0
+    times = {"encode": 1.0, "step": 12.0, "denoise": 48.0, "decode": 2.0, "picture": 51.0}
+    assert limit == times
 
 
 def test_fp8_quickens_the_linears_of_the_dit_alone() -> None:
     found = [ceiling("matmul", 10.0), ceiling("fp8", 20.0), ceiling("attention", 99.0)]
     by_name = limits(WORK, 4, found, "bfloat16")
-    assert by_name["bfloat16"].picture == 51.0
-    assert by_name["fp8"].picture == 31.0
+    assert by_name["bfloat16"]["picture"] == 51.0
+    assert by_name["fp8"]["picture"] == 31.0
 
 
 @pytest.mark.gpu

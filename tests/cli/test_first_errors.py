@@ -16,8 +16,9 @@ import numpy
 import pytest
 import zygote
 from PIL import Image
+from records import record
 
-from klein_cli.output.metadata import parameters, record
+from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
 from klein_cli.run.resume.manifest import opened

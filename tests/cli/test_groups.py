@@ -73,3 +73,9 @@ def test_options_stand_where_the_group_stands(given: list[Any]) -> None:
     names = list(inspect.signature(command.callback).parameters)
     assert names == ["context", "name", "width", "height", "loud"]
     assert "What it does." in run(app(given), "--help")
+
+
+def test_what_one_command_says_of_an_option_is_its_own(given: list[Any]) -> None:
+    """The options of a group are shared: a help written into them would show everywhere."""
+    assert "How wide." in run(app(given, helps={"width": "How wide."}), "--help")
+    assert "How wide." not in run(app(given), "--help")

@@ -47,21 +47,20 @@ def test_only_a_gpu_of_nvidia_computes_images_together() -> None:
 
 
 @pytest.fixture
-def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A Mac with a GPU of 16 GB, of which 4 are taken; what it is asked to do."""
-    asked: list[str] = []
+def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A Mac with a GPU of 16 GB, of which 4 are taken; the devices that are waited for."""
+    asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 16 * 10**9)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 4 * 10**9)
-    monkeypatch.setattr(torch.mps, "synchronize", lambda: asked.append("synchronize"))
-    monkeypatch.setattr(torch.mps, "empty_cache", lambda: asked.append("empty_cache"))
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(platform, "mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", asked.append)
     return asked
 
 
-def test_a_macs_gpu_is_used_when_it_is_asked_for(on_a_mac: list[str]) -> None:
+def test_a_macs_gpu_is_used_when_it_is_asked_for(on_a_mac: list[torch.device]) -> None:
     chosen = choose(Settings(device="mps"), presets()["klein-4b"])
     assert chosen == Settings(device="mps", dtype="bfloat16", attention="sdpa", kernels="torch")
     assert choose(Settings(device="mps", dtype="float32")).dtype == "float32"
@@ -71,17 +70,17 @@ def test_a_macs_gpu_is_used_when_it_is_asked_for(on_a_mac: list[str]) -> None:
     assert not {"cuda", "cpu capability"} & record.keys()
 
 
-def test_a_macs_gpu_has_no_float64_and_no_kernels_of_ours(on_a_mac: list[str]) -> None:
+def test_a_macs_gpu_has_no_float64_and_no_kernels_of_ours(on_a_mac: list[torch.device]) -> None:
     device = device_for("mps")
     assert device.rope_on_host
     assert not any((device.triton, device.graphs, device.fp8, device.streams))
     assert device.memory() == Memory(free=12 * 10**9, total=16 * 10**9)
     device.synchronize()
-    device.empty_cache()
-    assert on_a_mac == ["synchronize", "empty_cache"]
+    device_for("cpu").synchronize()
+    assert on_a_mac == [torch.device("mps")]
 
 
-def test_auto_takes_no_gpu_that_klein_was_never_tried_on(on_a_mac: list[str]) -> None:
+def test_auto_takes_no_gpu_that_klein_was_never_tried_on(on_a_mac: list[torch.device]) -> None:
     assert choose(Settings(), presets()["tiny"]).device == "cpu"
     with pytest.raises(ModelError, match="no GPU was found") as caught:
         choose(Settings(), presets()["klein-4b"])

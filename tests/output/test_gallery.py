@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
+from records import record
 
 from klein_cli.errors import UsageError
 from klein_cli.output.gallery import PAGE, check_page, images_in, write_gallery
-from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
 from klein_cli.recipe import MAX_PROMPT, Recipe
 from klein_cli.settings import Settings
@@ -40,7 +40,7 @@ def draw(
     recipe = Recipe(
         prompt=prompt, seed=seed, width=width, height=height, steps=4, guidance=1.0, model="tiny"
     )
-    written = record(recipe, SETTINGS, revision=None, provenance={"torch": "2.13"})
+    written = record(recipe, SETTINGS, provenance={"torch": "2.13"})
     pixels = numpy.full((height, width, 3), seed % 256, dtype=numpy.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode(pixels, path.suffix, written, ""))

@@ -11,9 +11,10 @@ import numpy
 import pytest
 from browser import CHROMIUM, DRIVER, Browser, browsing
 from PIL import Image
+from records import record
 
 from klein_cli.output.gallery import write_gallery
-from klein_cli.output.metadata import parameters, record
+from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
@@ -47,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe = Recipe(
             prompt=prompt, seed=seed, width=64, height=48, steps=4, guidance=1.0, model="tiny"
         )
-        written = record(recipe, SETTINGS, revision=None, provenance={"torch": "2.13"})
+        written = record(recipe, SETTINGS, provenance={"torch": "2.13"})
         pixels = numpy.full((48, 64, 3), number % 256, dtype=numpy.uint8)
         data = encode(pixels, ".png", written, parameters(recipe))
         (folder / f"{number + 1:04d}.png").write_bytes(data)

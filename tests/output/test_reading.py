@@ -13,10 +13,11 @@ from typing import Any
 import numpy
 import pytest
 from PIL import Image, PngImagePlugin
+from records import record
 
 from klein_cli import __version__
 from klein_cli.errors import UsageError
-from klein_cli.output.metadata import FORMAT, parameters, record
+from klein_cli.output.metadata import FORMAT, parameters
 from klein_cli.output.png import encode
 from klein_cli.output.reading import MAX_FILE_BYTES, MAX_RECORD_BYTES, read_pixels, read_record
 from klein_cli.recipe import MAX_PROMPT, Recipe
@@ -37,13 +38,12 @@ COMMIT, WEIGHTS = "ab" * 20, "0123456789abcdef" * 2
 WRITTEN = record(
     RECIPE,
     SETTINGS,
-    sigmas=(1.0, 0.75, 0.5, 0.25, 0.0),
     repo="owner/name",
     revision=COMMIT,
     weights=WEIGHTS,
     provenance={"torch": "2.13"},
     step_down="alone",
-)
+) | {"sigmas": [1.0, 0.75, 0.5, 0.25, 0.0]}
 # What klein wrote before its records had sigmas and weights.
 FORMAT_1 = {
     "format": 1,

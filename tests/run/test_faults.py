@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from klein_cli.cli.app import main
-from klein_cli.output.reading import is_whole
+from klein_cli.output.reading import is_torn
 from klein_cli.prompts.files import read_rows
 from klein_cli.prompts.rows import Row
 from klein_cli.run.resume.manifest import opened
@@ -82,7 +82,7 @@ def test_a_full_disk_stops_the_run_with_what_is_done_intact(klein: Any, disk: Di
     assert todo == "hint: fix that, then give the same command with --resume"
     assert tally == f"{len(made)} of 12 images made, 0 failed"
     assert names("d") == [*sorted(Path(path).name for path in made), "manifest.jsonl"]
-    assert all(is_whole(Path(path)) for path in made)
+    assert not any(is_torn(Path(path)) for path in made)
     for line in Path("d/manifest.jsonl").read_text().splitlines():
         json.loads(line)
     before = pictures("d")
@@ -126,7 +126,7 @@ def test_a_folder_that_is_locked_meanwhile_stops_the_run(small_snapshot: Path) -
         assert running.returncode == 1
         assert re.search(r"^error: cannot write d/.*(not permitted|denied)$", err, re.MULTILINE)
         assert re.search(r"^\d+ of 3000 images made, 0 failed$", err, re.MULTILINE)
-        assert all(is_whole(path) for path in Path("d").glob("*.png"))
+        assert not any(is_torn(path) for path in Path("d").glob("*.png"))
         # What was being written cannot be taken away again, until the run is taken up.
         others = [name for name in names("d") if not name.endswith(".png")]
         assert [name for name in others if not name.startswith(".klein-run-")] == ["manifest.jsonl"]

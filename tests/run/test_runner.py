@@ -24,7 +24,7 @@ from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
 from klein_cli.output.metadata import Origin
 from klein_cli.recipe import Model, Recipe
 from klein_cli.run.batching import Batch
-from klein_cli.run.events import Event, Failed, Saved, SteppedDown, Stopped
+from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped
 from klein_cli.run.executors.executor import BatchResult, WorkerDied
 from klein_cli.run.executors.local import LocalExecutor
 from klein_cli.run.jobs import Job
@@ -114,7 +114,7 @@ def test_progress_is_counted_in_pictures(tmp_path: Path) -> None:
 def test_a_failed_picture_does_not_take_its_batch_along(tmp_path: Path) -> None:
     events = run(Painter(bad=[2]), jobs(tmp_path, 3))
     kinds = [type(event) for event in events]
-    assert kinds == [SteppedDown, Saved, Failed, Saved]
+    assert kinds == [Notice, Saved, Failed, Saved]
     failed = events[2]
     assert isinstance(failed, Failed)
     assert (failed.job.index, str(failed.error)) == (2, "a bug")
@@ -135,7 +135,7 @@ def test_out_of_memory_steps_down_and_is_recorded_on_the_picture(tmp_path: Path)
     painter = Painter(most=1)
     events = run(painter, jobs(tmp_path, 2))
     assert painter.batches == [[1, 2], [1], [2]]
-    assert [type(event) for event in events] == [SteppedDown, Saved, Saved]
+    assert [type(event) for event in events] == [Notice, Saved, Saved]
     assert written(tmp_path / "1.png")["step_down"] == "out of memory: made 1 at a time, not 2"
 
 
@@ -159,12 +159,12 @@ def test_the_memory_that_ran_out_is_let_go_before_the_second_try(tmp_path: Path)
         events = run(Hungry(), jobs(tmp_path, 2))
     finally:
         gc.enable()
-    assert [type(event) for event in events] == [SteppedDown, Saved, Saved]
+    assert [type(event) for event in events] == [Notice, Saved, Saved]
 
 
 def test_a_picture_that_does_not_fit_alone_fails_with_its_own_error(tmp_path: Path) -> None:
     stepped, failed = run(Painter(most=0), jobs(tmp_path, 1))
-    assert isinstance(stepped, SteppedDown)
+    assert isinstance(stepped, Notice)
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, OutOfMemoryError)
 
@@ -343,7 +343,7 @@ def test_a_picture_that_fits_in_no_way_says_what_would(tmp_path: Path) -> None:
     (todo,) = jobs(tmp_path, 1)
     todo = replace(todo, recipe=replace(todo.recipe, width=160, height=320))
     stepped, failed = run(Small(), [todo])
-    assert isinstance(stepped, SteppedDown)
+    assert isinstance(stepped, Notice)
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, OutOfMemoryError)
     assert failed.error.hint == "--size 80x160 fits here; or close what else uses the memory"
@@ -409,7 +409,7 @@ def test_jobs_that_workers_die_over_are_given_up_one_by_one(tmp_path: Path) -> N
     deaths = [dead(drawing=True)] * 3
     executor = Scripted(*deaths, None, dead(drawing=True))
     events = executor.run(jobs(tmp_path, 2))
-    assert [type(event) for event in events] == [SteppedDown, Saved, Failed]
+    assert [type(event) for event in events] == [Notice, Saved, Failed]
     assert [len(batch.jobs) for batch in executor.given] == [2, 2, 2, 1, 1]
     failed = events[-1]
     assert isinstance(failed, Failed)

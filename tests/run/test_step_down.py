@@ -23,7 +23,7 @@ from klein_cli.errors import OutOfMemoryError
 from klein_cli.models.vae import VaeDecoder
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.recipe import Recipe
-from klein_cli.run.events import Event, Failed, Saved, SteppedDown
+from klein_cli.run.events import Event, Failed, Notice, Saved
 from klein_cli.run.executors.local import LocalExecutor
 from klein_cli.run.jobs import Job
 from klein_cli.run.runner import Run
@@ -100,8 +100,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_once(
 ) -> None:
     with SmallMemory(batch=2):
         stepped, *saved = run(pipeline, tmp_path, recipes(8), 4)
-    assert isinstance(stepped, SteppedDown)
-    assert stepped.reason == (
+    assert isinstance(stepped, Notice)
+    assert stepped.text == (
         "4 images of 96x64 at once did not fit into the memory of cpu; from here on, images of "
         "96x64 and larger are made 2 at a time"
     )
@@ -118,8 +118,8 @@ def test_a_picture_that_cannot_be_decoded_whole_is_decoded_in_tiles(
 ) -> None:
     with SmallMemory(latents=60):
         stepped, *saved = run(pipeline, tmp_path, recipes(2), 1)
-    assert isinstance(stepped, SteppedDown)
-    assert "decoded in tiles" in stepped.reason
+    assert isinstance(stepped, Notice)
+    assert "decoded in tiles" in stepped.text
     assert [type(event) for event in saved] == [Saved, Saved]
     for recipe in recipes(2):
         path = tmp_path / f"{recipe.seed}.png"
@@ -131,7 +131,7 @@ def test_a_picture_that_cannot_be_decoded_whole_is_decoded_in_tiles(
 def test_every_step_in_turn_and_each_said_once(pipeline: Pipeline, tmp_path: Path) -> None:
     with SmallMemory(batch=2, latents=60):
         events = run(pipeline, tmp_path, recipes(6), 4)
-    said = [event.reason for event in events if isinstance(event, SteppedDown)]
+    said = [event.text for event in events if isinstance(event, Notice)]
     assert [reason.rpartition("larger are ")[2] for reason in said] == [
         "made 2 at a time",
         "made one by one",
@@ -202,9 +202,9 @@ def test_a_batch_is_halved_on_a_gpu_that_is_full(
     assert all_ > 1.5 * one, "the batch makes no difference: nothing to test"
     capped((one + all_) / 2)
     events = run(load(small_snapshot, SETTINGS), tmp_path, todo, 64)
-    said = [event for event in events if isinstance(event, SteppedDown)]
+    said = [event for event in events if isinstance(event, Notice)]
     assert said
-    assert "tiles" not in said[-1].reason
+    assert "tiles" not in said[-1].text
     assert sum(isinstance(event, Saved) for event in events) == 64
     assert "at a time, not 64" in (step_down(tmp_path / "1.png") or "")
 
@@ -219,7 +219,7 @@ def test_decoding_is_tiled_on_a_gpu_that_is_full(
     assert whole > 1.2 * tiled, "tiles make no difference: nothing to test"
     capped((whole + tiled) / 2)
     events = run(load(small_snapshot, SETTINGS), tmp_path, todo, 1)
-    assert [type(event) for event in events] == [SteppedDown, Saved, Saved]
+    assert [type(event) for event in events] == [Notice, Saved, Saved]
     assert step_down(tmp_path / "2.png") == "out of memory: decoded in tiles"
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
 
-from klein_cli.checkpoints.folder import INDEX_FILE, digest
+from klein_cli.checkpoints.folder import INDEX_FILE, digest, free_space
 from klein_cli.checkpoints.hub.cache import blob_path, cache_folder, point_main_to, snapshot_path
 from klein_cli.checkpoints.hub.errors import translate_errors
 from klein_cli.checkpoints.hub.repository import HubFile, Listing, is_git_digest, listing
@@ -67,8 +66,7 @@ def index_of(repo: str) -> Path:
 def check_room(repo: str, needed: int) -> None:
     """Raise ModelError unless the cache's disk has room for `needed` more bytes and a little."""
     folder = cache_folder()
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_space(folder)
     if free < needed + _SPARE:
         raise ModelError(
             f"{repo} needs {needed / GIGABYTE:.1f} GB more, and the disk of {folder} has "

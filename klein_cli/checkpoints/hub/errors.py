@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from klein_cli.checkpoints.hub.cache import bytes_of
-from klein_cli.errors import ModelError
+from klein_cli.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -88,7 +88,7 @@ def _refused(error: HfHubHTTPError, page: str) -> tuple[str, str]:
             f"could not be downloaded: the hub is failing ({status})",
             f"try again later, see {page}",
         )
-    return f"could not be downloaded ({_first_line(error)})", f"try again, see {page}"
+    return f"could not be downloaded ({first_line(error)})", f"try again, see {page}"
 
 
 def _how_much(repo: str) -> str:
@@ -96,14 +96,10 @@ def _how_much(repo: str) -> str:
 
 
 def _not_stored(error: OSError) -> tuple[str, str]:
-    reason = error.strerror or _first_line(error)
+    reason = error.strerror or first_line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             "could not be stored: the disk is full",
             "make room or set HF_HOME to a folder on another disk (what was downloaded is kept)",
         )
     return f"could not be stored ({reason})", "set HF_HOME to a folder you can write to"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -35,11 +35,6 @@ class Listing:
     commit: str
     files: tuple[HubFile, ...]
 
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-        return sum(file.size for file in self.files)
-
 
 def is_git_digest(digest: str) -> bool:
     """Whether `digest` is that of a git blob, rather than of the file alone."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from klein_cli.bench.scope import FORMAT, FULL, PARTS, QUICK, Amount, Scope
+from klein_cli.bench.scope import FORMAT, FULL, PARTS, QUICK, Scope
 from klein_cli.bench.tables import heading, left_out, markdown, tables
 from klein_cli.checkpoints.resolve import preset_for, resolve
 from klein_cli.cli import options
@@ -79,9 +79,11 @@ def bench(
 def _wanted(
     what: own.BenchOptions, steps: int | None, batch_size: int | None, preset: Preset
 ) -> Scope:
+    usual = QUICK if what.quick else FULL
+    rounds, pictures = what.rounds or usual.rounds, what.pictures or usual.pictures
     wanted = Scope(
         parts=_parts(what.only),
-        amount=_amount(what.quick, what.rounds, what.pictures),
+        amount=replace(usual, rounds=rounds, pictures=pictures),
         peer=what.peer,
         compile_vae=what.compile_vae,
         batch_size=batch_size,
@@ -103,11 +105,6 @@ def _parts(only: str | None) -> tuple[str, ...]:
         if part not in PARTS:
             raise UsageError(f"--only {only}: there is no {part!r}", f"use {', '.join(PARTS)}")
     return tuple(part for part in PARTS if part in named)
-
-
-def _amount(quick: bool, rounds: int | None, pictures: int | None) -> Amount:
-    amount = QUICK if quick else FULL
-    return replace(amount, rounds=rounds or amount.rounds, pictures=pictures or amount.pictures)
 
 
 def images_of(
@@ -198,17 +195,13 @@ def _read(path: Path) -> dict[str, Any]:
         with suppress(ValueError):
             found = json.loads(line)
             if isinstance(found, dict) and found.get("event") == _EVENT:
-                return _checked(found, path)
+                if found.get("format") == FORMAT:
+                    return found
+                raise UsageError(
+                    f"{path} was written by another version of klein ({found.get('format')})",
+                    "show it with that version",
+                )
     raise UsageError(f"{path} holds no result", "make one: klein bench --json > FILE")
-
-
-def _checked(found: dict[str, Any], path: Path) -> dict[str, Any]:
-    if found.get("format") != FORMAT:
-        raise UsageError(
-            f"{path} was written by another version of klein ({found.get('format')})",
-            "show it with that version",
-        )
-    return found
 
 
 def _show(result: dict[str, Any], *, as_markdown: bool, as_json: bool) -> None:

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
@@ -56,25 +55,6 @@ models = typer.Typer(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A line of the list. Sizes in bytes, memory in GB; None where it is not known.
-
-    `state` is "whole", "partly" or "absent".
-    """
-
-    name: str
-    description: str
-    licence: str
-    free: bool
-    repo: str | None
-    state: str
-    size_on_disk: int
-    download_gb: float | None
-    memory_gb: float | None
-    path: str | None
-
-
 @models.callback()
 def _models() -> None:
     """List the models: licence, size, whether they are on this machine, memory.
@@ -90,7 +70,7 @@ def list_models(as_json: Json = False) -> None:
     entries = list(_entries())
     if as_json:
         for entry in entries:
-            report.event("model", **asdict(entry))
+            report.event("model", **entry)
         return
     head = ("NAME", "ON DISK", "SIZE", "GPU MEMORY", "LICENCE", "WHAT IT IS")
     rows = [head, *(_row(entry) for entry in entries)]
@@ -166,7 +146,7 @@ def remove_model(name: Name, yes: Yes = False, quiet: Quiet = False) -> None:
         typer.echo(f"removed {repo}: {size}", err=True)
 
 
-def _entries() -> Iterator[Entry]:
+def _entries() -> Iterator[dict[str, Any]]:
     """The presets, then other models of this kind in the cache."""
     for preset in presets().values():
         yield _entry(preset.name, preset)
@@ -180,7 +160,8 @@ def _entries() -> Iterator[Entry]:
                 continue
 
 
-def _entry(name: str, preset: Preset) -> Entry:
+def _entry(name: str, preset: Preset) -> dict[str, Any]:
+    """A line of the list. Sizes in bytes, memory in GB; None where it is not known."""
     repo = hub_repository(name)
     if repo is None:
         found = on_disk(name)
@@ -190,28 +171,29 @@ def _entry(name: str, preset: Preset) -> Entry:
         root, held = cached(repo), bytes_of(repo)
         whole = root is not None and not problems(root)
         state = "whole" if whole else "partly" if held else "absent"
-    return Entry(
-        name=name,
-        description=preset.description,
-        licence=preset.licence,
-        free=preset.free,
-        repo=repo,
-        state=state,
-        size_on_disk=held,
-        download_gb=preset.download_gb,
-        memory_gb=preset.memory_gb,
-        path=str(root) if root and state == "whole" else None,
-    )
+    return {
+        "name": name,
+        "description": preset.description,
+        "licence": preset.licence,
+        "free": preset.free,
+        "repo": repo,
+        "state": state,
+        "size_on_disk": held,
+        "download_gb": preset.download_gb,
+        "memory_gb": preset.memory_gb,
+        "path": str(root) if root and state == "whole" else None,
+    }
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
-    if entry.state == "whole":
-        here, size = "yes", gigabytes(entry.size_on_disk)
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    download, memory, held = entry["download_gb"], entry["memory_gb"], entry["size_on_disk"]
+    if entry["state"] == "whole":
+        here, size = "yes", gigabytes(held)
     else:
-        here = f"{gigabytes(entry.size_on_disk)} of it" if entry.state == "partly" else "no"
-        size = "unknown" if entry.download_gb is None else f"{entry.download_gb:.1f} GB"
-    memory = "unknown" if entry.memory_gb is None else f"{entry.memory_gb:.3g} GB"
-    return entry.name, here, size, memory, entry.licence, entry.description
+        here = f"{gigabytes(held)} of it" if entry["state"] == "partly" else "no"
+        size = "unknown" if download is None else f"{download:.1f} GB"
+    shown = "unknown" if memory is None else f"{memory:.3g} GB"
+    return entry["name"], here, size, shown, entry["licence"], entry["description"]
 
 
 def _cut(line: str, columns: int) -> str:

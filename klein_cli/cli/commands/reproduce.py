@@ -55,40 +55,6 @@ Images = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VariationOptions(options.ImageOptions):
-    """What else an image is to be like; None leaves it as it is."""
-
-    seed: Annotated[
-        int | None,
-        options.image_option(
-            "--seed",
-            "-s",
-            metavar="N",
-            help="Another seed; the next image of the same original gets N+1, and so on.",
-        ),
-    ] = None
-    width: Annotated[
-        int | None,
-        options.image_option("--width", "-W", metavar="PIXELS", help="Another width."),
-    ] = None
-    height: Annotated[
-        int | None,
-        options.image_option("--height", "-H", metavar="PIXELS", help="Another height."),
-    ] = None
-    aspect: Annotated[
-        str | None,
-        options.image_option(
-            "--aspect",
-            metavar="W:H",
-            help="Another shape, as in 16:9, with about as many pixels as the image.",
-        ),
-    ] = None
-    steps: Annotated[
-        int | None, options.image_option("--steps", metavar="N", help="Other steps.")
-    ] = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Variation:
     """What was typed, to be drawn instead of what the images say; None leaves that."""
 
@@ -107,6 +73,13 @@ class _Variation:
     leave_out={"prompt", "prompts_file", "wildcards", "seeds", "resume", "gallery"}
     | {"workers", "ray"},
     defaults=dict.fromkeys(("model", *CHOICES), THE_IMAGES),
+    helps={
+        "seed": "Another seed; the next image of the same original gets N+1, and so on.",
+        "width": "Another width.",
+        "height": "Another height.",
+        "aspect": "Another shape, as in 16:9, with about as many pixels as the image.",
+        "steps": "Other steps.",
+    },
 )
 def reproduce(
     context: typer.Context,
@@ -114,7 +87,7 @@ def reproduce(
     images: Images,
     prompts: options.PromptOptions,
     strict: options.Strict = False,
-    image: VariationOptions,
+    image: options.ImageOptions,
     files: options.OutputOptions,
     model: options.Model,
     machine: options.MachineOptions,

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from klein_cli.check.prompts import PROMPTS
-from klein_cli.checkpoints.resolve import preset_for
+from klein_cli.checkpoints.resolve import preset_for, resolve
 from klein_cli.cli import options
 from klein_cli.cli.groups import grouped
-from klein_cli.cli.terminal.download_bar import fetch
 from klein_cli.cli.terminal.report import Report
 from klein_cli.device.packages import check_official
 from klein_cli.errors import KleinError, UsageError
@@ -61,19 +61,6 @@ Seed = Annotated[
         rich_help_panel="The image",
     ),
 ]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        metavar=" ",
-        help="One JSON event a line on standard output: every number, and the verdict.",
-        rich_help_panel=_REPORT,
-    ),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", metavar=" ", help="Only the verdict.", rich_help_panel=_REPORT),
-]
 Overwrite = Annotated[
     bool,
     typer.Option(
@@ -86,7 +73,13 @@ Overwrite = Annotated[
 ]
 
 
-@grouped(leave_out=("workers", "ray"))
+@grouped(
+    leave_out=("workers", "ray"),
+    helps={
+        "json": "One JSON event a line on standard output: every number, and the verdict.",
+        "quiet": "Only the verdict.",
+    },
+)
 def verify(
     *,
     model: options.Model = DEFAULT_MODEL,
@@ -97,8 +90,8 @@ def verify(
     clip: Clip = None,
     html: Html = None,
     overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Prove that klein computes what the official model computes: exit code 0 if so, 1 if not.
 
@@ -157,7 +150,8 @@ def _compare(
         from klein_cli.pipeline import choose
 
     chosen = choose(settings, preset)
-    snapshot = fetch(model, report)
+    with report.downloading() as watch:
+        snapshot = resolve(model, watch)
     likeness = None if clip is None else clip_likeness(clip)
     comparisons = compare(
         snapshot,
@@ -226,11 +220,8 @@ def _lines_of(comparison: Comparison) -> Iterator[str]:
 def _event(comparison: Comparison) -> dict[str, Any]:
     measures = [
         {
-            "part": measure.part,
-            "name": measure.name,
+            **asdict(measure),
             "value": measure.value if math.isfinite(measure.value) else str(measure.value),
-            "limit": measure.limit,
-            "at_least": measure.at_least,
             "passed": measure.passed,
         }
         for measure in comparison.measures

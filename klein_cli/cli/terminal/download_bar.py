@@ -6,7 +6,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from klein_cli.checkpoints.hub.download import Watch
-from klein_cli.checkpoints.resolve import Snapshot, resolve
 from klein_cli.cli.terminal.progress import Shown, on_stderr
 from klein_cli.cli.terminal.report import Report
 from klein_cli.cli.terminal.text import gigabytes
@@ -74,12 +73,6 @@ class DownloadBar(Shown, Watch):
                 self._progress.console.print(what, markup=False, highlight=False)
             else:
                 self._report.note(what)
-
-
-def fetch(model: str, report: Report) -> Snapshot:
-    """The model's files, downloaded first where they are not here. Raises ModelError."""
-    with report.downloading() as watch:
-        return resolve(model, watch)
 
 
 def _bytes() -> Progress:

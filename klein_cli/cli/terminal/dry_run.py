@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from klein_cli.cli.terminal.report import Report
+from klein_cli.recipe import Shape
 from klein_cli.run.jobs import Job
 from klein_cli.run.resume.history import History
 from klein_cli.text.tokenizer import TokenizedPrompt
 
 _GROUPS = 8
-
-Group = tuple[int, int, int, float]
 
 
 def dry_run(
@@ -30,7 +29,7 @@ def dry_run(
     `tokens` gives an image's prompt as its model reads it, or None when the model is not here yet.
     How long it takes is known of such images as the manifest's history has seconds for.
     """
-    groups: Counter[Group] = Counter()
+    groups: Counter[Shape] = Counter()
     unknown, seconds = 0, 0.0
     for job in jobs:
         report.planned(job, tokens(job))
@@ -44,7 +43,7 @@ def dry_run(
         "plan",
         pictures=images,
         there=there,
-        groups=[_facts(group, count) for group, count in groups.items()],
+        groups=[{**group._asdict(), "pictures": count} for group, count in groups.items()],
         seconds=None if known is None or unknown else round(known, 1),
     )
     report.note(_summary(images, there, groups))
@@ -54,7 +53,7 @@ def dry_run(
         report.note(f"about {about}, as such images took in this folder before{rest}")
 
 
-def _summary(images: int, there: int, groups: Counter[Group]) -> str:
+def _summary(images: int, there: int, groups: Counter[Shape]) -> str:
     parts = [
         f"{count} of {width}x{height}, {steps} step{'s' * (steps > 1)}"
         for (width, height, steps, _), count in groups.most_common(_GROUPS)
@@ -65,14 +64,3 @@ def _summary(images: int, there: int, groups: Counter[Group]) -> str:
     if there:
         whole += f", {there} there already"
     return f"{whole}: {'; '.join(parts)}" if len(groups) > 1 or (there and groups) else whole
-
-
-def _facts(group: Group, count: int) -> dict[str, object]:
-    width, height, steps, guidance = group
-    return {
-        "width": width,
-        "height": height,
-        "steps": steps,
-        "guidance": guidance,
-        "pictures": count,
-    }

@@ -10,7 +10,7 @@ from typing import Protocol
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError
 from klein_cli.output.naming import STDOUT
-from klein_cli.run.events import Event, Failed, Notice, Saved, SteppedDown, Stopped
+from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped
 from klein_cli.run.jobs import Job
 
 INTERRUPTED = 130
@@ -55,7 +55,8 @@ class RunReporter:
         self._report.event("finished", made=self._made, failed=len(self._codes))
         missing = self._wanted - self._made
         if missing and self._wanted > 1:
-            self._report.note(f"{self._tally()}, {len(self._codes)} failed{self._where()}")
+            where = f": see {self._failures}" if self._codes and self._failures else ""
+            self._report.note(f"{self._tally()}, {len(self._codes)} failed{where}")
         return exit_code(self._made, self._codes) if self._stopped is None else self._stopped
 
     def tell(self, event: Event) -> None:
@@ -66,8 +67,6 @@ class RunReporter:
         elif isinstance(event, Failed):
             self._codes.append(getattr(event.error, "exit_code", 1))
             self._report.failed(event)
-        elif isinstance(event, SteppedDown):
-            self._report.warn(event.reason)
         elif isinstance(event, Notice):
             self._report.warn(event.text)
         elif isinstance(event, Stopped):
@@ -92,9 +91,6 @@ class RunReporter:
 
     def _more(self) -> str:
         return "" if self._failures is None else "; the same command with --resume makes the rest"
-
-    def _where(self) -> str:
-        return f": see {self._failures}" if self._codes and self._failures is not None else ""
 
 
 def run_command(

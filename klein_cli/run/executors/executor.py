@@ -60,30 +60,24 @@ class Executor(Protocol):
 
     def submit(self, batch: Batch) -> None:
         """Have it drawn; only while there is `capacity`."""
-        ...
 
     def next(self) -> BatchResult | None:
         """Wait for one of those submitted, or None when there is capacity now where there was none.
 
         Raises KleinError when there is nobody left to draw.
         """
-        ...
 
     def capacity(self) -> int:
         """How many more batches would be begun, or lie ready, rather than heap up."""
-        ...
 
     def busy(self) -> bool:
         """Whether batches were submitted whose results have not been taken."""
-        ...
 
     def notices(self) -> Iterator[str]:
         """What has happened to the executor since the last time, in words for the user."""
-        ...
 
     def close(self) -> None:
         """End what it started."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,7 @@ from itertools import groupby
 from klein_cli.output.metadata import Origin
 from klein_cli.run.batching import Batch
 from klein_cli.run.events import Listener
-from klein_cli.run.executors.executor import (
-    BatchResult,
-    ReadyExecutor,
-    Workload,
-    draw,
-)
+from klein_cli.run.executors.executor import BatchResult, ReadyExecutor, Workload, draw
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.fallback import Renderer
 

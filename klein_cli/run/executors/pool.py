@@ -20,12 +20,7 @@ from klein_cli.errors import KleinError, first_line
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import presets
 from klein_cli.run.batching import Batch
-from klein_cli.run.executors.executor import (
-    BatchResult,
-    ReadyExecutor,
-    WorkerDied,
-    Workload,
-)
+from klein_cli.run.executors.executor import BatchResult, ReadyExecutor, WorkerDied, Workload
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
 from klein_cli.run.interrupts import defer_sigint
 
@@ -48,17 +43,11 @@ class WorkerLost(Exception):
 class Link(Protocol):
     """A worker's process, from the driver's side. It answers requests in their order."""
 
-    def load(self, request: LoadRequest) -> None:
-        """Ask for the model, without waiting."""
-        ...
-
-    def draw(self, request: DrawRequest) -> None:
-        """Ask for images, without waiting."""
-        ...
+    def send(self, request: LoadRequest | DrawRequest) -> None:
+        """Ask for the model or for images, without waiting."""
 
     def answer(self) -> WorkerInfo | Drawn | Failure:
         """The next answer. Raises WorkerLost when none will come."""
-        ...
 
 
 L = TypeVar("L", bound=Link)
@@ -69,15 +58,12 @@ class Transport(Protocol[L]):
 
     def start(self) -> L:
         """A new process. Raises KleinError when there can be none."""
-        ...
 
     def wait(self, links: Sequence[L]) -> L:
         """Wait for the first of these that has an answer, or is lost."""
-        ...
 
     def end(self, links: Sequence[L]) -> None:
         """End these processes."""
-        ...
 
 
 @dataclass(slots=True)
@@ -131,7 +117,7 @@ class Pool(Generic[L]):
     def submit(self, batch: Batch) -> None:
         seat = min((seat for seat in self._seats if _room(seat)), key=lambda seat: len(seat.line))
         seat.line.append(batch)
-        seat.link.draw(DrawRequest(recipes=batch.recipes, tiled=batch.tiled))
+        seat.link.send(DrawRequest(recipes=batch.recipes, tiled=batch.tiled))
 
     def next(self) -> BatchResult | None:
         if not self._results:
@@ -156,7 +142,7 @@ class Pool(Generic[L]):
     def _start(self, restarts: int = 0) -> None:
         seat = _Seat(self._transport.start(), restarts)
         self._seats.append(seat)
-        seat.link.load(self._request)
+        seat.link.send(self._request)
 
     def _answering(self) -> _Seat[L]:
         """Wait for the next worker that answers, or dies."""

@@ -49,11 +49,9 @@ class WorkerProcess:
                 start_new_session=True,
             )
 
-    def load(self, request: LoadRequest) -> None:
-        self._send(request)
-
-    def draw(self, request: DrawRequest) -> None:
-        self._send(request)
+    def send(self, request: LoadRequest | DrawRequest) -> None:
+        with suppress(OSError):  # it has died: the lack of an answer will tell
+            wire.send(self.connection, request)
 
     def answer(self) -> WorkerInfo | Drawn | Failure:
         message = wire.receive(self.connection)
@@ -71,10 +69,6 @@ class WorkerProcess:
         """Wait for the end of the process."""
         self._process.wait()
         self._output.close()
-
-    def _send(self, request: LoadRequest | DrawRequest) -> None:
-        with suppress(OSError):  # it has died: the lack of an answer will tell
-            wire.send(self.connection, request)
 
     def _last_output(self) -> str:
         with suppress(subprocess.TimeoutExpired):

@@ -38,11 +38,9 @@ class Actor:
         self.calls: deque[Any] = deque()
         self._ray = ray
 
-    def load(self, request: LoadRequest) -> None:
-        self.calls.append(self.actor.load.remote(request))
-
-    def draw(self, request: DrawRequest) -> None:
-        self.calls.append(self.actor.draw.remote(request))
+    def send(self, request: LoadRequest | DrawRequest) -> None:
+        method = self.actor.load if isinstance(request, LoadRequest) else self.actor.draw
+        self.calls.append(method.remote(request))
 
     def answer(self) -> WorkerInfo | Drawn | Failure:
         try:

@@ -28,15 +28,12 @@ class Starter(Protocol):
 
     def fits(self, placement: Placement) -> bool:
         """Whether the executor is the one for a placement."""
-        ...
 
     def check(self, placement: Placement) -> None:
         """Raise UsageError, before torch is imported, when it cannot draw there."""
-        ...
 
     def start(self, work: Workload) -> AbstractContextManager[ReadyExecutor]:
         """The executor with the model loaded; it ends with the context. Raises KleinError."""
-        ...
 
 
 EXECUTORS: dict[str, Starter] = {"local": local, "process": process, "ray": ray}

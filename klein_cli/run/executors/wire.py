@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
 from socket import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from klein_cli.output.metadata import Origin
-from klein_cli.recipe import Model, Recipe
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
-from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
     from klein_cli.run.fallback import Pixels
 
 Message = LoadRequest | DrawRequest | WorkerInfo | Drawn | Failure
 
+_KINDS = {kind.__name__: kind for kind in get_args(Message)}
 _LENGTH = struct.Struct("!I")
 
 
@@ -40,36 +38,23 @@ def send(connection: socket, message: Message) -> None:
         }
     else:
         said = asdict(message)
-    send_frame(connection, {"kind": type(message).__name__, **said}, parts)
-
-
-def receive(connection: socket) -> Message | None:
-    """Wait for the next message; None when the other side has gone, be it amid a message."""
-    frame = receive_frame(connection)
-    if frame is None:
-        return None
-    header, parts = frame
-    return _READERS[header["kind"]](header, parts)
-
-
-def send_frame(
-    connection: socket, header: Mapping[str, Any], parts: Sequence[memoryview] = ()
-) -> None:
-    """Send a header, which JSON can hold, and raw parts."""
-    text = json.dumps({**header, "parts": [part.nbytes for part in parts]}).encode()
+    sizes = [part.nbytes for part in parts]
+    text = json.dumps({"kind": type(message).__name__, **said, "parts": sizes}).encode()
     connection.sendall(_LENGTH.pack(len(text)) + text)
     for part in parts:
         connection.sendall(part)
 
 
-def receive_frame(connection: socket) -> tuple[dict[str, Any], list[bytearray]] | None:
-    """A header and its parts; None when the connection ends."""
+def receive(connection: socket) -> Message | None:
+    """Wait for the next message; None when the other side has gone, be it amid a message."""
     try:
         (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
         header = json.loads(_exactly(connection, length))
-        return header, [_exactly(connection, size) for size in header["parts"]]
+        parts = [_exactly(connection, size) for size in header["parts"]]
     except (EOFError, ConnectionError):
         return None
+    kind = _KINDS[header["kind"]]
+    return _drawn(header, parts) if kind is Drawn else _built(kind, header)
 
 
 def _bytes_of(image: Pixels) -> memoryview:
@@ -89,24 +74,15 @@ def _exactly(connection: socket, size: int) -> bytearray:
     return data
 
 
-def _load_request(header: dict[str, Any], parts: list[bytearray]) -> LoadRequest:
-    settings = Settings(**header["settings"])
-    return LoadRequest(model=header["model"], settings=settings, threads=header["threads"])
-
-
-def _draw_request(header: dict[str, Any], parts: list[bytearray]) -> DrawRequest:
-    recipes = [Recipe(**recipe) for recipe in header["recipes"]]
-    return DrawRequest(recipes=recipes, tiled=header["tiled"])
-
-
-def _worker_info(header: dict[str, Any], parts: list[bytearray]) -> WorkerInfo:
-    origin = header["origin"]
-    known = Origin(
-        model=Model(**origin["model"]),
-        settings=Settings(**origin["settings"]),
-        provenance=origin["provenance"],
-    )
-    return WorkerInfo(origin=known, batch_size=header["batch_size"])
+def _built(hint: Any, value: Any) -> Any:
+    """What JSON holds -> a value of this type: dataclasses, lists of them, and plain values."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return hint(**{name: _built(hints[name], value[name]) for name in hints})
+    if get_origin(hint) is list:
+        (kind,) = get_args(hint)
+        return [_built(kind, each) for each in value]
+    return value
 
 
 def _drawn(header: dict[str, Any], parts: list[bytearray]) -> Drawn:
@@ -116,18 +92,5 @@ def _drawn(header: dict[str, Any], parts: list[bytearray]) -> Drawn:
         numpy.frombuffer(part, numpy.uint8).reshape(shape)
         for part, shape in zip(parts, header["shapes"], strict=True)
     ]
-    failure = None if header["failure"] is None else Failure(**header["failure"])
+    failure = header["failure"] and _built(Failure, header["failure"])
     return Drawn(images=images, failure=failure, seconds=header["seconds"])
-
-
-def _failure(header: dict[str, Any], parts: list[bytearray]) -> Failure:
-    return Failure(**{field.name: header[field.name] for field in fields(Failure)})
-
-
-_READERS: dict[str, Callable[[dict[str, Any], list[bytearray]], Message]] = {
-    "LoadRequest": _load_request,
-    "DrawRequest": _draw_request,
-    "WorkerInfo": _worker_info,
-    "Drawn": _drawn,
-    "Failure": _failure,
-}

@@ -58,8 +58,8 @@ class RunJournal:
             self._begin(model, seed if planned.uses_seed else None)
             new = (job for job in planned.jobs if not job.recorded or job.altered)
             self._manifest.plan((job.row, self._item(job)) for job in new)
-            for known in planned.adopted:
-                self._manifest.made(known.item, known.recipe, None)
+            for item, recipe in planned.adopted:
+                self._manifest.made(item, recipe, None)
 
     def _begin(self, model: str, seed: int | None) -> None:
         if self._base or (self._resumed and seed is None):
@@ -100,8 +100,9 @@ class RunJournal:
 
     def failed(self, job: Job, error: str) -> None:
         """An image could not be made."""
-        row = self._row(job) | {"error": error}
-        self._failed.add(row["output"])
+        output = self._item(job).file
+        row = {**row_of(job.recipe, self._preset), "n": 1, "output": output, "error": error}
+        self._failed.add(output)
         line = _json_line(row)
         with open(self.failures, "a+b") as file:
             if file.tell():  # a line without an end is somebody's, or torn
@@ -136,7 +137,7 @@ class RunJournal:
     def _folders(self, planned: Plan) -> set[Path]:
         """Every folder that a run like this one may have left something in."""
         top = self._manifest.folder
-        lowest = {(top / known.item.file).parent for known in planned.adopted} | planned.folders
+        lowest = {(top / item.file).parent for item, _ in planned.adopted} | planned.folders
         inside = {
             place
             for folder in lowest
@@ -161,9 +162,6 @@ class RunJournal:
             file=file,
             occurrence=job.occurrence,
         )
-
-    def _row(self, job: Job) -> dict[str, Any]:
-        return {**row_of(job.recipe, self._preset), "n": 1, "output": self._item(job).file}
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:

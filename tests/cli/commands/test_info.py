@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image, PngImagePlugin
+from records import record
 
 from klein_cli.cli.app import main
-from klein_cli.output.metadata import parameters, record
+from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
@@ -26,13 +27,12 @@ def picture(tmp_path: Path) -> Path:
     written = record(
         RECIPE,
         settings,
-        sigmas=(1.0, 0.95, 0.87, 0.7, 0.0),
         repo="owner/name",
         revision="ab" * 20,
         weights="cd" * 16,
         provenance={"torch": "2.13"},
         step_down="made alone\nin the end",
-    )
+    ) | {"sigmas": [1.0, 0.95, 0.87, 0.7, 0.0]}
     path = tmp_path / "a.png"
     pixels = numpy.zeros((32, 64, 3), dtype=numpy.uint8)
     path.write_bytes(encode(pixels, ".png", written, parameters(RECIPE)))

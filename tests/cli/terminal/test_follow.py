@@ -12,7 +12,7 @@ from klein_cli.cli.terminal.follow import RunReporter, exit_code
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.recipe import Recipe
-from klein_cli.run.events import Event, Failed, Notice, Saved, SteppedDown, Stopped
+from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped
 from klein_cli.run.jobs import Job, Jobs
 from klein_cli.run.runner import Run
 
@@ -88,7 +88,7 @@ def follow(*told: Event, failures: Path | None = None) -> int:
 
 
 def test_steps_down_and_notices_are_warnings(capsys: pytest.CaptureFixture[str]) -> None:
-    follow(SteppedDown(reason="one by one"), Notice(text="a worker died"))
+    follow(Notice(text="one by one"), Notice(text="a worker died"))
     assert capsys.readouterr().err.splitlines()[:2] == [
         "warning: one by one",
         "warning: a worker died",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy
 import pytest
+from records import record
 from terminal import kitty, on_terminal, silent, sixel
 
-from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
@@ -29,7 +29,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
     recipe = Recipe(prompt="red", seed=1, width=96, height=64, steps=1, guidance=1.0, model="tiny")
     pixels = numpy.full((64, 96, 3), (200, 10, 20), dtype=numpy.uint8)
     settings = Settings(device="cpu", dtype="float32", attention="sdpa")
-    written = record(recipe, settings, revision=None, provenance={})
+    written = record(recipe, settings, provenance={})
     path.write_bytes(encode(pixels, ".png", written, ""))
     return str(path)
 

@@ -48,10 +48,7 @@ class Scripted:
         self.answers: deque[WorkerInfo | Drawn | Failure | WorkerLost] = deque()
         self.ended = False
 
-    def load(self, request: LoadRequest) -> None:
-        self.requests.append(request)
-
-    def draw(self, request: DrawRequest) -> None:
+    def send(self, request: LoadRequest | DrawRequest) -> None:
         self.requests.append(request)
 
     def answer(self) -> WorkerInfo | Drawn | Failure:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
+from records import record
 
-from klein_cli.output.metadata import record
 from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
 from klein_cli.run.resume.existing import Existing, look
@@ -24,7 +24,7 @@ PLANNED = Item(run=1, index=1, seed=7, file="1.png")
 def picture(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """An image file with its record, as a run writes it."""
     pixels = numpy.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=numpy.uint8)
-    written = record(RECIPE, Settings(), revision=None, provenance={})
+    written = record(RECIPE, Settings(), provenance={})
     path = tmp_path / f"1{request.param}"
     path.write_bytes(encode(pixels, request.param, written, "a"))
     return path

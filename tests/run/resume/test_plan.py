@@ -10,9 +10,9 @@ from typing import Any
 import numpy
 import pytest
 from PIL import Image
+from records import record
 
 from klein_cli.errors import UsageError
-from klein_cli.output.metadata import record
 from klein_cli.output.naming import destination
 from klein_cli.output.png import encode
 from klein_cli.presets import presets
@@ -64,7 +64,7 @@ def make(job: Job) -> None:
 
 def save(path: Path | None, recipe: Recipe) -> None:
     assert path is not None
-    written = record(recipe, Settings(), revision=None, provenance={})
+    written = record(recipe, Settings(), provenance={})
     pixels = numpy.full((16, 16, 3), recipe.seed % 256, numpy.uint8)
     path.write_bytes(encode(pixels, ".png", written, "a"))
 
@@ -193,14 +193,14 @@ def test_a_whole_picture_that_nobody_recorded_is_adopted() -> None:
     jobs = begin(*CATS)
     save(jobs[0].path, jobs[0].recipe)
     again = resumed(*CATS)
-    (adopted,) = again.adopted
+    ((adopted, _),) = again.adopted
     assert again.done == 1
-    assert adopted.item.recipe == recipe_hash(jobs[0].recipe)
-    assert adopted.item.sha256 == file_hash(Path("d/0001-a-cat-10.png"))
+    assert adopted.recipe == recipe_hash(jobs[0].recipe)
+    assert adopted.sha256 == file_hash(Path("d/0001-a-cat-10.png"))
     with opened(Path("d")) as manifest:
         journal = RunJournal(manifest, manifest.history(), resumed=True, preset=TINY)
         journal.open(again, model="tiny", seed=10)
-    assert resumed(*CATS).adopted == ()
+    assert resumed(*CATS).adopted == []
     assert resumed(*CATS).done == 1
 
 
