@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from klein_cli.checkpoints.hub.download import Watch
 from klein_cli.cli.terminal.progress import Shown, on_stderr
-from klein_cli.cli.terminal.report import Report
 from klein_cli.cli.terminal.text import gigabytes
+from klein_cli.run.events import Listener
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -19,14 +19,14 @@ _WORTH_SAYING = 10**6
 
 
 class DownloadBar(Shown, Watch):
-    """Watches a download (`klein_cli.checkpoints.hub.download.Watch`) and tells `report` of it.
+    """Watches a download (`klein_cli.checkpoints.hub.download.Watch`) and tells the `listener` of it.
 
     Where a bar is `shown`, it is on stderr and gone when the context ends; elsewhere each tenth of
     a phase is a note. Under --json each hundredth is an event.
     """
 
-    def __init__(self, report: Report, *, shown: bool) -> None:
-        self._report = report
+    def __init__(self, listener: Listener, *, shown: bool) -> None:
+        self._listener = listener
         self._progress = _bytes() if shown else None
         self._task: TaskID | None = None
         self._lock = threading.RLock()
@@ -39,7 +39,7 @@ class DownloadBar(Shown, Watch):
         """A phase of `total` bytes begins."""
         with self._lock:
             self._what, self._total, self._done, self._hundredths = what, total, 0, 0
-            self._report.event("phase", what=what, bytes=total)
+            self._listener.event("phase", what=what, bytes=total)
             if self._progress is None:
                 self._note(f"{what} {gigabytes(total)}")
                 return
@@ -56,23 +56,23 @@ class DownloadBar(Shown, Watch):
             reached = 100 * self._done // self._total if self._total else 0
             if reached <= self._hundredths:
                 return
-            self._report.event("progress", what=self._what, bytes=self._done, of=self._total)
+            self._listener.event("progress", what=self._what, bytes=self._done, of=self._total)
             if self._progress is None and reached // 10 > self._hundredths // 10:
                 self._note(f"{self._what}: {reached} %")
             self._hundredths = reached
 
     def _note(self, what: str) -> None:
         if self._total >= _WORTH_SAYING:
-            self._report.note(what)
+            self._listener.note(what)
 
     def say(self, what: str) -> None:
         """Something worth knowing happened."""
         with self._lock:
-            self._report.event("notice", message=what)
+            self._listener.event("notice", message=what)
             if self._progress:
                 self._progress.console.print(what, markup=False, highlight=False)
             else:
-                self._report.note(what)
+                self._listener.note(what)
 
 
 def _bytes() -> Progress:
