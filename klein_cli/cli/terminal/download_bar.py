@@ -19,7 +19,7 @@ _WORTH_SAYING = 10**6
 
 
 class DownloadBar(Shown, Watch):
-    """Watches a download (`klein_cli.checkpoints.hub.download.Watch`) and tells the `listener` of it.
+    """Watches a download (`checkpoints.hub.download.Watch`) and tells the `listener` of it.
 
     Where a bar is `shown`, it is on stderr and gone when the context ends; elsewhere each tenth of
     a phase is a note. Under --json each hundredth is an event.
