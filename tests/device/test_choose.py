@@ -162,7 +162,7 @@ def test_this_gpu_is_one_that_torch_is_built_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"device": "cuda:2"}, "no cuda:2"),
+        ({"device": "cuda:2"}, "cuda:2 is not available"),
         ({"device": "cuda", "dtype": "float32", "attention": "flash-attn"}, "float32"),
         ({"device": "cpu", "rng": "cuda"}, "--rng cuda needs"),
         ({"quantize": "fp8", "dtype": "float16"}, "bfloat16, not float16"),
