@@ -279,8 +279,8 @@ def test_only_what_holds_up_the_drawing_counts_as_writing(
         threads=threads,
     )
     assert len(list(making.events(jobs(tmp_path, 3)))) == 3
-    # With a thread, only the last picture's writing is waited for.
-    assert making.writing == pytest.approx(0.1 if threads else 0.3, abs=0.08)
+    # With a thread, only the last image's writing is waited for: a busy machine may take longer.
+    assert making.writing < 0.28 if threads else making.writing > 0.28
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
