@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from klein_cli.cli.app import app
 
+pytestmark = pytest.mark.lengthy
+
 SEED = 7
 PROMPTS = [
     "a cat",

@@ -84,6 +84,7 @@ def test_stages_are_parts_of_a_picture(
     assert "encode_prompt" not in vars(pipe)
 
 
+@pytest.mark.lengthy
 def test_tuning_makes_a_second_pipeline(plain: Any) -> None:
     """Compiled by dynamo alone, whose graphs must be whole; each shape by itself, in one graph a
     kind of block and one for the decoder."""

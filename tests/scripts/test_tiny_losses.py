@@ -51,6 +51,7 @@ def inputs() -> Inputs:
     }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("kind", ["match", "follow", "unroll"])
 def test_no_loss_asks_the_host(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy from the host ends the capture of a CUDA graph. Meta tensors stand for a device's."""

@@ -164,7 +164,8 @@ def _compare(
     first = recipes[0]
     facts = {
         "model": model + (f" at {snapshot.revision}" if snapshot.revision else ""),
-        "ours": chosen.listed(leave_out=("device", "dtype")),
+        "ours": f"engine {chosen.engine}, "
+        + chosen.listed(leave_out=("device", "dtype", "engine")),
         "both": f"{chosen.device}, {chosen.dtype}, {first.width}x{first.height}, "
         f"{first.steps} steps",
         "clip": str(clip) if clip else "not compared: no --clip FOLDER",
