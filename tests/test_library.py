@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from klein_cli import Image, KleinError, Pipeline
+from klein_cli.engines.native import NativeEngine
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.output.reading import read_pixels, read_record
 
@@ -170,9 +173,26 @@ def test_sigmas_that_are_none_are_refused(pipe: Pipeline, sigmas: list[float]) -
         pipe.denoise(noise, pipe.embed(["a", "b"]))
 
 
-def test_several_threads_draw_as_one_would(pipe: Pipeline) -> None:
+def test_several_threads_draw_one_after_another(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once would share a graph's memory on a GPU, and the remembered embeddings anywhere."""
     prompts = ["a cat", "a dog", "a fox", "an owl"]
     found: dict[str, Image] = {}
+    inside: list[int] = []
+    most = [0]
+    velocity = NativeEngine.velocity
+
+    def watched(engine: NativeEngine, *given: Any) -> Tensor:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        try:
+            return velocity(engine, *given)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(NativeEngine, "velocity", watched)
 
     def draw(prompt: str) -> None:
         (found[prompt],) = pipe(prompt, seed=1, width=32, height=32, steps=2)
@@ -182,6 +202,7 @@ def test_several_threads_draw_as_one_would(pipe: Pipeline) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert max(most) == 1
     for prompt in prompts:
         (alone,) = pipe(prompt, seed=1, width=32, height=32, steps=2)
         assert np.array_equal(found[prompt].pixels, alone.pixels)
