@@ -6,6 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,8 @@ def test_rows_are_put_whole_and_in_their_order(tmp_path: Path, piece: int) -> No
 
     def put(first: int, rows: torch.Tensor) -> None:
         inside.append(first)
+        time.sleep(0.0005)  # another thread would come in now
+        assert inside == [first]
         rows = rows.view(-1, 100)
         found[first : first + len(rows)] = rows
         assert inside.pop() == first
