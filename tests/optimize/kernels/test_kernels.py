@@ -287,9 +287,15 @@ def test_phases_are_interleaved(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [40, 4096 + 17])
-def test_softmax(dtype: torch.dtype, columns: int) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_softmax(
+    dtype: torch.dtype, columns: int, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows in registers, and rows that are too long for it."""
+    from klein_cli.optimize.kernels import group_norm
     from klein_cli.optimize.kernels.group_norm import softmax
 
+    monkeypatch.setattr(group_norm, "_WHOLE_ROW", 8192 if whole else 0)
     scores = randn(3, columns) * 30
     scores[0, -1] = scores[1, 0] = 400.0  # the largest in the last block, and in the first
     wanted = (scores.double() * 0.3).softmax(-1)
