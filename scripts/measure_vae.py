@@ -3,9 +3,10 @@
     python scripts/measure_vae.py [--sides 1024 512]
 
 Random weights of FLUX.2-klein's true sizes. Beside each time stands the relative error against
-float32. Not folded is what kernels did before, but for torch's own kernel that enlarges, of which
-the last table says what it takes. Then folded again with the loads of a group norm's statistics
-so many deep, and the kernels that take longest.
+float32. Not folded is what kernels did before, but for torch's own kernel that enlarges. Then the
+kernels that take longest, folded with the loads of a group norm's statistics so many deep, and each
+convolution of an enlarged image by itself, also as a transposed one of 4x4, which needs no
+interleaving.
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from profile_engine import Decoder, Table, busiest, freed, milliseconds, settings
+from profile_engine import (
+    BF16,
+    CUDA,
+    Decoder,
+    Table,
+    busiest,
+    freed,
+    milliseconds,
+    relative_error,
+    settings,
+)
 from torch import Tensor, nn
 
 from klein_cli.device.choose import no_tf32
@@ -28,9 +39,13 @@ from klein_cli.optimize.backend import PLAIN, Backend, backend_for, device_conte
 from klein_cli.optimize.graphs import direct
 from klein_cli.optimize.kernels import group_norm
 from klein_cli.optimize.kernels.ops import FusedVaeOps
+from klein_cli.optimize.kernels.upsample import interleave
+from klein_cli.optimize.upsampling import FoldedConv, fold
 
 REPEATS = 20
 DEPTHS = (1, 2, 3, 4, 5)
+ENLARGED = ((512, 128), (512, 256), (256, 512))
+"""Channels and side of what an image of 1024x1024 enlarges."""
 
 
 class NotFolded(FusedVaeOps):
@@ -71,6 +86,7 @@ def measure(sides: list[int]) -> None:
             del part
     with freed():
         depths(table, Decoder(backend_for(settings("triton"))), sides)
+    convolutions(table)
 
 
 def depths(table: Table, part: Decoder, sides: list[int]) -> None:
@@ -83,6 +99,39 @@ def depths(table: Table, part: Decoder, sides: list[int]) -> None:
             ms = milliseconds(partial(part, direct), REPEATS)
             table.add(f"decode, {side}", f"{depth} deep", ms)
     group_norm._STAGES = kept
+
+
+def transposed(folded: Tensor) -> Tensor:
+    """(4, n, C, 2, 2) -> (C, n, 4, 4): of a transposed convolution of stride 2 and padding 1."""
+    weight = folded.new_empty(folded.shape[2], folded.shape[1], 4, 4)
+    for phase, part in enumerate(folded.transpose(1, 2)):
+        down, across = divmod(phase, 2)
+        weight[:, :, 1 - down :: 2, 1 - across :: 2] = part.flip(-1, -2)
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def convolutions(table: Table, shapes: tuple[tuple[int, int], ...] = ENLARGED) -> None:
+    """Each by itself, without its bias."""
+    for channels, side in shapes:
+        conv = nn.Conv2d(channels, channels, 3, padding=1, device=CUDA, dtype=BF16)
+        folded = FoldedConv(conv.requires_grad_(False))
+        in_channels_last(conv)
+        across = transposed(fold(conv.weight)).to(BF16)
+        x = torch.randn(1, channels, side, side, device=CUDA, dtype=BF16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        large = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        phases = folded(x)
+        exact = F.conv2d(large.float(), conv.weight.float(), padding=1)
+        for name, call in (
+            ("3x3 alone", partial(F.conv2d, large, conv.weight, padding=1)),
+            ("2x2 alone", partial(folded, x)),
+            ("interleaving", partial(interleave, phases)),
+            ("transposed", partial(F.conv_transpose2d, x, across, stride=2, padding=1)),
+        ):
+            found = call()
+            error = relative_error(found, exact) if found.shape == exact.shape else None
+            what = f"{channels} channels, {side} to {2 * side}"
+            table.add(what, name, milliseconds(call, REPEATS), error)
 
 
 def main() -> None:
