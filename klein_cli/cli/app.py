@@ -38,6 +38,9 @@ SUMMARIES = {
     "bench": "Measure klein on this machine: warm, in a batch and from a cold start.",
     "gallery": "Make one page of a folder's images: filter, sort, and the recipe of each on a "
     "click.",
+    "serve": "Keep a model ready for klein, other programs and a browser.",
+    "ps": "Show the engine that is running: what it draws, and what waits.",
+    "stop": "End the engine that is running, when the image in hand is finished.",
     "doctor": "Check GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, "
     "1 if not.",
     "models": "List the models: licence, size, whether they are on this machine, memory.",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from klein_cli import errors
@@ -14,6 +15,7 @@ from klein_cli.errors import KleinError
 from klein_cli.output.metadata import Origin
 from klein_cli.recipe import Recipe
 from klein_cli.run.executors.executor import draw
+from klein_cli.run.executors.watched import WatchedSteps
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,11 +31,14 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
-    """What workers are to load: a model by name or absolute path, and how they are to compute."""
+    """What workers are to load: a model by name or absolute path, and how they are to compute.
+
+    No `threads` leaves their number to torch.
+    """
 
     model: str
     settings: Settings
-    threads: int
+    threads: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +51,34 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawRequest:
-    """A batch: recipes of one shape, each decoded in tiles if `tiled`."""
+    """A batch: recipes of one shape, each decoded in tiles if `tiled`.
+
+    By its `number` it can be cancelled. If `watched`, the worker says `Stepped` after each step;
+    so many `previews` of these, at most, hold an image.
+    """
 
     recipes: list[Recipe]
     tiled: bool
+    number: int = 0
+    watched: bool = False
+    previews: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequest:
+    """Nobody waits any more for the batch of this number: it may end after any step."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """A step of a batch that is watched, and perhaps `images`: what is seen of each so far."""
+
+    number: int
+    step: int
+    steps: int
+    images: list[Pixels] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +126,14 @@ class Worker:
 
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
+        self._cancelled: set[int] = set()
 
     def load(self, request: LoadRequest) -> WorkerInfo | Failure:
         """Get the model ready."""
         try:
             # Before torch is imported: Ray gives its processes one thread.
-            os.environ["OMP_NUM_THREADS"] = str(request.threads)
+            if request.threads is not None:
+                os.environ["OMP_NUM_THREADS"] = str(request.threads)
             with quick_start():
                 return self._load(request)
         except Exception as error:
@@ -115,18 +146,32 @@ class Worker:
         from klein_cli.device.choose import choose
         from klein_cli.pipeline import Pipeline
 
-        torch.set_num_threads(request.threads)
+        if request.threads is not None:
+            torch.set_num_threads(request.threads)
         snapshot = resolve(request.model)
         pipeline = Pipeline.load(snapshot, choose(request.settings, snapshot.preset))
         info = WorkerInfo(origin=pipeline.origin, batch_size=pipeline.default_batch_size)
         self._pipeline = pipeline
         return info
 
-    def draw(self, request: DrawRequest) -> Drawn:
-        """The images of a batch."""
+    def cancel(self, number: int) -> None:
+        """Have a batch end after its next step; from any thread."""
+        self._cancelled.add(number)
+
+    def draw(self, request: DrawRequest, tell: Callable[[Stepped], None] | None = None) -> Drawn:
+        """The images of a batch. `tell` hears of its steps if it is watched."""
         assert self._pipeline is not None
-        started = time.perf_counter()
-        images, error = draw(self._pipeline, request.recipes, tiled=request.tiled)
+        started, steps = time.perf_counter(), request.recipes[0].steps
+
+        def stepped(step: int, images: list[Pixels]) -> None:
+            if tell is not None:
+                tell(Stepped(number=request.number, step=step, steps=steps, images=images))
+
+        watched = WatchedSteps(
+            request, self._pipeline, stepped, lambda: request.number in self._cancelled
+        )
+        images, error = draw(self._pipeline, request.recipes, tiled=request.tiled, callback=watched)
+        self._cancelled.discard(request.number)
         return Drawn(
             images=images,
             failure=None if error is None else Failure.of(error),
