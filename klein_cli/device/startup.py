@@ -48,6 +48,11 @@ def freeze_imports() -> None:
         gc.freeze()
 
 
+def child_environment() -> dict[str, str]:
+    """The variables for a process of klein's own: this one's, with the same modules as here."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+
+
 def wake_gpu(device: str) -> None:
     """Let the driver prepare a GPU while torch is imported, which takes longer.
 

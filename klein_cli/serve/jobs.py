@@ -15,14 +15,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from klein_cli.recipe import recorded_model
 from klein_cli.run.executors import wire
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, Stepped
-from klein_cli.serve.dispatcher import LineFull
+from klein_cli.run.resident.finding import PROTOCOL
+from klein_cli.serve.dispatcher import LineFull, Stopping
 from klein_cli.serve.drawing import WAIT
 from klein_cli.serve.errors import ApiError
 from klein_cli.serve.guard import OWNER
 from klein_cli.serve.line import Ticket
 from klein_cli.serve.service import Service
 
-PROTOCOL = 1
 CONTENT_TYPE = "application/x-klein"
 _MAX_BATCH = 64
 
@@ -90,7 +90,7 @@ class Jobs:
         if not getattr(request.state, OWNER, False):
             raise ApiError(403, "only its owner may stop the server, over its socket")
         asyncio.get_running_loop().call_later(0.05, request.app.state.stop)
-        return JSONResponse({"stopping": True})
+        return JSONResponse({"stopping": True, "pid": os.getpid()})
 
     async def draw(self, request: Request) -> Response:
         """A batch as klein's processes ask for it; steps as they are done, then the pixels."""
@@ -127,6 +127,8 @@ class Jobs:
                 yield b"".join(wire.encoded(step))
             try:
                 answer = await asyncio.shield(ticket.result)
+            except Stopping:
+                return  # the client asks again, of whoever comes after
             except Exception as error:
                 answer = Drawn(images=[], failure=Failure.of(error), seconds=0.0)
             for piece in wire.encoded(answer):

@@ -145,9 +145,7 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
     """All of them, by the function that is made for it, whichever is right."""
     compared = []
     real = guard.hmac.compare_digest
-    monkeypatch.setattr(
-        guard.hmac, "compare_digest", lambda a, b: compared.append(b) or real(a, b)
-    )
+    monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append(b) or real(a, b))
     ask(Rules(keys=(KEY, "x" * 20)), headers={"authorization": f"Bearer {KEY}"})
     assert compared == [KEY.encode(), b"x" * 20]
 

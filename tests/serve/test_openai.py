@@ -96,9 +96,7 @@ def test_what_was_ignored_is_said(client: httpx.Client) -> None:
 def test_nonsense_is_an_error_of_openais_shape(
     client: httpx.Client, content: bytes, kind: str, status: int
 ) -> None:
-    answer = client.post(
-        "/v1/images/generations", content=content, headers={"content-type": kind}
-    )
+    answer = client.post("/v1/images/generations", content=content, headers={"content-type": kind})
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 

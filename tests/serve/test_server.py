@@ -65,9 +65,8 @@ def test_hundreds_of_connections_do_not_keep_the_owner_out(
 ) -> None:
     monkeypatch.setattr(BoundedProtocol, "most", 50)
     with running(short_folder) as server:
-        crowd = []
-        for _ in range(200):
-            crowd.append(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+        place = ("127.0.0.1", server.port)
+        crowd = [socket.create_connection(place, timeout=5) for _ in range(200)]
         time.sleep(0.1)
         with server.owner() as owner:
             assert owner.get("/livez").status_code == 200

@@ -42,7 +42,7 @@ _FAR_APART = 5.0
 limit for this model. Rounding in bfloat16 makes about 1."""
 
 
-@grouped(leave_out=("workers", "ray"))
+@grouped(leave_out=("workers", "ray", "server"))
 def bench(
     *,
     model: own.Model = None,

@@ -30,7 +30,7 @@ def _option(*names: str, metavar: str, help: str) -> object:
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=_PANEL)
 
 
-@grouped(leave_out={"workers", "ray", "batch_size", "quiet", "verbose", "json"})
+@grouped(leave_out={"workers", "ray", "server", "batch_size", "quiet", "verbose", "json"})
 def serve(
     *,
     model: options.Model = DEFAULT_MODEL,

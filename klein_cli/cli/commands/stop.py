@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from klein_cli.errors import KleinError
-from klein_cli.run.resident.connection import EngineError, Place, asked
+from klein_cli.run.resident.connection import Place, asked
 from klein_cli.run.resident.place import socket_path
 
 _PATIENCE = 60.0
@@ -46,17 +47,18 @@ def stop(
     elif unload:
         asked(place, "POST", "/klein/v1/unload", seconds=30)
     else:
-        asked(place, "POST", "/klein/v1/stop", seconds=5)
-        _wait_for_the_end(place)
+        _wait_for_the_end(place, asked(place, "POST", "/klein/v1/stop", seconds=5)["pid"])
 
 
-def _wait_for_the_end(place: Place) -> None:
+def _wait_for_the_end(place: Place, process: int) -> None:
+    """Without asking the socket, which systemd may hold, to start another engine for who asks."""
     until = time.monotonic() + _PATIENCE
     while time.monotonic() < until:
         try:
-            asked(place, "GET", "/livez", seconds=1)
-        except EngineError as error:
-            if error.status == 0:
-                return
-        time.sleep(0.05)
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        if place.path is not None and not place.path.exists():
+            return
+        time.sleep(0.02)
     raise KleinError(f"the engine at {place} has not ended", "klein ps says what it does")

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from socket import SHUT_RDWR, socketpair
 from typing import IO
 
+from klein_cli.device.startup import child_environment
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.run.executors import wire
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
@@ -161,6 +162,6 @@ def visible_gpus(count: int) -> list[str]:
 
 
 def _environment(gpu: str | None) -> dict[str, str]:
-    """A worker's: with its GPU, and the same modules as here."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    """A worker's: with its GPU."""
+    environment = child_environment()
     return environment if gpu is None else {**environment, _GPUS: gpu}
