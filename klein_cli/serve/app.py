@@ -16,11 +16,17 @@ from klein_cli.serve.guard import App, Guard, Rules
 from klein_cli.serve.health import Health
 from klein_cli.serve.jobs import Jobs
 from klein_cli.serve.openai import Images
+from klein_cli.serve.page import page
+from klein_cli.serve.sdapi import StableDiffusion
 from klein_cli.serve.service import Service
+
+_NONE = ("upscalers", "latent-upscale-modes", "sd-vae", "sd-modules", "loras", "embeddings")
+"""Of /sdapi/v1, what there is to choose from and klein has none of."""
 
 
 def application(service: Service, rules: Rules, *, stop: Callable[[], None]) -> App:
     """The server as an ASGI application; `stop` ends it, as SIGTERM does."""
+    diffusion = StableDiffusion(service)
     health, jobs, images = Health(service), Jobs(service), Images(service)
     routes = [
         Route("/livez", health.live),
@@ -28,6 +34,7 @@ def application(service: Service, rules: Rules, *, stop: Callable[[], None]) -> 
         Route("/health", health.ready),
         Route("/metrics", health.metrics),
         Route("/klein/v1/hello", jobs.hello),
+        Route("/klein/v1/model", jobs.model),
         Route("/klein/v1/status", jobs.status),
         Route("/klein/v1/draw", jobs.draw, methods=["POST"]),
         Route("/klein/v1/unload", jobs.unload, methods=["POST"]),
@@ -37,6 +44,16 @@ def application(service: Service, rules: Rules, *, stop: Callable[[], None]) -> 
         Route("/v1/models/{name:path}", images.model),
         Route("/v1/images/generations", images.generations, methods=["POST"]),
         Route("/v1/images/files/{name}", images.kept),
+        Route("/sdapi/v1/txt2img", diffusion.txt2img, methods=["POST"]),
+        Route("/sdapi/v1/img2img", diffusion.img2img, methods=["POST"]),
+        Route("/sdapi/v1/progress", diffusion.progress),
+        Route("/sdapi/v1/interrupt", diffusion.interrupt, methods=["POST"]),
+        Route("/sdapi/v1/options", diffusion.options, methods=["GET", "POST"]),
+        Route("/sdapi/v1/sd-models", diffusion.models),
+        Route("/sdapi/v1/samplers", diffusion.samplers),
+        Route("/sdapi/v1/schedulers", diffusion.schedulers),
+        *(Route(f"/sdapi/v1/{name}", diffusion.none) for name in _NONE),
+        Route("/", page),
     ]
     handlers = dict.fromkeys((ApiError, KleinError, Exception), _error)
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error, **handlers})

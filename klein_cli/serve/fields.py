@@ -154,7 +154,7 @@ def _recipes(body: Mapping[str, Any], preset: Preset, warnings: list[str]) -> li
         height=height,
         steps=_number(body, _named(body, "steps"), int, 1, 1000),
         guidance=_number(body, _named(body, "guidance"), float, 0, 100),
-        negative_prompt=_text(body, "negative_prompt", _MAX_PROMPT),
+        negative_prompt=_text(body, "negative_prompt", _MAX_PROMPT) or None,
     )
     without = f"has no effect: {preset.name} is distilled"
     warnings.extend(f"{name} {without}" for name in ignored(row, preset))

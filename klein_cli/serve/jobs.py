@@ -55,6 +55,12 @@ class Jobs:
         }
         return JSONResponse(said)
 
+    async def model(self, request: Request) -> JSONResponse:
+        """What the page needs to know of the model. Sides in pixels."""
+        preset = self._service.served.preset
+        names = ("name", "width", "height", "min_side", "max_side", "steps", "guidance")
+        return JSONResponse({name: getattr(preset, name) for name in (*names, "distilled")})
+
     async def status(self, request: Request) -> JSONResponse:
         """What is loaded, what is drawn and what waits: for `klein ps`. No prompts."""
         service = self._service
