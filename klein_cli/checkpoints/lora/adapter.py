@@ -237,4 +237,6 @@ def _for_another(path: Path, base: str) -> ModelError:
 
 
 def _shown(name: str) -> str:
-    return name if len(name) <= 80 else f"{name[:77]}..."
+    """A stranger's word in one short line."""
+    plain = name[:80].encode("unicode_escape").decode("ascii")
+    return plain if len(name) <= 80 else f"{plain}..."

@@ -19,14 +19,14 @@ HEADER_CONFIG = "lora_adapter_metadata"
 
 _MOST_CONFIG = 1_000_000
 _BROKEN = "the file is damaged: get it again"
-_READ = {"F64": "<d", "F32": "<f", "F16": "<e"}
+_READ = {"F64": "<d", "F32": "<f", "F16": "<e", "BF16": "<f", "I64": "<q", "I32": "<i"}
 _KINDS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
 _LITERAL = re.compile(r"[\w.-]+")
 
 
 def scalar(where: str, held: Stored) -> float:
     """The one number that a tensor holds. Raises ModelError when it holds more, or none."""
-    if prod(held.shape) != 1 or (held.dtype not in _READ and held.dtype != "BF16"):
+    if prod(held.shape) != 1 or held.dtype not in _READ:
         raise ModelError(f"{where} has an alpha that is not one number", _BROKEN)
     try:
         with held.path.open("rb") as file:
@@ -37,7 +37,7 @@ def scalar(where: str, held: Stored) -> float:
     if held.dtype == "BF16":  # the upper half of a float32
         data = b"\0\0" + data
     try:
-        (number,) = struct.unpack(_READ.get(held.dtype, "<f"), data)
+        (number,) = struct.unpack(_READ[held.dtype], data)
     except struct.error:
         raise ModelError(f"{held.path} ends too early", _BROKEN) from None
     return float(number)

@@ -83,8 +83,8 @@ def layer_of(
     where = f"{file}: {path}"
     roles = {key.role for key in tensors}
     _check_roles(where, roles)
-    for held in tensors.values():
-        if held.dtype not in FLOATS:
+    for key, held in tensors.items():
+        if held.dtype not in FLOATS and key.role != "alpha":
             raise ModelError(f"{where} is stored as {held.dtype}, not as fractions", NOT_WHOLE)
     parts: dict[int, dict[str, Stored]] = {}
     single: dict[str, Stored] = {}

@@ -73,11 +73,13 @@ def target_of(path: str) -> Target | None:
     """The layer called `path`, which has lost its prefix; None when no FLUX.2 model has it."""
     name = path.replace(".", "_")
     found = _INDEX.search(name)
-    if found is None:
-        return _LAYERS.get(name)
-    known = _LAYERS.get(name[: found.start()] + "N" + name[found.end() :])
-    if known is None:
+    if found is not None:
+        name = name[: found.start()] + "N" + name[found.end() :]
+    known = _LAYERS.get(name)
+    if known is None or ("blocks.N." in known.modules[0]) != (found is not None):
         return None
+    if found is None:
+        return known
     return known._replace(modules=tuple(m.replace("N", found[0], 1) for m in known.modules))
 
 
