@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from klein_cli.checkpoints.reader import PIECE_BYTES, Extent, Reader, ReadHandle, Rows
-from klein_cli.checkpoints.slots import Slot, allocate, slots_of
+from klein_cli.checkpoints.slots import Collected, InPlace, Slot, allocate, slots_of
 from klein_cli.checkpoints.source import DAMAGED, Checkpoint, Stored
 from klein_cli.errors import ModelError
 
@@ -103,13 +103,38 @@ def load_weights(
     module.requires_grad_(False).eval()
     allocate(module, device, dtype)
     wanted = [_Arrival(stored[name], slot, changes.get(name)) for name, slot in slots.items()]
-    handle = None
-    if reader is None:
-        _adopt(wanted, device)
-    else:
-        handle = reader.read(one.wanted() for one in wanted)
+    handle = _bring(wanted, device, reader)
     _check_complete(module)
     return handle, skipped
+
+
+def put_again(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    names: Collection[str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    changes: Mapping[str, Change],
+    prefix: str = "",
+    reader: Reader | None = None,
+) -> ReadHandle | None:
+    """Read some tensors of a filled module again, with other `changes` or none.
+
+    They come into the memory that they are in, so that whoever reads it, as a CUDA graph does,
+    goes on; nobody may compute with the module meanwhile. The rest is as in `load_weights`.
+    """
+    slots = {prefix + name: slot for name, slot in slots_of(module, device, dtype).items()}
+    stored = checkpoint.tensors()
+    wanted = [_Arrival(stored[name], InPlace(slots[name]), changes.get(name)) for name in names]
+    return _bring(wanted, device, reader)
+
+
+def read_tensor(held: Stored) -> Tensor:
+    """All of one tensor, on the host, as it is stored. Raises ModelError."""
+    found = Collected(held.shape)
+    _adopt([_Arrival(held, found, None)], torch.device("cpu"))
+    return found.tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +185,16 @@ class _Arrival:
             wide = rows.to(torch.promote_types(self.dtype, torch.float32), copy=True)
             rows = self.change(first, wide)
         self.slot.put(first, rows)
+
+
+def _bring(
+    wanted: Collection[_Arrival], device: torch.device, reader: Reader | None
+) -> ReadHandle | None:
+    """Fill the slots: now, or by the reader's threads."""
+    if reader is None:
+        _adopt(wanted, device)
+        return None
+    return reader.read(one.wanted() for one in wanted)
 
 
 def _adopt(wanted: Collection[_Arrival], device: torch.device) -> None:
