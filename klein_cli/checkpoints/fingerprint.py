@@ -47,10 +47,11 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[bytes]:
     for path, tensors in by_file.items():
         try:
             with path.open("rb") as file:
-                for name, (dtype, shape, _, begin, end) in tensors.items():
-                    size = min(_SAMPLE_BYTES, end - begin)
-                    file.seek(begin + (end - begin - size) // 2)
+                for name, held in tensors.items():
+                    length = held.end - held.begin
+                    size = min(_SAMPLE_BYTES, length)
+                    file.seek(held.begin + (length - size) // 2)
                     sample = hashlib.sha256(file.read(size)).hexdigest()
-                    yield f"{name}\0{dtype}\0{list(shape)}\0{sample}\n".encode()
+                    yield f"{name}\0{held.dtype}\0{list(held.shape)}\0{sample}\n".encode()
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} cannot be read: {error}", DAMAGED) from None

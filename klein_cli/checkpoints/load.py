@@ -2,7 +2,7 @@
 
 The module is built on the meta device, without memory. Each tensor has a `Slot` in it, which takes
 the tensor's rows as they come: a module that holds its weights quantised, or several of them as
-one, takes them so, and no second copy ever exists. Only safetensors are read, never pickles.
+one, takes them so, and no second copy ever exists. Packed weights are unpacked on the way.
 Everything that can be known from the files' headers is checked before the first weight is read.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from klein_cli.checkpoints.dequantise import companion, unpacked
 from klein_cli.checkpoints.reader import PIECE_BYTES, Extent, Reader, ReadHandle, Rows
 from klein_cli.checkpoints.slots import Collected, InPlace, Slot, allocate, slots_of
-from klein_cli.checkpoints.source import DAMAGED, Checkpoint, Stored
+from klein_cli.checkpoints.source import DAMAGED, Checkpoint, Span, Stored
 from klein_cli.errors import ModelError
 
 _TYPES = {
@@ -37,7 +39,9 @@ _TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""Packed tensors are not stored in any of these: what they hold is unpacked to float32."""
 
+_ALIGNMENT = max(dtype.itemsize for dtype in _TYPES.values())
 
 Change = Callable[[int, Tensor], Tensor]
 """Number of the first row, and rows of a tensor in float32 on the device -> what is kept of them.
@@ -137,7 +141,7 @@ def read_tensor(held: Stored) -> Tensor:
     return found.tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Arrival:
     """One tensor on its way: how it is stored, where it belongs, and what changes it."""
 
@@ -147,44 +151,86 @@ class _Arrival:
 
     @property
     def dtype(self) -> torch.dtype:
-        return _TYPES[self.held.dtype]
+        """Of the rows as they are put, if nothing changes them."""
+        return torch.float32 if self.held.packing else _TYPES[self.held.dtype]
 
     @property
-    def count(self) -> int:
-        """Rows; a number by itself is one."""
-        return self.held.shape[0] if self.held.shape else 1
+    def as_stored(self) -> bool:
+        """Whether its bytes are put as they are."""
+        return self.held.packing is None and self.change is None
 
-    @property
-    def row_bytes(self) -> int:
-        return (self.held.end - self.held.begin) // max(self.count, 1)
-
-    def wanted(self) -> Extent | Rows:
+    def wanted(self, reader: Reader) -> Iterator[Extent | Rows]:
         """What a reader is to bring: bytes into their place, or rows that are put."""
-        room = self.slot.room(self.dtype)
-        if room is not None and self.change is None:
-            return Extent(self.held.path, self.held.begin, room)
-        return Rows(self.held.path, self.held.begin, self.count, self.row_bytes, self.put)
+        held, room = self.held, self.slot.room(self.dtype)
+        companions = self._coming(reader)
+        for span in held.spans:
+            rows = (span.end - span.begin) // max(held.row_bytes, 1)
+            if room is not None and self.as_stored:
+                into = room[span.first : span.first + rows] if room.ndim else room
+                yield Extent(held.path, span.begin, into)
+            else:
+                put = partial(self.put, span, companions)
+                yield Rows(held.path, span.begin, rows, held.row_bytes, put)
 
-    def adopt(self, data: Tensor, device: torch.device) -> None:
-        """Take the tensor's bytes, (n,) uint8 on the host: without a copy where that can be."""
-        if self.held.begin % self.dtype.itemsize:  # a header of odd length
-            data = data.clone()
-        if self.change is None:
-            self.slot.adopt(data.view(self.dtype).view(self.held.shape).to(device))
+    def adopt(self, files: Mapping[Path, Tensor], device: torch.device) -> None:
+        """Take the tensor from files mapped into memory: without a copy where that can be."""
+        held = self.held
+        if self.as_stored and not held.turned:
+            data = _aligned(files[held.path][held.begin : held.end], held.begin)
+            self.slot.adopt(data.view(self.dtype).view(held.shape).to(device))
             return
         self.slot.room(self.dtype)
-        row_bytes = max(self.row_bytes, 1)
+        companions = {
+            name: companion(each, _aligned(files[each.path][each.begin : each.end], each.begin))
+            for name, each in self._companions.items()
+        }
+        row_bytes = max(held.row_bytes, 1)
         step = max(1, PIECE_BYTES // row_bytes) * row_bytes
-        for at in range(0, len(data), step):
-            self.put(at // row_bytes, data[at : at + step].to(device))
+        for span in held.spans:
+            data = files[held.path][span.begin : span.end]
+            for at in range(0, len(data), step):
+                piece = _aligned(data[at : at + step], span.begin + at)
+                self.put(span, lambda: companions, at // row_bytes, piece)
 
-    def put(self, first: int, data: Tensor) -> None:
-        """Put rows, given as bytes (n,) uint8."""
-        rows = data.view(self.dtype).view(-1, *self.held.shape[1:])
+    def put(
+        self, span: Span, companions: Callable[[], Mapping[str, Tensor]], first: int, data: Tensor
+    ) -> None:
+        """Put rows of a span, from its row `first` on, given as bytes (n,) uint8."""
+        held = self.held
+        if held.packing is None:
+            rows = data.view(self.dtype).view(-1, *held.shape[1:])
+            self._put(span.first + first, rows)
+            return
+        stored = (span.begin - held.begin) // max(held.row_bytes, 1) + first
+        for at, rows in unpacked(held, companions(), stored, data):
+            self._put(span.first + first + at, rows)
+
+    def _put(self, first: int, rows: Tensor) -> None:
         if self.change is not None:
-            wide = rows.to(torch.promote_types(self.dtype, torch.float32), copy=True)
-            rows = self.change(first, wide)
+            wide = torch.promote_types(self.dtype, torch.float32)
+            rows = self.change(first, rows.to(wide, copy=self.held.packing is None))
         self.slot.put(first, rows)
+
+    @property
+    def _companions(self) -> Mapping[str, Stored]:
+        return self.held.packing.companions if self.held.packing else {}
+
+    def _coming(self, reader: Reader) -> Callable[[], Mapping[str, Tensor]]:
+        """The companions, which are read before any row is: whoever asks waits for them."""
+        if not self._companions:
+            return dict
+        data = {
+            name: torch.empty(each.end - each.begin, dtype=torch.uint8, device=reader.device)
+            for name, each in self._companions.items()
+        }
+        extents = (Extent(e.path, e.begin, data[name]) for name, e in self._companions.items())
+        handle = reader.read(extents)
+
+        def come() -> Mapping[str, Tensor]:
+            handle.wait()
+            return {name: companion(e, data[name]) for name, e in self._companions.items()}
+
+        return come
 
 
 def _bring(
@@ -194,14 +240,19 @@ def _bring(
     if reader is None:
         _adopt(wanted, device)
         return None
-    return reader.read(one.wanted() for one in wanted)
+    return reader.read(piece for one in wanted for piece in one.wanted(reader))
 
 
 def _adopt(wanted: Collection[_Arrival], device: torch.device) -> None:
     """Fill the slots from files mapped into memory: on a CPU they are read as they are used."""
     files = {path: _mapped(path) for path in {one.held.path for one in wanted}}
     for one in wanted:
-        one.adopt(files[one.held.path][one.held.begin : one.held.end], device)
+        one.adopt(files, device)
+
+
+def _aligned(data: Tensor, offset: int) -> Tensor:
+    """Bytes that can be viewed as any dtype: a header may have an odd length."""
+    return data.clone() if offset % _ALIGNMENT else data
 
 
 def _mapped(path: Path) -> Tensor:
@@ -225,8 +276,10 @@ def _check(name: str, held: Stored, slot: Slot | None) -> None:
             f"{held.path}: {name} has shape {held.shape}, not {slot.shape}",
             "the weights and their configuration do not belong together",
         )
+    if held.packing is not None and slot.floating:
+        return
     dtype = _TYPES.get(held.dtype)
-    if dtype is None or dtype.is_floating_point != slot.floating:
+    if held.packing is not None or dtype is None or dtype.is_floating_point != slot.floating:
         raise ModelError(
             f"{held.path}: {name} is stored as {held.dtype}, which klein cannot read",
             "get the model in bfloat16, float16 or float32",

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from klein_cli.checkpoints.folder import digest
-from klein_cli.checkpoints.header import Header, read_header
+from klein_cli.checkpoints.header import Header
+from klein_cli.checkpoints.identify import is_adapter, read_any_header
 from klein_cli.checkpoints.lora import keys
 from klein_cli.checkpoints.lora.alphas import read_strengths
 from klein_cli.checkpoints.lora.bases import (
@@ -76,7 +77,7 @@ def read_adapter(path: Path) -> AdapterFile:
     anything that would not be used, or was trained for another family of models.
     """
     tensors, metadata = read_adapter_header(path)
-    if not keys.is_adapter(list(tensors)):
+    if not is_adapter(tensors):
         raise ModelError(f"{path} is not an adapter: it holds no LoRA or the like", _OTHER)
     if len(tensors) > MOST_TENSORS:
         raise ModelError(f"{path} holds {len(tensors):,} tensors, too many for an adapter", _OTHER)
@@ -102,9 +103,12 @@ def read_adapter(path: Path) -> AdapterFile:
 def read_adapter_header(path: Path) -> Header:
     """What a file holds and what it says of itself. Raises ModelError when it is not whole."""
     try:
-        return read_header(path)
+        header = read_any_header(path)
     except ModelError as error:
         raise ModelError(error.message, NOT_WHOLE) from None
+    if any(held.packing for held in header.tensors.values()):
+        raise ModelError(f"{path} is a GGUF, which adapters are not read from", _OTHER)
+    return header
 
 
 def stamp_of(path: Path) -> tuple[int, int]:

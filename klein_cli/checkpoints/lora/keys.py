@@ -35,10 +35,6 @@ _OTHER_KINDS = {
     "IA3": re.compile(r"\.(?:ia3_l|on_input)(?:\.|$)"),
     "VeRA": re.compile(r"vera_(?:lambda|[AB])"),
 }
-_ANY_KIND = re.compile(
-    r"[._]lora_[AB]\b|[._]lora_(?:up|down|mid)\b|lora\.(?:up|down)\b|lokr_|hada_|lora_linear_layer"
-    r"|dora_scale|\.magnitude$|lora_magnitude_vector|\.diff(?:_b)?$|\boft_|\bboft_"
-)
 
 
 class Key(NamedTuple):
@@ -50,11 +46,6 @@ class Key(NamedTuple):
     path: str
     role: str
     part: int
-
-
-def is_adapter(names: list[str]) -> bool:
-    """Whether a file with tensors of these names is an adapter, perhaps of another model."""
-    return any(_ANY_KIND.search(name) for name in names)
 
 
 def parsed(name: str) -> Key | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from klein_cli.checkpoints.names import places
+
 
 class Target(NamedTuple):
     """The modules whose rows, one below the other, an adapter's layer changes.
@@ -25,45 +27,41 @@ class Target(NamedTuple):
 
 _INDEX = re.compile(r"(?<=blocks_)(0|[1-9][0-9]{0,3})(?=_)")
 
-_BLOCK = "transformer_blocks.N"
-_SINGLE = "single_transformer_blocks.N"
-_IMAGE = tuple(f"{_BLOCK}.attn.{name}" for name in ("to_q", "to_k", "to_v"))
-_TEXT = tuple(f"{_BLOCK}.attn.add_{name}_proj" for name in "qkv")
-_TIME = "time_guidance_embed.timestep_embedder"
+_NUMBER = "99"
+"""A block's, of which a rule for all blocks is made."""
 
-_COPIED = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": f"{_TIME}.linear_1",
-    "time_in.out_layer": f"{_TIME}.linear_2",
-    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
-    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
-    "single_stream_modulation.lin": "single_stream_modulation.linear",
-    "double_blocks.N.img_attn.proj": f"{_BLOCK}.attn.to_out.0",
-    "double_blocks.N.txt_attn.proj": f"{_BLOCK}.attn.to_add_out",
-    "double_blocks.N.img_mlp.0": f"{_BLOCK}.ff.linear_in",
-    "double_blocks.N.img_mlp.2": f"{_BLOCK}.ff.linear_out",
-    "double_blocks.N.txt_mlp.0": f"{_BLOCK}.ff_context.linear_in",
-    "double_blocks.N.txt_mlp.2": f"{_BLOCK}.ff_context.linear_out",
-    "double_blocks.N.img_attn.norm.query_norm": f"{_BLOCK}.attn.norm_q",
-    "double_blocks.N.img_attn.norm.key_norm": f"{_BLOCK}.attn.norm_k",
-    "double_blocks.N.txt_attn.norm.query_norm": f"{_BLOCK}.attn.norm_added_q",
-    "double_blocks.N.txt_attn.norm.key_norm": f"{_BLOCK}.attn.norm_added_k",
-    "single_blocks.N.linear1": f"{_SINGLE}.attn.to_qkv_mlp_proj",
-    "single_blocks.N.linear2": f"{_SINGLE}.attn.to_out",
-    "single_blocks.N.norm.query_norm": f"{_SINGLE}.attn.norm_q",
-    "single_blocks.N.norm.key_norm": f"{_SINGLE}.attn.norm_k",
-    "final_layer.linear": "proj_out",
-}
-"""FLUX.2's own names of the layers that are the same in both layouts."""
+_OWN = (
+    "img_in",
+    "txt_in",
+    "time_in.in_layer",
+    "time_in.out_layer",
+    "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.lin",
+    "single_stream_modulation.lin",
+    "final_layer.linear",
+    "final_layer.adaLN_modulation.1",
+    *(
+        f"double_blocks.N.{stream}_{layer}"
+        for stream in ("img", "txt")
+        for layer in ("attn.qkv", "attn.proj", "mlp.0", "mlp.2")
+    ),
+    *(
+        f"double_blocks.N.{stream}_attn.norm.{norm}_norm"
+        for stream in ("img", "txt")
+        for norm in ("query", "key")
+    ),
+    *(
+        f"single_blocks.N.{layer}"
+        for layer in ("linear1", "linear2", "norm.query_norm", "norm.key_norm")
+    ),
+)
+"""FLUX.2's own names of all its layers. What they are officially, `names` knows."""
 
-_STACKED = {
-    "double_blocks.N.img_attn.qkv": _IMAGE,
-    "double_blocks.N.txt_attn.qkv": _TEXT,
-    f"{_BLOCK}.attn.to_qkv": _IMAGE,
-    f"{_BLOCK}.attn.to_added_qkv": _TEXT,
+_FUSED = {
+    "double_blocks.N.img_attn.qkv": "transformer_blocks.N.attn.to_qkv",
+    "double_blocks.N.txt_attn.qkv": "transformer_blocks.N.attn.to_added_qkv",
 }
-"""Layers that are one where the official layout has three."""
+"""Official names of layers that are fused in one of diffusers' forms, and otherwise three."""
 
 _SHARES = ((0, 1, 9), (1, 2, 9), (2, 3, 9), (3, 9, 9))
 """Queries, keys, values and feed-forward in the rows of a single block's first layer."""
@@ -90,24 +88,28 @@ def block_of(module: str) -> tuple[str, int] | None:
 
 
 def _layers() -> dict[str, Target]:
-    layers = {name: Target((module,)) for name, module in _COPIED.items()}
-    layers |= {module: Target((module,)) for module in _COPIED.values()}
-    layers |= {name: Target(modules) for name, modules in _STACKED.items()}
-    for modules in (_IMAGE, _TEXT):
-        layers |= {module: Target((module,)) for module in modules}
-    # FLUX.2's own layout has shift before scale.
-    layers["final_layer.adaLN_modulation.1"] = Target(("norm_out.linear",), swapped=True)
-    layers["norm_out.linear"] = Target(("norm_out.linear",))
+    layers = {name: _official(name) for name in _OWN}
+    for target in list(layers.values()):
+        layers |= {module: Target((module,)) for module in target.modules}
+    layers |= {fused: layers[name] for name, fused in _FUSED.items()}
     for name in ("linear_1", "linear_2"):
-        layers[f"time_guidance_embed.{name}"] = Target((f"{_TIME}.{name}",))
+        module = f"time_guidance_embed.timestep_embedder.{name}"
+        layers[module.replace("timestep_embedder.", "")] = layers[module]
     # One trainer once wrote the parts of fused layers one by one.
-    for stacked in ("double_blocks.N.img_attn.qkv", "double_blocks.N.txt_attn.qkv"):
-        for place, module in enumerate(_STACKED[stacked]):
-            layers[f"{stacked}.{place}"] = Target((module,))
+    for name in _FUSED:
+        for place, module in enumerate(layers[name].modules):
+            layers[f"{name}.{place}"] = Target((module,))
     for place, share in enumerate(_SHARES):
-        module = _COPIED["single_blocks.N.linear1"]
-        layers[f"single_blocks.N.linear1.{place}"] = Target((module,), share=share)
+        name = "single_blocks.N.linear1"
+        layers[f"{name}.{place}"] = layers[name]._replace(share=share)
     return {name.replace(".", "_"): target for name, target in layers.items()}
+
+
+def _official(name: str) -> Target:
+    """What one of FLUX.2's own layers is, whatever the number of its block."""
+    found = places("transformer", name.replace(".N.", f".{_NUMBER}.") + ".weight")
+    modules = (place.name.removesuffix(".weight").replace(_NUMBER, "N") for place in found)
+    return Target(tuple(modules), swapped=any(place.swapped for place in found))
 
 
 _LAYERS = _layers()
