@@ -19,6 +19,7 @@ from klein_cli.presets import Preset, presets
 from klein_cli.prompts.rows import Defaults
 from klein_cli.prompts.seeds import parse_seeds
 from klein_cli.prompts.sizes import image_size, parse_expand
+from klein_cli.recipe import MAX_BLUR
 from klein_cli.run.executors.placement import Placement
 from klein_cli.settings import CHOICES, Settings
 
@@ -33,7 +34,6 @@ _machine = partial(typer.Option, rich_help_panel="Model and machine")
 _report = partial(typer.Option, rich_help_panel="Reporting")
 _report_flag = partial(_report, metavar=" ")
 _DEFAULT = Settings()
-_MAX_BLUR = 512
 
 
 def name_of(parameter: str) -> str:
@@ -332,9 +332,9 @@ class EditOptions:
                 "other: the image keeps its own",
                 "leave out the size",
             )
-        if self.mask_blur is not None and not 0 <= self.mask_blur <= _MAX_BLUR:
+        if self.mask_blur is not None and not 0 <= self.mask_blur <= MAX_BLUR:
             raise UsageError(
-                f"--mask-blur {self.mask_blur} is out of range", f"use 0 to {_MAX_BLUR} pixels"
+                f"--mask-blur {self.mask_blur} is out of range", f"use 0 to {MAX_BLUR} pixels"
             )
         return replace(
             defaults,

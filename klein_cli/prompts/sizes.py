@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
-from klein_cli.recipe import MAX_SIDE, PIXELS_PER_TOKEN
+from klein_cli.recipe import MAX_SOURCE_SIDE, PIXELS_PER_TOKEN
 
 MOST_EDITED = 4300 * PIXELS_PER_TOKEN**2
 """About one megapixel: with more, the schedule is that of another regime (see
@@ -138,9 +138,9 @@ def parse_expand(text: str) -> tuple[int, int, int, int]:
 def checked_expand(sides: Sequence[int]) -> tuple[int, int, int, int]:
     """Pixels to add at each edge. Raises UsageError for what no image is expanded by."""
     left, top, right, bottom = sides
-    if not any(sides) or not all(0 <= side <= MAX_SIDE for side in sides):
+    if not any(sides) or not all(0 <= side <= MAX_SOURCE_SIDE for side in sides):
         raise UsageError(
             f"expand {','.join(map(str, sides))} is out of range",
-            f"use up to {MAX_SIDE} pixels an edge, and some at one of them",
+            f"use up to {MAX_SOURCE_SIDE} pixels an edge, and some at one of them",
         )
     return left, top, right, bottom
