@@ -28,6 +28,7 @@ from klein_cli.errors import UsageError
 from klein_cli.output.gallery import check_page
 from klein_cli.output.naming import destination
 from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
+from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.source import PromptSource, prompt_source
 from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.executors.placement import Placement
@@ -48,6 +49,8 @@ class _Run:
 
     model: str
     source: PromptSource
+    images: InputImages
+    carry: Carry
     defaults: Defaults
     seed: int | None
     files: options.OutputOptions
@@ -64,14 +67,18 @@ def run_generate(
     *,
     prompts: options.PromptOptions,
     strict: bool,
+    editing: options.EditOptions,
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: str,
     machine: options.MachineOptions,
     show: bool,
     reporting: options.ReportOptions,
+    edited: EditedImage | None = None,
 ) -> int:
-    """Do what the options of `klein generate` ask for; its exit code."""
+    """Do what the options of `klein generate` ask for, or those of `klein edit` for what is
+    `edited`; its exit code.
+    """
 
     def run(report: Report) -> int:
         output = parsed_output(files, reporting)
@@ -87,10 +94,12 @@ def run_generate(
         asked = _Run(
             model=model,
             source=source,
-            defaults=image.defaults(
-                preset_for(model),
-                negative_prompt=prompts.negative_prompt,
-                wildcards=prompts.wildcards,
+            defaults=editing.of(
+                image.defaults(
+                    preset_for(model),
+                    negative_prompt=prompts.negative_prompt,
+                    wildcards=prompts.wildcards,
+                )
             ),
             seed=image.seed,
             files=files,

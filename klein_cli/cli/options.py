@@ -87,6 +87,21 @@ Steps = Annotated[
         help="Denoising steps. The model knows best: 4, or 50 for the base models.",
     ),
 ]
+KeepFormat = Annotated[
+    bool,
+    _output_flag(
+        "--keep-format",
+        help="In a folder: write JPEG files for JPEG files, and WebP for WebP, not PNG. JPEG "
+        "encodes also what a mask keeps again.",
+    ),
+]
+Opaque = Annotated[
+    bool,
+    _output_flag(
+        "--opaque",
+        help="Leave a transparent image's alpha out of the result. Otherwise it comes back.",
+    ),
+]
 Model = Annotated[
     str,
     _machine(
@@ -139,7 +154,7 @@ class PromptOptions:
             help=(
                 "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl or .csv "
                 "rows with prompt, seed, width, height, steps, guidance, negative_prompt, output, "
-                "n. "
+                "n, image, mask, expand. "
                 '"-" reads prompts, or .jsonl rows, from standard input.'
             ),
         ),

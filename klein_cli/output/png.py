@@ -87,6 +87,16 @@ def check_room(recipe: Recipe, extension: str) -> None:
         )
 
 
+def check_kept(recipe: Recipe, extension: str) -> None:
+    """Raise UsageError when pixels that a mask keeps would be encoded with losses."""
+    kept = recipe.mask is not None and recipe.mask.keep
+    if kept and EXTENSIONS[extension.lower()] == "JPEG":
+        raise UsageError(
+            "a JPEG file does not keep what the mask keeps, bit for bit",
+            "write .png or .webp, which do; or give --no-keep",
+        )
+
+
 def save(data: bytes, path: Path, *, overwrite: bool, swept: bool = False) -> None:
     """Write `data` to `path` through a temporary file beside it; missing folders are made.
 

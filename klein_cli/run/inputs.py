@@ -1,0 +1,116 @@
+"""The images that rows name -> what their recipes say of them: digests and sizes.
+
+A file is read and hashed once in a run, whatever number of rows share it, and is not decoded for
+that: only where a mask is given, since what is painted depends on where it is white.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from klein_cli.errors import UsageError
+from klein_cli.images.files import MAX_FILE_BYTES
+from klein_cli.images.masks import masked_source
+from klein_cli.images.references import processed_size
+from klein_cli.prompts.files import STDIN
+from klein_cli.prompts.rows import ALPHA, Defaults, Inputs, Row
+from klein_cli.recipe import MAX_REFERENCES, Mask, Reference
+
+if TYPE_CHECKING:
+    from klein_cli.images.masks import Box, Expand
+    from klein_cli.images.reading import Probe
+    from klein_cli.images.store import ImageStore
+
+Size = tuple[int, int]
+
+MANY = 4
+"""References that the model was made for; it takes more, and may leave some out of account."""
+
+
+class InputImages:
+    """Finds the images of a run's rows, and takes them into its `store`.
+
+    Files that a row names are looked for from `folder`, where the prompts file lies, and those of
+    the options from the present folder; "-" is `stdin`. `most` is how many one row has at most.
+    """
+
+    def __init__(self, store: ImageStore, *, folder: Path, stdin: BinaryIO) -> None:
+        self.store = store
+        self.most = 0
+        self._folder = folder
+        self._stdin = stdin
+        self._probes: dict[Path | None, Probe] = {}
+        self._boxes: dict[tuple[str, str | None, bool, Expand | None], tuple[Box, Size]] = {}
+
+    def of(self, row: Row, defaults: Defaults) -> Inputs:
+        """The images of a row. Raises UsageError for one that cannot be used, for too many, and
+        for a mask without an image.
+        """
+        given = self._given(row, defaults)
+        if len(given) > MAX_REFERENCES:
+            raise UsageError(f"{len(given)} images are given", f"give at most {MAX_REFERENCES}")
+        mask, expand = row.mask or defaults.mask, row.expand or defaults.expand
+        self.most = max(self.most, len(given))
+        references = tuple(map(_reference, given))
+        if mask is None and expand is None:
+            return Inputs(references=references)
+        if not given:
+            what = "expand" if mask is None else "a mask"
+            raise UsageError(f"there is {what}, and no image", "name the image that it is of")
+        place = self._folder if row.mask else Path()
+        file = None if mask in (None, ALPHA) else self._probe(mask, place)
+        box, (width, height) = self._box(given[0], file, mask == ALPHA, expand)
+        source = _sized(given[0], width, height)
+        return Inputs(
+            references=(source, *references[1:]),
+            mask=Mask(
+                sha256=file and file.sha256,
+                name=file and file.name,
+                alpha=mask == ALPHA,
+                expand=expand,
+                box=box,
+                blur=defaults.blur,
+                keep=defaults.keep,
+            ),
+        )
+
+    def found(self) -> Iterator[Probe]:
+        """The images that were found, in the order of their first row; masks too."""
+        return iter(self._probes.values())
+
+    def _given(self, row: Row, defaults: Defaults) -> list[Probe]:
+        if row.image is None:
+            return [self._probe(name, Path()) for name in defaults.image]
+        return [self._probe(name, self._folder) for name in row.image]
+
+    def _probe(self, name: str, folder: Path) -> Probe:
+        path = None if name == STDIN else folder / Path(name).expanduser()
+        if path not in self._probes:
+            source = self._stdin.read(MAX_FILE_BYTES + 1) if path is None else path
+            self._probes[path] = self.store.add(source)
+        return self._probes[path]
+
+    def _box(
+        self, source: Probe, mask: Probe | None, alpha: bool, expand: Expand | None
+    ) -> tuple[Box, Size]:
+        """What is painted of a source, and at which size."""
+        key = source.sha256, mask and mask.sha256, alpha, expand
+        if key not in self._boxes:
+            masked = masked_source(
+                self.store.picture(source.sha256),
+                self.store.mask(mask.sha256) if mask else None,
+                alpha=alpha,
+                expand=expand,
+            )
+            self._boxes[key] = masked.box, masked.painted_size
+        return self._boxes[key]
+
+
+def _reference(found: Probe) -> Reference:
+    return _sized(found, *processed_size(found.width, found.height))
+
+
+def _sized(found: Probe, width: int, height: int) -> Reference:
+    return Reference(sha256=found.sha256, name=found.name, width=width, height=height)
