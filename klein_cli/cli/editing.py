@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from klein_cli.cli import options
 from klein_cli.errors import UsageError
 from klein_cli.prompts.files import STDIN
-from klein_cli.prompts.source import PromptSource, prompt_source, typed_prompt
+from klein_cli.prompts.rows import Row
+from klein_cli.prompts.source import PromptSource, prompt_source
 from klein_cli.run.image_folder import check_apart, image_folder
 
 _EXAMPLE = '"make the car red"'
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".heic", ".avif")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +68,16 @@ class Edit:
     def rows(
         self,
         prompts: options.PromptOptions,
-        others: list[str] | None,
+        others: Sequence[str] | None,
         tell: Callable[[str], None],
     ) -> PromptSource:
         """A row an image of the folder; `tell` hears what of it is left out."""
+        (typed,) = source_of(prompts).rows
+        assert isinstance(typed, Row)
         folder = image_folder(Path(self.image))
         for note in folder.notes:
             tell(note)
-        rows = folder.rows(_prompt(prompts), others or (), keep_format=self.keep_format)
+        rows = folder.rows(typed.prompt, others or (), keep_format=self.keep_format)
         return PromptSource(file=self.image, rows=rows)
 
 

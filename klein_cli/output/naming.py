@@ -66,8 +66,8 @@ class Destination:
         return self if several else replace(self, template=self.single)
 
 
-def destination(output: str | None) -> Destination:
-    """Read -o. Raises UsageError."""
+def destination(output: str | None, *, is_folder: bool = False) -> Destination:
+    """Read -o, which names a folder whatever it looks like if `is_folder`. Raises UsageError."""
     if output is None:
         return Destination(template=_FOLDER_NAME, single=_ONE_NAME, folder=Path(), exact=False)
     if output == STDOUT:
@@ -76,7 +76,7 @@ def destination(output: str | None) -> Destination:
         raise UsageError("-o is empty", "give a file, a folder or a template")
     if output.startswith("~"):
         output = os.path.expanduser(output)
-    if os.path.isdir(output):
+    if is_folder or os.path.isdir(output):
         return _in_folder(_escape(output), Path(output))
     if "{" in output or "}" in output:
         return _templated(output)

@@ -6,7 +6,8 @@ that: only where a mask is given, since what is painted depends on where it is w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -17,6 +18,7 @@ from klein_cli.images.references import processed_size
 from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import ALPHA, Defaults, Inputs, Row
 from klein_cli.recipe import MAX_REFERENCES, Mask, Reference
+from klein_cli.run.events import Listener
 
 if TYPE_CHECKING:
     from klein_cli.images.masks import Box, Expand
@@ -27,6 +29,8 @@ Size = tuple[int, int]
 
 MANY = 4
 """References that the model was made for; it takes more, and may leave some out of account."""
+_DESCRIBED = 20
+_OF_A_KIND = 3
 
 
 class InputImages:
@@ -42,6 +46,7 @@ class InputImages:
         self._folder = folder
         self._stdin = stdin
         self._probes: dict[Path | None, Probe] = {}
+        self._seen: dict[str, Probe] = {}
         self._boxes: dict[tuple[str, str | None, bool, Expand | None], tuple[Box, Size]] = {}
 
     def of(self, row: Row, defaults: Defaults) -> Inputs:
@@ -53,6 +58,7 @@ class InputImages:
             raise UsageError(f"{len(given)} images are given", f"give at most {MAX_REFERENCES}")
         mask, expand = row.mask or defaults.mask, row.expand or defaults.expand
         self.most = max(self.most, len(given))
+        self._seen |= {each.sha256: each for each in given}
         references = tuple(map(_reference, given))
         if mask is None and expand is None:
             return Inputs(references=references)
@@ -76,9 +82,17 @@ class InputImages:
             ),
         )
 
-    def found(self) -> Iterator[Probe]:
-        """The images that were found, in the order of their first row; masks too."""
-        return iter(self._probes.values())
+    def described(self) -> Iterator[str]:
+        """A line for each of the first images that were found: what the model sees of it."""
+        seen = list(self._seen.values())
+        for found in seen[:_DESCRIBED]:
+            whole = _reference(found)
+            yield (
+                f"{found.name}: {found.width}x{found.height}, seen as {whole.width}x{whole.height},"
+                f" {whole.tokens} tokens"
+            )
+        if len(seen) > _DESCRIBED:
+            yield f"and {len(seen) - _DESCRIBED} more images"
 
     def _given(self, row: Row, defaults: Defaults) -> list[Probe]:
         if row.image is None:
@@ -106,6 +120,32 @@ class InputImages:
             )
             self._boxes[key] = masked.box, masked.painted_size
         return self._boxes[key]
+
+
+class ImageNotes:
+    """What was found about images when they were decoded, told to a `listener`, each once.
+
+    After a few of one kind, the rest are details: a folder of a phone's photos is all of one kind.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._said: set[tuple[str, str]] = set()
+        self._kinds: Counter[str] = Counter()
+
+    def tell(self, notes: Iterable[tuple[str, str]]) -> None:
+        """(name, sentence) of each."""
+        for name, text in notes:
+            if (name, text) in self._said:
+                continue
+            self._said.add((name, text))
+            kind = text.replace(name, "")
+            self._kinds[kind] += 1
+            if self._kinds[kind] <= _OF_A_KIND:
+                more = "; more of the kind are not told" if self._kinds[kind] == _OF_A_KIND else ""
+                self._listener.note(text + more)
+            else:
+                self._listener.detail(text)
 
 
 def _reference(found: Probe) -> Reference:

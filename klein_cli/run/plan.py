@@ -49,6 +49,7 @@ class Plan:
     image takes its seed from the run's. `without_effect`: what rows ask for that this model
     ignores. `long_seed`: the first that has more bits than the CPU's generator reads, or None.
     `refused` are the rows of a folder of images that cannot be edited, each with the reason.
+    `resized` says of the first edit that does not get its image's size why that is so.
     """
 
     jobs: Jobs = field(default_factory=Jobs)
@@ -59,6 +60,7 @@ class Plan:
     without_effect: set[str] = field(default_factory=set)
     long_seed: int | None = None
     refused: list[tuple[Row, UsageError]] = field(default_factory=list)
+    resized: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +246,22 @@ class _Planner:
         if seed >= CPU_SEEDS and self.plan.long_seed is None:
             self.plan.long_seed = seed
         with _row_faults():
-            return recipe_of(row, self.defaults, seed, inputs)
+            recipe = recipe_of(row, self.defaults, seed, inputs)
+        self._note_size(row, recipe)
+        return recipe
+
+    def _note_size(self, row: Row, recipe: Recipe) -> None:
+        """When a size that nobody asked for is not the image's own, because of the model."""
+        asked = row.width, row.height, self.defaults.width, self.defaults.height
+        if self.plan.resized or not recipe.references or any(asked):
+            return
+        first, preset = recipe.references[0], self.defaults.preset
+        if (recipe.width, recipe.height) != (first.width, first.height):
+            self.plan.resized = (
+                f"{first.name}, {first.width}x{first.height} to the model, is edited at "
+                f"{recipe.width}x{recipe.height}: {preset.name} makes sides of {preset.min_side} "
+                f"to {preset.max_side}"
+            )
 
     def _is_exact(self, row: Row) -> bool:
         return self.where.exact and row.output is None

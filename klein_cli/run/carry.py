@@ -1,0 +1,1 @@
+"""What of an edited image goes into the file of its result, besides what was painted."""
