@@ -1,5 +1,5 @@
-"""The door between the loop and the modules: what a batch is conditioned on, its velocity, and the
-way out of the latent space.
+"""The door between the loop and the modules: the ways into the latent space and out of it, what a
+batch is conditioned on, and its velocity.
 """
 
 from __future__ import annotations
@@ -32,18 +32,31 @@ class Engine(Protocol[Condition]):
     latent_channels: int
     parts: Mapping[str, Part[Any]]
 
-    def condition(self, text: Tensor, ids: Tensor) -> Condition:
+    def encode(self, image: Tensor) -> Tensor:
+        """One image (3, 16h, 16w) from -1 to 1 -> its normalised latents (h * w, C) float32."""
+        ...
+
+    def refer(self, references: Tensor, ids: Tensor) -> Tensor:
+        """What conditions hold of references, made once for all images of the same ones.
+
+        `references` (1, R, C) are their latents in a row, `ids` (R, 4) int64 their positions.
+        Returns (1, ...): the same, or where the model keeps them keys and values. Raises
+        OutOfMemoryError where these would not fit, UsageError where the engine has none.
+        """
+        ...
+
+    def condition(self, text: Tensor, ids: Tensor, references: Tensor | None = None) -> Condition:
         """What a batch is conditioned on.
 
-        `text` (B, T, D) are the prompts' embeddings, `ids` (T + N, 4) int64 the positions of text
-        and latents.
+        `text` (B, T, D) are the prompts' embeddings, `ids` (T + N + R, 4) int64 the positions of
+        text, latents and references, and `references` (B or 1, ...) is what `refer` made of those.
         """
         ...
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The velocity (B, N, C) of latents (B, N, C) at the noise level sigma (1,).
 
-        `sigma` is best on the host.
+        References have none. `sigma` is best on the host.
         """
         ...
 
@@ -80,7 +93,8 @@ def check_fit(snapshot: Snapshot, dit: Any, vae: Any, text_channels: int) -> Non
     `dit` and `vae` are the configurations, with the official names as attributes.
     """
     place = snapshot.part("transformer").place
-    if len(vae.block_out_channels) != _VAE_BLOCKS or list(vae.patch_size) != _PATCH:
+    widths = vae.block_out_channels, vae.decoder_block_out_channels or vae.block_out_channels
+    if {len(each) for each in widths} != {_VAE_BLOCKS} or list(vae.patch_size) != _PATCH:
         raise ModelError(
             f"{snapshot.part('vae').place} does not make 16 pixels a token", _OTHER_MODEL
         )
