@@ -69,13 +69,14 @@ class Engine(Protocol[Condition]):
 
 
 def one_by_one(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
-    """`function` of (B, ...) tensors, one image at a time.
+    """`function` of (B or 1, ...) tensors, one image at a time; what there is one of is everyone's.
 
     On a CPU a batch is shared out among the threads, and where a thread's share ends within a row,
     the rest of it takes other instructions, which round otherwise: see `Device.one_by_one`.
     """
-    images = zip(*(torch.split(batch, 1) for batch in batches), strict=True)
-    return torch.cat([function(*image) for image in images])
+    count = max(map(len, batches))
+    each = (torch.split(batch.expand(count, *batch.shape[1:]), 1) for batch in batches)
+    return torch.cat([function(*image) for image in zip(*each, strict=True)])
 
 
 def as_timestep(sigma: Tensor, dtype: torch.dtype) -> Tensor:

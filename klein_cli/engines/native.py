@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from klein_cli.checkpoints.load import init_on_meta
 from klein_cli.checkpoints.resolve import Snapshot
-from klein_cli.checkpoints.source import config_of
+from klein_cli.checkpoints.source import Checkpoint, config_of
 from klein_cli.device.device import Device
+from klein_cli.device.memory import check_room
 from klein_cli.engines.engine import as_timestep, check_fit, one_by_one
+from klein_cli.errors import ModelError
 from klein_cli.models.flux2 import Flux2Config, Flux2Transformer, Rotary
 from klein_cli.models.vae import VaeConfig, VaeDecoder, latent_scale
+from klein_cli.models.vae_encoder import VaeEncoder
 from klein_cli.optimize.part import Part, Target
 from klein_cli.sampling.decode import decode_latents
+from klein_cli.sampling.encode import encode_image
 
 _ENCODING = ("encoder.", "quant_conv.")
 _DECODING = ("decoder.", "post_quant_conv.")
@@ -114,11 +119,12 @@ class NativeEngine:
 
     def refer(self, references: Tensor, ids: Tensor) -> Tensor:
         """(1, R, C), or (1, blocks, 2, R, heads, head size) of a model that keeps references."""
-        references = references.to(self._dtype)
+        references = references.to(self._device.torch_device, self._dtype)
         if not self._keeps_references:
             return references
         with self._transformer.ready() as dit:
-            check_room(dit.kept_size(references), references)
+            what = f"the keys and values of {references.shape[1]} tokens of references"
+            check_room(dit.kept_bytes(references), references.device, what)
             now = self._modulated_by(dit, torch.zeros(1))
             return dit.reference_keys(references, now, *self._rotary(dit, ids))
 
@@ -126,23 +132,22 @@ class NativeEngine:
         """The text, embedded, and the angles of all positions."""
         with self._transformer.ready() as dit:
             embedded = self._for_each(dit.context_embedder, text.to(self._dtype))
-            if references is not None:
-                references = references.expand(len(text), *references.shape[1:])
-                if self._keeps_references:
-                    ids = ids[: -references.shape[3]]
+            if self._keeps_references and references is not None:
+                ids = ids[: -references.shape[3]]
             return Condition(embedded, self._rotary(dit, ids), references)
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The velocity (B, N, C) at a noise level."""
         with self._transformer.ready() as dit:
             modulations = self._modulated_by(dit, sigma)
-            function = dit.velocity_beside if self._keeps_references else dit.velocity
+            references = () if condition.references is None else (condition.references,)
+            kept = self._keeps_references and references
+            function = dit.velocity_beside if kept else dit.velocity
 
             def velocity(latents: Tensor, text: Tensor, *references: Tensor) -> Tensor:
                 given = latents, text, modulations, *condition.rotary, *references
                 return self._transformer.run(function, *given)
 
-            references = () if condition.references is None else (condition.references,)
             return self._for_each(velocity, latents.to(self._dtype), condition.text, *references)
 
     def decode(self, latents: Tensor, grid: tuple[int, int], *, tiled: bool = False) -> Tensor:
@@ -172,3 +177,15 @@ class NativeEngine:
         if len(self._modulations) > _KEPT_TIMESTEPS:
             del self._modulations[next(iter(self._modulations))]
         return known
+
+
+def _encoder(config: VaeConfig, checkpoint: Checkpoint, target: Target) -> Part[VaeEncoder]:
+    """The VAE's other half, read now. Raises ModelError also where the file holds none."""
+    if not any(name.startswith(_ENCODING) for name in checkpoint.tensors()):
+        raise ModelError(
+            f"{checkpoint.place} has no encoder: it cannot read images",
+            "use a VAE with an encoder to edit images",
+        )
+    with init_on_meta():
+        vae = VaeEncoder(config, target.backend.vae)
+    return Part.load("vae", vae, checkpoint, target, skip=lambda name: name.startswith(_DECODING))

@@ -181,9 +181,12 @@ class Flux2Transformer(nn.Module):
         """`forward`, from the embedded text (B, T, width) and what does not change in an image.
 
         The text is given as `context_embedder` leaves it; the rest as `modulations` and `rotary`
-        make it. `references` (B, R, C) have the last positions.
+        make it. `references` (B or 1, R, C) have the last positions.
         """
-        image = latents if references is None else torch.cat((latents, references), dim=1)
+        image = latents
+        if references is not None:
+            every = references.expand(len(latents), *references.shape[1:])
+            image = torch.cat((latents, every), dim=1)
         mods = Modulations.of(modulations)
         x = self._blocks(image, txt, mods, (cosine, sine))
         return self._predicted(x[:, : latents.shape[1]], mods)
@@ -218,6 +221,12 @@ class Flux2Transformer(nn.Module):
             x, heads = block.alone(x, its, rotary)
             kept.append(heads)
         return torch.stack(kept, dim=1)
+
+    def kept_bytes(self, references: Tensor) -> int:
+        """What `reference_keys` of (B, R, C) take, in their dtype."""
+        config, tokens = self.config, references.shape[:2].numel()
+        blocks = config.num_layers + config.num_single_layers
+        return 2 * blocks * tokens * config.width * references.element_size()
 
     def _blocks(
         self,
@@ -473,11 +482,12 @@ class Flux2Ops:
 
 
 def with_kept(heads: Heads, kept: Tensor | None) -> Heads:
-    """The keys and values (B, 2, R, heads, size) that `alone` left are looked at too."""
+    """The keys and values (B or 1, 2, R, heads, size) that `alone` left are looked at too."""
     if kept is None:
         return heads
     query, key, value = heads
-    return query, torch.cat((key, kept[:, 0]), dim=1), torch.cat((value, kept[:, 1]), dim=1)
+    keys, values = kept.expand(len(key), *kept.shape[1:]).unbind(1)
+    return query, torch.cat((key, keys), dim=1), torch.cat((value, values), dim=1)
 
 
 def concat_tokens(parts: Sequence[Tensor]) -> Tensor:
