@@ -272,11 +272,12 @@ class Pipeline:
     ) -> list[NDArray[np.uint8]]:
         """One (height, width, 3) uint8 image a recipe, in their order.
 
-        The recipes share `Recipe.shape`, and `images` holds those that they name. One with a mask
-        makes an image of its source's size, in its source's profile. Of each step the `callback` hears; `on_event` of what is
-        being done. `seconds`, by phase, and a `trace` are added to; `tiled` saves memory at the
-        price of small differences (`klein_cli.sampling.decode`). Raises OutOfMemoryError when the
-        batch does not fit, and what `load` raises if that only shows now, when weights arrive.
+        The recipes share `Recipe.shape`, and `images` has those that they name. One with a mask
+        makes an image of its source's size, in its source's profile. Of each step the `callback`
+        hears; `on_event` of what is being done. `seconds`, by phase, and a `trace` are added to;
+        `tiled` saves memory at the price of small differences (`klein_cli.sampling.decode`).
+        Raises OutOfMemoryError when the batch does not fit, UsageError when an image has gone, and
+        what `load` raises if that only shows now, when weights arrive.
         """
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
