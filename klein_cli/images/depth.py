@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import UsageError
+from klein_cli.images.levels import narrowed
 
 if TYPE_CHECKING:
     import numpy
@@ -40,6 +41,14 @@ class Channels:
     was_wide: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Halves:
+    """The upper and the lower 8 of 16 bits, (H, W, channels) each."""
+
+    upper: NDArray[numpy.uint8]
+    lower: NDArray[numpy.uint8]
+
+
 def channels(image: Image.Image, data: bytes, name: str) -> Channels:
     """Decode `image`, opened from `data`. Raises UsageError, and whatever Pillow raises."""
     if image.mode in ("I", "F") or image.mode.endswith("S"):
@@ -47,17 +56,8 @@ def channels(image: Image.Image, data: bytes, name: str) -> Channels:
             f"the pixels of {name} are 32-bit or floating-point numbers",
             "save it with 8 or 16 bits a channel",
         )
-    wide = _wide(image, data)
-    if wide is None:
-        return _eight_bit(image)
-    return _split(wide, image)
-
-
-def narrowed(wide: NDArray[numpy.uint16]) -> NDArray[numpy.uint8]:
-    """16 bits -> 8: v/257, rounded to the nearest."""
-    import numpy
-
-    return ((wide.astype(numpy.uint32) + 128) // 257).astype(numpy.uint8)
+    halves = _halves(image, data)
+    return _eight_bit(image) if halves is None else _narrow(halves, image)
 
 
 def _eight_bit(image: Image.Image) -> Channels:
@@ -72,17 +72,19 @@ def _eight_bit(image: Image.Image) -> Channels:
     return Channels(colours=image.convert("L" if image.mode == "1" else "RGB"), alpha=None)
 
 
-def _wide(image: Image.Image, data: bytes) -> NDArray[numpy.uint16] | None:
-    """(H, W) or (H, W, channels) of an image of 16 bits a channel, None for another."""
+def _halves(image: Image.Image, data: bytes) -> _Halves | None:
+    """The pixels of an image of 16 bits a channel, None for another."""
     import numpy
 
     if image.mode.startswith("I;16"):
-        return numpy.asarray(image).astype(numpy.uint16)
+        values = numpy.asarray(image)[:, :, None]
+        upper, lower = values >> 8, values & 255
+        return _Halves(upper=upper.astype(numpy.uint8), lower=lower.astype(numpy.uint8))
     kind = _raw_mode(image)
     if kind == _GRAY_ALPHA:
         # Four bytes a pixel, read as if they were four channels.
-        halves = _decoded(image, "RGBA")
-        return _joined(halves[:, :, 0::2], halves[:, :, 1::2])
+        both = _decoded(image, "RGBA")
+        return _Halves(upper=both[:, :, 0::2], lower=both[:, :, 1::2])
     match = _WIDE.fullmatch(kind)
     if match is None:
         return None
@@ -90,14 +92,10 @@ def _wide(image: Image.Image, data: bytes) -> NDArray[numpy.uint16] | None:
     mode, order = match.groups()
     order = {"N": "L" if sys.byteorder == "little" else "B"}.get(order, order)
     again = _opened_again(image, data)
-    upper = _decoded(image, f"{mode};16{order}")
-    return _joined(upper, _decoded(again, f"{mode};16{'B' if order == 'L' else 'L'}"))
-
-
-def _joined(upper: NDArray[numpy.uint8], lower: NDArray[numpy.uint8]) -> NDArray[numpy.uint16]:
-    import numpy
-
-    return numpy.bitwise_or(numpy.left_shift(upper, 8, dtype=numpy.uint16), lower)
+    return _Halves(
+        upper=_decoded(image, f"{mode};16{order}"),
+        lower=_decoded(again, f"{mode};16{'B' if order == 'L' else 'L'}"),
+    )
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -127,27 +125,35 @@ def _opened_again(image: Image.Image, data: bytes) -> Image.Image:
     return pillow.open(io.BytesIO(data), formats=[image.format or ""])
 
 
-def _split(wide: NDArray[numpy.uint16], image: Image.Image) -> Channels:
-    """Channels of 16 bits as those of 8; a colour that is declared transparent becomes alpha."""
-    import numpy
+def _narrow(halves: _Halves, image: Image.Image) -> Channels:
+    """16 bits a channel as 8; a colour that is declared transparent becomes alpha."""
     from PIL import Image as pillow
 
-    values = wide if wide.ndim == 3 else wide[:, :, None]
+    pixels = narrowed(halves.upper, halves.lower)
+    height, width, depth = pixels.shape
     if image.mode == "CMYK":
-        colours = pillow.frombytes("CMYK", (wide.shape[1], wide.shape[0]), narrowed(wide).tobytes())
+        colours = pillow.frombytes("CMYK", (width, height), pixels.tobytes())
         return Channels(colours=colours, alpha=None, was_wide=True)
-    count = 1 if values.shape[2] < 3 else 3
-    alpha = None
-    if values.shape[2] > count:
-        alpha = narrowed(values[:, :, count])
-    elif (key := image.info.get("transparency")) is not None:
-        alpha = numpy.where((values == numpy.asarray(key)).all(2), 0, _OPAQUE).astype(numpy.uint8)
-    narrow = narrowed(values[:, :, :count])
+    count = 1 if depth < 3 else 3
+    alpha = pixels[:, :, count] if depth > count else _keyed(halves, image)
+    colours = pillow.fromarray(pixels[:, :, 0] if count == 1 else pixels[:, :, :3])
     return Channels(
-        colours=pillow.fromarray(narrow[:, :, 0] if count == 1 else narrow),
+        colours=colours,
         alpha=None if alpha is None else _unless_opaque(pillow.fromarray(alpha)),
         was_wide=True,
     )
+
+
+def _keyed(halves: _Halves, image: Image.Image) -> NDArray[numpy.uint8] | None:
+    """(H, W) uint8: transparent where all 16 bits are the colour that a PNG declares to be so."""
+    import numpy
+
+    key = image.info.get("transparency")
+    if key is None:
+        return None
+    upper, lower = numpy.atleast_1d(key) >> 8, numpy.atleast_1d(key) & 255
+    same = (halves.upper == upper).all(2) & (halves.lower == lower).all(2)
+    return numpy.where(same, 0, _OPAQUE).astype(numpy.uint8)
 
 
 def _unless_opaque(alpha: Image.Image) -> Image.Image | None:

@@ -13,7 +13,8 @@ from klein_cli.errors import UsageError
 from klein_cli.images.composite import composite
 from klein_cli.images.depth import channels
 from klein_cli.images.files import Source, check_size, file_bytes, name_of, opened
-from klein_cli.images.reading import Picture, digest, over, upright
+from klein_cli.images.levels import over
+from klein_cli.images.reading import Picture, digest, upright
 from klein_cli.images.references import MAX_AREA, capped_size, floored
 from klein_cli.recipe import PIXELS_PER_TOKEN
 

@@ -10,11 +10,12 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.images.colour import to_srgb
 from klein_cli.images.depth import channels
 from klein_cli.images.files import Source, file_bytes, name_of, opened
+from klein_cli.images.levels import over
 
 if TYPE_CHECKING:
     import numpy
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _ORIENTATION = 0x0112
 _COPYRIGHT = 0x8298
+_TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
 _TURNED = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -91,9 +93,8 @@ def probe(source: Source, *, name: str | None = None) -> Probe:
     name = name_of(source, name)
     data = file_bytes(source, name)
     with opened(data, name) as image:
-        width, height = image.size
-        # Pillow tells a TIFF file's sides as they will be once it is decoded.
-        if image.format != "TIFF" and _orientation(image, data) >= _ON_ITS_SIDE:
+        width, height = _stored_size(image)
+        if _orientation(image, data) >= _ON_ITS_SIDE:
             width, height = height, width
     return Probe(sha256=digest(data), name=name, width=width, height=height)
 
@@ -145,16 +146,6 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def over(
-    pixels: NDArray[numpy.uint8], alpha: NDArray[numpy.uint8], ground: int
-) -> NDArray[numpy.uint8]:
-    """(H, W, C) uint8 of `alpha` (H, W) uint8 laid over a `ground` of one level, rounded."""
-    import numpy
-
-    share = alpha[:, :, None].astype(numpy.uint32)
-    return ((pixels * share + ground * (255 - share) + 127) // 255).astype(numpy.uint8)
-
-
 def upright(image: Image.Image, decoded: Image.Image, data: bytes) -> Image.Image:
     """`decoded`, a channel of the file `image`, turned as the file's EXIF says."""
     return _turned(decoded, _TURNED.get(_orientation(image, data)))
@@ -164,6 +155,13 @@ def _turned(image: Image.Image, turn: str | None) -> Image.Image:
     from PIL import Image as pillow
 
     return image if turn is None else image.transpose(pillow.Transpose[turn])
+
+
+def _stored_size(image: Any) -> tuple[int, int]:
+    """Sides as the file holds its pixels; of a TIFF file Pillow may tell those of the upright."""
+    if image.format == "TIFF":
+        return image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
+    return image.width, image.height
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
@@ -179,12 +177,12 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
-    """Pixels an inch across and down."""
+    """Pixels an inch across and down; what Pillow says of a TIFF file without them is 1."""
     try:
         across, down = map(float, image.info["dpi"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-    known = all(math.isfinite(each) and 0 < each <= _MOST_DPI for each in (across, down))
+    known = all(math.isfinite(each) and 1 < each <= _MOST_DPI for each in (across, down))
     return (across, down) if known else None
 
 
