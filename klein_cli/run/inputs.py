@@ -66,14 +66,14 @@ class InputImages:
             what = "expand" if mask is None else "a mask"
             raise UsageError(f"there is {what}, and no image", "name the image that it is of")
         place = self._folder if row.mask else Path()
-        file = None if mask in (None, ALPHA) else self._probe(mask, place)
+        file = None if mask is None or mask == ALPHA else self._probe(mask, place)
         box, (width, height) = self._box(given[0], file, mask == ALPHA, expand)
         source = _sized(given[0], width, height)
         return Inputs(
             references=(source, *references[1:]),
             mask=Mask(
-                sha256=file and file.sha256,
-                name=file and file.name,
+                sha256=file.sha256 if file else None,
+                name=file.name if file else None,
                 alpha=mask == ALPHA,
                 expand=expand,
                 box=box,
@@ -100,7 +100,7 @@ class InputImages:
         return [self._probe(name, self._folder) for name in row.image]
 
     def _probe(self, name: str, folder: Path) -> Probe:
-        path = None if name == STDIN else folder / Path(name).expanduser()
+        path = None if name == STDIN else folder / _at_home(name)
         if path not in self._probes:
             source = self._stdin.read(MAX_FILE_BYTES + 1) if path is None else path
             self._probes[path] = self.store.add(source)
@@ -110,7 +110,7 @@ class InputImages:
         self, source: Probe, mask: Probe | None, alpha: bool, expand: Expand | None
     ) -> tuple[Box, Size]:
         """What is painted of a source, and at which size."""
-        key = source.sha256, mask and mask.sha256, alpha, expand
+        key = source.sha256, mask.sha256 if mask else None, alpha, expand
         if key not in self._boxes:
             masked = masked_source(
                 self.store.picture(source.sha256),
@@ -146,6 +146,11 @@ class ImageNotes:
                 self._listener.note(text + more)
             else:
                 self._listener.detail(text)
+
+
+def _at_home(name: str) -> Path:
+    """A path in which a ~ means the home folder, as for a shell."""
+    return Path(name).expanduser() if name.startswith("~/") else Path(name)
 
 
 def _reference(found: Probe) -> Reference:

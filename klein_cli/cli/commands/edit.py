@@ -59,7 +59,8 @@ def edit(
     The result has the image's shape, at about a megapixel. With --mask only a part is repainted,
     and the result has the image's own size.
     """
-    from klein_cli.cli.generation import Edit, run_generate
+    from klein_cli.cli.editing import Edit
+    from klein_cli.cli.generation import run_generate
 
     code = run_generate(
         context,

@@ -56,9 +56,9 @@ def start(
 ) -> Iterator[ReadyExecutor]:
     """An executor for some jobs, which ends with the context.
 
-    `settings` are as the user gave them; the `store` has the images of the jobs; with `strict`, prompts that are too long are an error; a
-    `snapshot` that was found for `model` need not be looked for. Raises KleinError when there can
-    be no executor.
+    `settings` are as the user gave them; the `store` has the images of the jobs; with `strict`,
+    prompts that are too long are an error; a `snapshot` that was found for `model` need not be
+    looked for. Raises KleinError when there can be no executor.
     """
     with ExitStack() as stack:
         with quick_start():

@@ -136,8 +136,8 @@ class RunJournal:
 
     def _file(self, sha256: str) -> str:
         assert self._images is not None
-        path = self._images.path(sha256)
-        return STDIN if path is None else self._from_here(path)
+        source = self._images.source(sha256)
+        return self._from_here(source) if isinstance(source, Path) else STDIN
 
     def _from_here(self, path: str | Path) -> str:
         """A path from the folder in which failed.jsonl lies."""
