@@ -48,6 +48,11 @@ class Reference:
         _check_file(self.sha256, self.name)
         check_sides(self.width, self.height)
 
+    @property
+    def tokens(self) -> int:
+        """How many the model sees it as."""
+        return self.width * self.height // PIXELS_PER_TOKEN**2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:

@@ -111,7 +111,7 @@ def vae_decoder(config: VaeConfig, width: int, height: int) -> int:
     """The VAE's decoder: convolutions, and one attention over all places."""
     side = PIXELS_PER_TOKEN // LATENTS_PER_TOKEN_SIDE
     positions = width // side * (height // side)
-    latents, widths = config.latent_channels, config.block_out_channels[::-1]
+    latents, widths = config.latent_channels, config.decoder_block_out_channels[::-1]
     first, last = widths[0], widths[-1]
     count = positions * latents * latents + positions * 9 * latents * first
     count += 2 * _resnet(first, first, positions)

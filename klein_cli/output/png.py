@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.output.extras import Extras
 from klein_cli.output.metadata import to_json
 from klein_cli.recipe import Recipe
 
@@ -33,6 +34,7 @@ _TEMPORARY = ".klein-"
 _SWEPT = ".klein-run-"
 EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
+COPYRIGHT = 0x8298
 ASCII_COMMENT = b"ASCII\0\0\0"
 # A JPEG segment holds 65,533 bytes; the rest is for EXIF's own structure.
 _JPEG_COMMENT_BYTES = 65_000
@@ -41,37 +43,57 @@ _RECORD_BYTES = 5_000
 _SIGMA_BYTES = 15
 
 
+def has_alpha(extension: str) -> bool:
+    """Whether files of this ending can be transparent."""
+    return EXTENSIONS[extension.lower()] != "JPEG"
+
+
 def encode(
-    pixels: NDArray[numpy.uint8], extension: str, written: Mapping[str, Any] | None, parameters: str
+    pixels: NDArray[numpy.uint8],
+    extension: str,
+    written: Mapping[str, Any] | None,
+    parameters: str,
+    extras: Extras = Extras(),
 ) -> bytes:
-    """An image file in memory: (H, W, 3) uint8 RGB pixels with their record.
+    """An image file in memory: (H, W, 3) uint8 RGB pixels with their record, or (H, W, 4) with
+    alpha where the format `has_alpha`.
 
     PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
     the record as EXIF's UserComment. Where `written` is None, the file holds the same pixels and
-    not a word.
+    not a word of the recipe.
     """
     from PIL import Image, PngImagePlugin
 
-    assert pixels.shape[2:] == (3,)
+    kind = EXTENSIONS[extension.lower()]
+    assert pixels.shape[2:] == (3,) or (pixels.shape[2:] == (4,) and has_alpha(extension))
     assert pixels.dtype.name == "uint8"
     image = Image.fromarray(pixels)
-    kind = EXTENSIONS[extension.lower()]
     buffer = io.BytesIO()
+    more = {"icc_profile": extras.profile, "dpi": extras.dpi}
+    more = {name: value for name, value in more.items() if value is not None}
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
         if written is not None:
             chunks.add_text("klein", to_json(written))
             chunks.add_text("parameters", parameters)
-        image.save(buffer, kind, pnginfo=chunks, **_COMPRESSION)
+        if extras.copyright is not None:
+            chunks.add_text("Copyright", extras.copyright)
+        image.save(buffer, kind, pnginfo=chunks, **more, **_COMPRESSION)
         return buffer.getvalue()
-    options: dict[str, Any] = {"subsampling": 0} if kind == "JPEG" else {}
+    options: dict[str, Any] = (
+        {"subsampling": 0} if kind == "JPEG" else {"lossless": extras.lossless}
+    )
+    exif = Image.Exif()
+    if extras.copyright is not None:
+        exif[COPYRIGHT] = extras.copyright
     if written is not None:
         comment = ASCII_COMMENT + to_json(written).encode("ascii")
         if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
             raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
-        options["exif"] = Image.Exif()
-        options["exif"].get_ifd(EXIF_IFD)[USER_COMMENT] = comment
-    image.save(buffer, kind, quality=_QUALITY, **options)
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    if written is not None or extras.copyright is not None:
+        options["exif"] = exif
+    image.save(buffer, kind, quality=_QUALITY, **options, **more)
     return buffer.getvalue()
 
 
@@ -84,6 +106,16 @@ def check_room(recipe: Recipe, extension: str) -> None:
         raise UsageError(
             f"a prompt of {len(recipe.prompt)} characters does not fit in a JPEG file's metadata",
             "write .png or .webp, or shorten the prompt",
+        )
+
+
+def check_kept(recipe: Recipe, extension: str) -> None:
+    """Raise UsageError when pixels that a mask keeps would be encoded with losses."""
+    kept = recipe.mask is not None and recipe.mask.keep
+    if kept and EXTENSIONS[extension.lower()] == "JPEG":
+        raise UsageError(
+            "a JPEG file does not keep what the mask keeps, bit for bit",
+            "write .png or .webp, which do; or give --no-keep",
         )
 
 
