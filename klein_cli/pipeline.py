@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from klein_cli.checkpoints.fingerprint import fingerprint
+from klein_cli.checkpoints.load import Change
+from klein_cli.checkpoints.lora.changes import changes_to
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.reader import Reader
 from klein_cli.checkpoints.resolve import Snapshot, resolve
 from klein_cli.checkpoints.source import size_of
@@ -39,7 +42,7 @@ from klein_cli.output.image import Image
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import DEFAULT_MODEL
 from klein_cli.prompts.rows import Defaults, Row, prompt_fault, recipe_of
-from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Recipe, check_sides
+from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Adapter, Recipe, check_sides
 from klein_cli.sampling import schedule
 from klein_cli.sampling.decode import to_pixels
 from klein_cli.sampling.latents import Latents, noise, position_ids
@@ -75,6 +78,8 @@ class Pipeline:
         encoder: TextEncoder,
         engine: Engine[Any],
         backend: Backend,
+        adapters: AdapterStore | None = None,
+        merged: Sequence[Adapter] = (),
     ) -> None:
         self.snapshot = snapshot
         self.settings = settings
@@ -86,6 +91,8 @@ class Pipeline:
         self._engine = engine
         self._references = References(engine)
         self._backend = backend
+        self._adapters = AdapterStore() if adapters is None else adapters
+        self._merged: tuple[Adapter, ...] | None = tuple(merged)
         self._remembered: dict[tuple[str, ...], Tensor] = {}
         self._lock = threading.RLock()
 
@@ -118,20 +125,25 @@ class Pipeline:
         settings: Settings,
         *,
         tokenizer: PromptTokenizer | None = None,
+        adapters: AdapterStore | None = None,
+        first: Sequence[Adapter] = (),
         on_event: OnEvent | None = None,
     ) -> Pipeline:
         """Read a snapshot's weights, and its tokenizer unless it is given; `settings` come from
         `choose`.
 
-        `on_event` hears what is being done. On a GPU this returns while the weights come: the first
-        prompt is encoded meanwhile.
+        `adapters` has the files of all adapters that recipes will name; the `first` of them are
+        merged while the weights arrive. `on_event` hears what is being done. On a GPU this returns
+        while the weights come: the first prompt is encoded meanwhile.
 
         Raises ModelError for a snapshot that is damaged or does not fit together,
         ModelTooLargeError when it is too large for the device.
         """
         try:
             with device_context(device_for(settings.device)):
-                return cls._load(snapshot, settings, tokenizer, on_event or _ignore)
+                store = AdapterStore() if adapters is None else adapters
+                given = tokenizer, store, _effective(first), on_event or _ignore
+                return cls._load(snapshot, settings, *given)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -143,11 +155,18 @@ class Pipeline:
         snapshot: Snapshot,
         settings: Settings,
         tokenizer: PromptTokenizer | None,
+        adapters: AdapterStore,
+        first: tuple[Adapter, ...],
         on_event: OnEvent,
     ) -> Pipeline:
         started = time.perf_counter()
         device, backend = device_for(settings.device), backend_for(settings)
-        target = Target(device=device, dtype=torch_dtype(settings.dtype), backend=backend)
+        target = Target(
+            device=device,
+            dtype=torch_dtype(settings.dtype),
+            backend=backend,
+            changes={"transformer": _changes(snapshot, adapters, first)},
+        )
         on_event(f"loading the text encoder{_weight(snapshot, 'text_encoder')}")
         tokenizer = tokenizer or PromptTokenizer.from_snapshot(snapshot.root)
         with Reader(device.torch_device) if device.streams else nullcontext() as reader:
@@ -169,7 +188,7 @@ class Pipeline:
             )
             engine = load_engine(settings.engine, snapshot, target, text_channels=encoder.channels)
         backend.get_ready()
-        pipeline = cls(snapshot, settings, tokenizer, encoder, engine, backend)
+        pipeline = cls(snapshot, settings, tokenizer, encoder, engine, backend, adapters, first)
         pipeline.loading_seconds = time.perf_counter() - started
         return pipeline
 
@@ -302,6 +321,7 @@ class Pipeline:
         tiled: bool,
     ) -> list[NDArray[np.uint8]]:
         shape = recipes[0].shape
+        self._adapt(_effective(shape.adapters), watch)
         with watch.phase("encode", "reading the prompt"):
             text = self._embed([recipe.prompt for recipe in recipes])
             negative = None
@@ -323,6 +343,16 @@ class Pipeline:
             )
         with watch.phase("decode", "decoding"):
             return given.finished(recipes, self._decode(latents, tiled=tiled))
+
+    def _adapt(self, wanted: tuple[Adapter, ...], watch: Watch) -> None:
+        """Have the transformer's weights changed by these adapters, and by no others."""
+        if wanted == self._merged:
+            return
+        self._merged = None  # until all is done: what fails leaves neither
+        with watch.phase("load", "switching adapters"):
+            self._references.forget_referred()
+            self._engine.adapt(_changes(self.snapshot, self._adapters, wanted))
+        self._merged = wanted
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """(B, 512, channels) embeddings on the device, in the model's dtype.
@@ -466,6 +496,19 @@ def _pixels(latents: Latents) -> tuple[int, int]:
     """Width and height."""
     rows, columns = latents.grid
     return columns * PIXELS_PER_TOKEN, rows * PIXELS_PER_TOKEN
+
+
+def _effective(adapters: Iterable[Adapter]) -> tuple[Adapter, ...]:
+    """Those that change anything."""
+    return tuple(adapter for adapter in adapters if adapter.weight)
+
+
+def _changes(
+    snapshot: Snapshot, store: AdapterStore, adapters: Sequence[Adapter]
+) -> dict[str, Change]:
+    """What adapters do to the tensors of the transformer."""
+    found = [(store.file(adapter), adapter.weight) for adapter in adapters]
+    return changes_to(snapshot.part("transformer"), found)
 
 
 def _weight(snapshot: Snapshot, *parts: str) -> str:

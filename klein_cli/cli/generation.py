@@ -10,7 +10,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import typer
 
 from klein_cli import __version__
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
@@ -33,9 +34,10 @@ from klein_cli.output.naming import destination
 from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
 from klein_cli.prompts.source import PromptSource
 from klein_cli.recipe import CPU_SEEDS
+from klein_cli.run.adapters import InputAdapters
 from klein_cli.run.carry import Carry
 from klein_cli.run.executors.placement import Placement
-from klein_cli.run.executors.start import check_placement, start
+from klein_cli.run.executors.start import check_adapters, check_placement, start
 from klein_cli.run.inputs import MANY, InputImages
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.prompt_lengths import check_lengths
@@ -57,6 +59,7 @@ class _Run:
     source: PromptSource
     one_by_one: bool
     images: InputImages
+    adapters: InputAdapters
     carry: Carry
     defaults: Defaults
     seed: int | None
@@ -78,6 +81,7 @@ def run_generate(
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: str,
+    lora: list[str] | None,
     machine: options.MachineOptions,
     show: bool,
     reporting: options.ReportOptions,
@@ -108,14 +112,20 @@ def run_generate(
             model=model,
             source=source,
             images=InputImages(ImageStore(), folder=_folder_of(prompts), stdin=sys.stdin.buffer),
+            adapters=InputAdapters(
+                AdapterStore(), folder=_folder_of(prompts), downloading=report.downloading
+            ),
             one_by_one=in_folder,
             carry=Carry(edit=edit is not None, opaque=edit is not None and edit.opaque),
-            defaults=given.of(
-                image.defaults(
-                    preset_for(model),
-                    negative_prompt=prompts.negative_prompt,
-                    wildcards=prompts.wildcards,
-                )
+            defaults=replace(
+                given.of(
+                    image.defaults(
+                        preset_for(model),
+                        negative_prompt=prompts.negative_prompt,
+                        wildcards=prompts.wildcards,
+                    )
+                ),
+                lora=tuple(lora or ()),
             ),
             seed=image.seed,
             files=files,
@@ -171,6 +181,7 @@ def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan
             seed=seed,
             output=asked.output,
             images=asked.images,
+            adapters=asked.adapters,
             history=earlier.history if earlier.resumed else None,
             one_by_one=asked.one_by_one,
         )
@@ -179,7 +190,7 @@ def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan
 def _draw(asked: _Run, seed: int, planned: Plan, earlier: OutputFolder, report: Report) -> int:
     preset = asked.defaults.preset
     report.preview = preview(wanted=asked.show)
-    journal = earlier.journal(preset, asked.images.store)
+    journal = earlier.journal(preset, asked.images.store, asked.adapters.store)
     if planned.done:
         report.note(f"{planned.done} of {planned.done + len(planned.jobs)} images are there")
     facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
@@ -211,6 +222,7 @@ def _make(
         asked.placement,
         planned.jobs,
         store=asked.images.store,
+        adapters=asked.adapters.store,
         strict=asked.strict,
         listener=report,
         timings=timings,
@@ -251,6 +263,7 @@ def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) 
         tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
         several = len(planned.jobs) > 1
         check_lengths(tokenize, planned.jobs, several=several, strict=asked.strict, listener=report)
+        check_adapters(asked.adapters.store, snapshot, report)
     dry_run(
         planned.jobs,
         lambda job: None if tokenize is None else tokenize(job.recipe.prompt),
@@ -308,6 +321,8 @@ def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Rep
         report.detail(line)
     if planned.resized is not None:
         report.note(planned.resized)
+    if planned.tag is not None:
+        report.warn(f"a prompt names an adapter, and the model reads it as words: {planned.tag}")
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
     if without := [*unused, *sorted(planned.without_effect)]:
         verb = "has" if len(without) == 1 else "have"

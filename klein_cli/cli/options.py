@@ -113,6 +113,16 @@ Model = Annotated[
         autocompletion=complete_model,
     ),
 ]
+Lora = Annotated[
+    list[str] | None,
+    _machine(
+        "--lora",
+        metavar="FILE|REPO",
+        help="A LoRA or another adapter, a .safetensors file or owner/name/file on the hub, with "
+        "=WEIGHT if not 1, as in style.safetensors=0.8; again for more, in order.",
+        show_default=False,
+    ),
+]
 Json = Annotated[
     bool, _report_flag("--json", help="One JSON event a line on standard output, instead of paths.")
 ]
@@ -154,7 +164,7 @@ class PromptOptions:
             help=(
                 "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl or .csv "
                 "rows with prompt, seed, width, height, steps, guidance, negative_prompt, output, "
-                "n, image, mask, expand. "
+                "n, image, mask, expand, lora. "
                 '"-" reads prompts, or .jsonl rows, from standard input.'
             ),
         ),

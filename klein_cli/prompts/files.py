@@ -34,8 +34,12 @@ IGNORED_KEYS = ("error",)
 """What klein itself writes into failed.jsonl and does not need to read again."""
 
 _NUMBERS = ("seed", "width", "height", "steps", "guidance", "n")
-_SEVERAL = ("image",)
+_SEVERAL = ("image", "lora")
 """Of these a .csv file may have several columns, and a cell several values between semicolons."""
+_EXAMPLES = {
+    "image": '"photo.jpg" or ["photo.jpg", "style.png"]',
+    "lora": '"style.safetensors=0.8" or ["style.safetensors", "light.safetensors=0.5"]',
+}
 _LISTED = 20
 
 
@@ -167,9 +171,11 @@ def _row(line: int, values: dict[str, Any]) -> Row:
     given = {key: values[key] for key in KEYS if values.get(key) is not None}
     if "prompt" not in given:
         raise UsageError("there is no prompt", 'every row needs a "prompt"')
-    for key, read in (("image", _paths), ("expand", _expand)):
+    for key in _SEVERAL:
         if key in given:
-            given[key] = read(given[key])
+            given[key] = _paths(key, given[key])
+    if "expand" in given:
+        given["expand"] = _expand(given["expand"])
     try:
         given = checked(Row, given)
     except WrongTypeError as error:
@@ -187,16 +193,16 @@ def _row(line: int, values: dict[str, Any]) -> Row:
     return Row(line=line, **given)
 
 
-def _paths(value: Any) -> list[str]:
-    """A path or a list of paths."""
+def _paths(key: str, value: Any) -> list[str]:
+    """A path or a list of paths; an adapter's may end in its weight."""
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise UsageError(
-            f"image must be a path or a list of paths, not {_shown(value)}",
-            'write it as "photo.jpg" or ["photo.jpg", "style.png"]',
+            f"{key} must be a path or a list of paths, not {_shown(value)}",
+            f"write it as {_EXAMPLES[key]}",
         )
     if not all(path.strip() and "\0" not in path for path in paths):
-        raise UsageError("image holds an empty path", "leave it out")
+        raise UsageError(f"{key} holds an empty path", "leave it out")
     return paths
 
 

@@ -53,7 +53,12 @@ def download(
             f"{repo} has no {INDEX_FILE}: it is not in the diffusers layout",
             f"see https://huggingface.co/{repo}",
         )
-    with translate_errors(repo):
+    return fetch(wanted, watch=watch, check_all=check_all)
+
+
+def fetch(wanted: Listing, *, watch: Watch | None = None, check_all: bool = False) -> Path:
+    """The snapshot folder with the files of a listing in it. See `download`."""
+    with translate_errors(wanted.repo):
         _complete(wanted, watch or Watch(), check_all)
         return _link_snapshot(wanted)
 

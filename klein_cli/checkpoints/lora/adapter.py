@@ -60,6 +60,16 @@ class AdapterFile:
         return list(dict.fromkeys(changed))
 
     @property
+    def kinds(self) -> str:
+        """What it is, in words: "LoRA of rank 16"."""
+        kinds = dict.fromkeys(layer.kind for layer in self.layers)
+        ranks = sorted({one.rank for layer in self.layers for one in layer.factors if one.rank})
+        if not ranks:
+            return ", ".join(kinds)
+        least, most = ranks[0], ranks[-1]
+        return f"{', '.join(kinds)} of rank {least if least == most else f'{least} to {most}'}"
+
+    @property
     def doubt(self) -> str | None:
         """What cannot be told of the file, for the user to know."""
         if self.base.certain:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from klein_cli.checkpoints.load import Change
+from klein_cli.checkpoints.load import Change, read_tensor
 from klein_cli.checkpoints.lora.adapter import AdapterFile
 from klein_cli.checkpoints.lora.deltas import Delta
 from klein_cli.checkpoints.lora.targets import Target
+from klein_cli.checkpoints.source import Checkpoint
 
 Base = Callable[[str], Tensor]
 """All rows of one of the model's own tensors, by its official name, in float32 on any device."""
@@ -40,6 +41,17 @@ def changes_of(
                 whole = _Whole(layer.target, rows, before, base)
                 steps.setdefault(name, []).append(_Step(delta, layer.target, rows[name], whole))
     return {name: _Changed(tuple(made)) for name, made in steps.items()}
+
+
+def changes_to(
+    checkpoint: Checkpoint, adapters: Sequence[tuple[AdapterFile, float]]
+) -> dict[str, Change]:
+    """`changes_of` for the transformer in a checkpoint, whose tensors are read where need be."""
+    if not adapters:
+        return {}
+    tensors = checkpoint.tensors()
+    shapes = {name: held.shape for name, held in tensors.items()}
+    return changes_of(adapters, shapes, lambda name: read_tensor(tensors[name]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,7 +276,13 @@ def _load_request(work: Workload) -> LoadRequest:
         import torch
     is_folder = work.snapshot.repo is None and work.model not in presets()
     model = str(work.snapshot.root.resolve()) if is_folder else work.model
-    return LoadRequest(model=model, settings=work.settings, threads=torch.get_num_threads())
+    return LoadRequest(
+        model=model,
+        settings=work.settings,
+        threads=torch.get_num_threads(),
+        adapters=[str(file.path) for file in work.adapters.files],
+        first=list(work.first),
+    )
 
 
 def _failed(batch: Batch, error: Exception, origin: Origin) -> BatchResult:

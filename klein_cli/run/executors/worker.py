@@ -6,6 +6,7 @@ import os
 import time
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klein_cli import errors
@@ -13,7 +14,7 @@ from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError
 from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Adapter, Recipe
 from klein_cli.run.executors.executor import draw
 from klein_cli.run.executors.files import SentFile
 from klein_cli.settings import Settings
@@ -31,11 +32,16 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
-    """What workers are to load: a model by name or absolute path, and how they are to compute."""
+    """What workers are to load: a model by name or absolute path, and how they are to compute.
+
+    `adapters` are the paths of all that batches will name, and `first` those of the first batch.
+    """
 
     model: str
     settings: Settings
     threads: int
+    adapters: list[str] = field(default_factory=list)
+    first: list[Adapter] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +127,22 @@ class Worker:
     def _load(self, request: LoadRequest) -> WorkerInfo:
         import torch
 
+        from klein_cli.checkpoints.lora.store import AdapterStore
         from klein_cli.checkpoints.resolve import resolve
         from klein_cli.device.choose import choose
         from klein_cli.pipeline import Pipeline
 
         torch.set_num_threads(request.threads)
         snapshot = resolve(request.model)
-        pipeline = Pipeline.load(snapshot, choose(request.settings, snapshot.preset))
+        adapters = AdapterStore()
+        for path in request.adapters:
+            adapters.add(Path(path))
+        pipeline = Pipeline.load(
+            snapshot,
+            choose(request.settings, snapshot.preset),
+            adapters=adapters,
+            first=request.first,
+        )
         info = WorkerInfo(origin=pipeline.origin, batch_size=pipeline.default_batch_size)
         self._pipeline = pipeline
         return info
