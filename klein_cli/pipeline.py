@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ from klein_cli.optimize.part import Part, Target
 from klein_cli.output.image import Image
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import DEFAULT_MODEL
-from klein_cli.prompts.rows import Defaults, Row, prompt_fault, recipe_of
+from klein_cli.prompts.rows import Defaults, Inputs, Row, prompt_fault, recipe_of
 from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Adapter, Recipe, check_sides
 from klein_cli.sampling import schedule
 from klein_cli.sampling.decode import to_pixels
@@ -79,7 +80,7 @@ class Pipeline:
         engine: Engine[Any],
         backend: Backend,
         adapters: AdapterStore | None = None,
-        merged: Sequence[Adapter] = (),
+        first: Sequence[Adapter] = (),
     ) -> None:
         self.snapshot = snapshot
         self.settings = settings
@@ -92,7 +93,8 @@ class Pipeline:
         self._references = References(engine)
         self._backend = backend
         self._adapters = AdapterStore() if adapters is None else adapters
-        self._merged: tuple[Adapter, ...] | None = tuple(merged)
+        self._first = tuple(first)
+        self._merged: tuple[Adapter, ...] | None = _effective(first)
         self._remembered: dict[tuple[str, ...], Tensor] = {}
         self._lock = threading.RLock()
 
@@ -105,18 +107,23 @@ class Pipeline:
         dtype: str = "auto",
         quantize: str = "none",
         settings: Settings | None = None,
+        adapters: Iterable[str | Path] = (),
         on_event: OnEvent | None = None,
     ) -> Pipeline:
         """The model of a preset's name, a folder or a hub id; downloaded if it is not here.
 
         `settings` say more than the three words before them can, and then stand for these too.
-        `on_event` hears what is being done. Raises KleinError: UsageError for settings that cannot
-        run here, ModelError for a model that is not available or damaged.
+        `adapters`, as --lora takes them, are those of all images that name no others. `on_event`
+        hears what is being done. Raises KleinError: UsageError for settings that cannot run here,
+        ModelError for a model or an adapter that is not available, damaged or for another model.
         """
         if settings is None:
             settings = Settings(device=device, dtype=dtype, quantize=quantize)
-        snapshot = resolve(model)
-        return cls.load(snapshot, choose(settings, snapshot.preset), on_event=on_event)
+        snapshot, store = resolve(model), AdapterStore()
+        first = store.named(adapters)
+        store.check(snapshot)
+        chosen = choose(settings, snapshot.preset)
+        return cls.load(snapshot, chosen, adapters=store, first=first, on_event=on_event)
 
     @classmethod
     def load(
@@ -142,7 +149,7 @@ class Pipeline:
         try:
             with device_context(device_for(settings.device)):
                 store = AdapterStore() if adapters is None else adapters
-                given = tokenizer, store, _effective(first), on_event or _ignore
+                given = tokenizer, store, tuple(first), on_event or _ignore
                 return cls._load(snapshot, settings, *given)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -165,7 +172,7 @@ class Pipeline:
             device=device,
             dtype=torch_dtype(settings.dtype),
             backend=backend,
-            changes={"transformer": _changes(snapshot, adapters, first)},
+            changes={"transformer": _changes(snapshot, adapters, _effective(first))},
         )
         on_event(f"loading the text encoder{_weight(snapshot, 'text_encoder')}")
         tokenizer = tokenizer or PromptTokenizer.from_snapshot(snapshot.root)
@@ -219,13 +226,15 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         negative_prompt: str | None = None,
+        adapters: Iterable[str | Path] | None = None,
         callback: Callback | None = None,
         on_event: OnEvent | None = None,
     ) -> list[Image]:
         """`n` images of a prompt; image k (from 0) has the seed `seed` + k.
 
         What is not given is the model's own choice, and the seed a random one. Sides are in pixels,
-        multiples of 16. `callback` hears of each step: its number, the noise level it reached and
+        multiples of 16. `adapters` stand in place of those that the pipeline was opened with.
+        `callback` hears of each step: its number, the noise level it reached and
         the latents (1, tokens, channels) float32 that it left. Raises KleinError: UsageError for a
         value that cannot make an image, OutOfMemoryError.
         """
@@ -240,6 +249,7 @@ class Pipeline:
                 steps=steps,
                 guidance=guidance,
                 negative_prompt=negative_prompt,
+                adapters=adapters,
                 callback=callback,
                 on_event=on_event,
             )
@@ -255,6 +265,7 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         negative_prompt: str | None = None,
+        adapters: Iterable[str | Path] | None = None,
         callback: Callback | None = None,
         on_event: OnEvent | None = None,
     ) -> Iterator[Image]:
@@ -271,10 +282,11 @@ class Pipeline:
             guidance=guidance,
             negative_prompt=negative_prompt,
         )
+        inputs = Inputs(adapters=self._first if adapters is None else self._given(adapters))
         for k, prompt in enumerate(prompts):
             if fault := prompt_fault(prompt):
                 raise UsageError(*fault)
-            recipe = recipe_of(Row(prompt=prompt), defaults, first + k)
+            recipe = recipe_of(Row(prompt=prompt), defaults, first + k, inputs)
             (pixels,) = self.render([recipe], callback=callback, on_event=on_event)
             yield Image(pixels=pixels, recipe=recipe, record=self.origin.record(recipe))
 
@@ -321,7 +333,10 @@ class Pipeline:
         tiled: bool,
     ) -> list[NDArray[np.uint8]]:
         shape = recipes[0].shape
-        self._adapt(_effective(shape.adapters), watch)
+        adapters = _effective(shape.adapters)
+        if adapters != self._merged:
+            with watch.phase("load", "switching adapters"):
+                self._adapt(adapters)
         with watch.phase("encode", "reading the prompt"):
             text = self._embed([recipe.prompt for recipe in recipes])
             negative = None
@@ -344,14 +359,20 @@ class Pipeline:
         with watch.phase("decode", "decoding"):
             return given.finished(recipes, self._decode(latents, tiled=tiled))
 
-    def _adapt(self, wanted: tuple[Adapter, ...], watch: Watch) -> None:
+    def _given(self, adapters: Iterable[str | Path]) -> tuple[Adapter, ...]:
+        """Adapters that fit the model. Raises UsageError or ModelError for one that does not."""
+        with self._lock:
+            found = self._adapters.named(adapters)
+            self._adapters.among(found).check(self.snapshot)
+        return found
+
+    def _adapt(self, wanted: tuple[Adapter, ...]) -> None:
         """Have the transformer's weights changed by these adapters, and by no others."""
         if wanted == self._merged:
             return
         self._merged = None  # until all is done: what fails leaves neither
-        with watch.phase("load", "switching adapters"):
-            self._references.forget_referred()
-            self._engine.adapt(_changes(self.snapshot, self._adapters, wanted))
+        self._references.forget_referred()
+        self._engine.adapt(_changes(self.snapshot, self._adapters, wanted))
         self._merged = wanted
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
@@ -389,14 +410,20 @@ class Pipeline:
 
         `sigmas` fall from 1 to 0, one more than there are steps; latents that are to begin lower
         hold so much noise already. With embeddings of `negative` prompts, `guidance` counts.
-        Raises UsageError when these do not fit together, OutOfMemoryError.
+        The adapters are those that the pipeline was opened with. Raises UsageError when these do
+        not fit together, OutOfMemoryError.
         """
         if sigmas is None:
             steps = self.snapshot.preset.steps if steps is None else steps
             sigmas = schedule.sigmas(latents.packed.shape[1], steps).tolist()
         _check_together(latents, embeddings, negative, sigmas)
         given = latents, embeddings, sigmas, guidance, negative, callback
-        return self._compute(lambda: self._denoise(*given), len(embeddings), _pixels(latents))
+
+        def work() -> Latents:
+            self._adapt(_effective(self._first))
+            return self._denoise(*given)
+
+        return self._compute(work, len(embeddings), _pixels(latents))
 
     def decode(self, latents: Latents, *, tiled: bool = False) -> list[Image]:
         """The images that latents hold, without recipes. See `render` for `tiled`."""

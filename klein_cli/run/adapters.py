@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from klein_cli.checkpoints.lora.find import Downloading, located, parsed
+from klein_cli.checkpoints.lora.find import Downloading
 from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.errors import UsageError
 from klein_cli.prompts.rows import Defaults, Row
@@ -33,7 +33,6 @@ class InputAdapters:
         self.store = store
         self._folder = folder
         self._downloading = downloading
-        self._paths: dict[tuple[Path, str], Path] = {}
 
     def of(self, row: Row, defaults: Defaults) -> tuple[Adapter, ...]:
         """The adapters of a row: those of the options, then its own.
@@ -41,25 +40,15 @@ class InputAdapters:
         Where a row names one of the options' adapters, what it says of it counts. Raises
         UsageError or ModelError for one that cannot be used.
         """
-        own = self._found(row.lora or (), self._folder)
+        own = self.store.named(row.lora or (), self._folder, self._downloading)
         named = {adapter.sha256 for adapter in own}
-        given = [a for a in self._found(defaults.lora, Path()) if a.sha256 not in named]
+        typed = self.store.named(defaults.lora, downloading=self._downloading)
+        given = [adapter for adapter in typed if adapter.sha256 not in named]
         if len(given) + len(own) > MAX_ADAPTERS:
             raise UsageError(
                 f"{len(given) + len(own)} adapters are given", f"give at most {MAX_ADAPTERS}"
             )
         return (*given, *own)
-
-    def _found(self, texts: Iterable[str], folder: Path) -> list[Adapter]:
-        return [self._adapter(text, folder) for text in texts]
-
-    def _adapter(self, text: str, folder: Path) -> Adapter:
-        source, weight = parsed(text)
-        path = self._paths.get((folder, source))
-        if path is None:
-            path = self._paths[folder, source] = located(source, folder, self._downloading)
-        file = self.store.add(path)
-        return Adapter(sha256=file.sha256, name=file.name, weight=weight)
 
 
 def tags_in(prompt: str) -> Iterator[str]:

@@ -29,6 +29,7 @@ from klein_cli.checkpoints.lora.layers import NOT_WHOLE, Layer, layer_of, sides
 from klein_cli.checkpoints.lora.targets import Target, block_of, target_of
 from klein_cli.checkpoints.source import Stored
 from klein_cli.errors import ModelError
+from klein_cli.recipe import Adapter
 
 MOST_TENSORS = 50_000
 """Many times what an adapter of the largest model holds."""
@@ -52,6 +53,10 @@ class AdapterFile:
     def name(self) -> str:
         """The file's, without folders."""
         return self.path.name
+
+    def weighing(self, weight: float) -> Adapter:
+        """What a recipe says of it. Raises UsageError for a weight that is out of range."""
+        return Adapter(sha256=self.sha256, name=self.name, weight=weight)
 
     @property
     def modules(self) -> list[str]:

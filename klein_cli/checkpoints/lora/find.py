@@ -30,25 +30,27 @@ Downloading = Callable[[], AbstractContextManager[Watch | None]]
 
 
 class Wanted(NamedTuple):
-    """An adapter as it is written: a file, a folder or a place on the hub, and its weight."""
+    """An adapter as it is written: a file, a folder or a place on the hub, and its weight, None
+    where none is written.
+    """
 
     source: str
-    weight: float
+    weight: float | None = None
 
 
 def parsed(text: str) -> Wanted:
     """SOURCE or SOURCE=WEIGHT. Raises UsageError for what cannot be either."""
     source, equals, number = text.rpartition("=")
-    if not equals:
-        source, number = text, "1"
     try:
-        weight = float(number)
+        weight = float(number) if equals else None
     except ValueError:
         # A name may hold an equals sign.
-        source, weight = text, 1.0
+        equals, weight = "", None
+    if not equals:
+        source = text
     if not source.strip() or "\0" in source:
         raise UsageError(f"--lora {text!r} names no file", HOW)
-    if not math.isfinite(weight):
+    if weight is not None and not math.isfinite(weight):
         raise UsageError(f"the weight of {source} is {number}", "use a number, such as 0.8")
     return Wanted(source, weight)
 

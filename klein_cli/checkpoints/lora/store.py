@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 from klein_cli.checkpoints.lora.adapter import AdapterFile, check_fit, coverage, read_adapter
+from klein_cli.checkpoints.lora.find import Downloading, Wanted, located, parsed
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.errors import ModelError
 from klein_cli.recipe import Adapter
@@ -17,6 +19,7 @@ class AdapterStore:
     def __init__(self) -> None:
         self._by_path: dict[Path, AdapterFile] = {}
         self._by_digest: dict[str, AdapterFile] = {}
+        self._located: dict[tuple[Path, str], Path] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_digest)
@@ -35,6 +38,26 @@ class AdapterStore:
             self._by_digest.setdefault(found.sha256, found)
         return found
 
+    def named(
+        self,
+        texts: Iterable[str | Path],
+        folder: Path = Path(),
+        downloading: Downloading = nullcontext,
+    ) -> tuple[Adapter, ...]:
+        """The adapters of files, or of what --lora takes, with their weights.
+
+        They are looked for from `folder`; see `find.located`. Raises UsageError or ModelError for
+        one that cannot be found or used.
+        """
+        return tuple(self._named(text, folder, downloading) for text in texts)
+
+    def _named(self, text: str | Path, folder: Path, downloading: Downloading) -> Adapter:
+        source, weight = parsed(text) if isinstance(text, str) else Wanted(str(text))
+        path = self._located.get((folder, source))
+        if path is None:
+            path = self._located[folder, source] = located(source, folder, downloading)
+        return self.add(path).weighing(1.0 if weight is None else weight)
+
     def file(self, adapter: Adapter) -> AdapterFile:
         """The file of a recipe's adapter. Raises ModelError when it was not given."""
         found = self._by_digest.get(adapter.sha256)
@@ -45,16 +68,22 @@ class AdapterStore:
             )
         return found
 
-    def check(self, snapshot: Snapshot) -> Iterator[str]:
-        """A line for each adapter, of how much it changes of a model, when all of them fit it.
+    def among(self, adapters: Iterable[Adapter]) -> AdapterStore:
+        """The files of some recipes' adapters, and no others."""
+        found = AdapterStore()
+        found._by_digest = {adapter.sha256: self.file(adapter) for adapter in adapters}
+        return found
 
-        Raises ModelError otherwise. Reads headers alone.
+    def check(self, snapshot: Snapshot) -> list[str]:
+        """A line for each adapter, of how much it changes of a model.
+
+        Raises ModelError for one that does not fit it. Reads headers alone.
         """
-        if not self:
-            return
+        files = self.files
+        if not files:
+            return []
         tensors = snapshot.part("transformer").tensors()
         shapes = {name: held.shape for name, held in tensors.items()}
-        for file in self.files:
+        for file in files:
             check_fit(file, shapes, snapshot.name)
-        for file in self.files:
-            yield f"{file.name}: {file.kinds}, {coverage(file, shapes)}"
+        return [f"{file.name}: {file.kinds}, {coverage(file, shapes)}" for file in files]
