@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.output.extras import Extras
+from klein_cli.output.extras import NOTHING_ELSE, Extras
 from klein_cli.output.metadata import to_json
 from klein_cli.recipe import Recipe
 
@@ -53,7 +53,7 @@ def encode(
     extension: str,
     written: Mapping[str, Any] | None,
     parameters: str,
-    extras: Extras = Extras(),
+    extras: Extras = NOTHING_ELSE,
 ) -> bytes:
     """An image file in memory: (H, W, 3) uint8 RGB pixels with their record, or (H, W, 4) with
     alpha where the format `has_alpha`.
@@ -80,9 +80,8 @@ def encode(
             chunks.add_text("Copyright", extras.copyright)
         image.save(buffer, kind, pnginfo=chunks, **more, **_COMPRESSION)
         return buffer.getvalue()
-    options: dict[str, Any] = (
-        {"subsampling": 0} if kind == "JPEG" else {"lossless": extras.lossless}
-    )
+    lossy = kind == "JPEG"
+    options: dict[str, Any] = {"subsampling": 0} if lossy else {"lossless": extras.lossless}
     exif = Image.Exif()
     if extras.copyright is not None:
         exif[COPYRIGHT] = extras.copyright

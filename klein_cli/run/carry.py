@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from klein_cli.output.extras import Extras
+from klein_cli.output.extras import NOTHING_ELSE, Extras
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class Carry:
         from klein_cli.images.levels import over
 
         if images is None or not recipe.references:
-            return pixels, Extras()
+            return pixels, NOTHING_ELSE
         masked = recipe.mask is not None
         if not (masked or self.edit):
-            return pixels, Extras()
+            return pixels, NOTHING_ELSE
         source = images.picture(recipe.references[0].sha256)
         transparent = has_alpha and not self.opaque
         if pixels.shape[2] == 4 and not transparent:
@@ -51,6 +51,9 @@ class Carry:
             dpi=source.dpi if self.edit else None,
             copyright=source.copyright if self.edit else None,
         )
+
+
+DRAWN = Carry()
 
 
 def _with_alpha(pixels: Pixels, source: Picture) -> Pixels:

@@ -26,7 +26,7 @@ from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, has_alpha, save
 from klein_cli.run.batching import Batch, batches
-from klein_cli.run.carry import Carry
+from klein_cli.run.carry import DRAWN, Carry
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped, words
 from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
@@ -67,7 +67,7 @@ class Run:
         no_metadata: bool = False,
         threads: int = 0,
         images: ImageStore | None = None,
-        carry: Carry = Carry(),
+        carry: Carry = DRAWN,
     ) -> None:
         self._executor = executor
         self._batch_size = batch_size
