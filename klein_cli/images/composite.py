@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.images.colour import from_srgb
-from klein_cli.images.reading import Picture, over
+from klein_cli.images.levels import blended, over
+from klein_cli.images.reading import Picture
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
-
-_ROWS = 256
-"""So many rows at a time, so that float64 of a large image takes little memory."""
 
 
 def composite(
@@ -24,7 +22,7 @@ def composite(
     blur: int,
     keep: bool,
     opaque: bool,
-) -> NDArray[numpy.uint8]:
+) -> NDArray[numpy.uint8] | NDArray[numpy.uint16]:
     """See `masks.MaskedSource.composite`."""
     import numpy
 
@@ -33,18 +31,15 @@ def composite(
     cut = white[top:bottom, left:right]
     weights = softened(cut, blur) if keep else numpy.ones(cut.shape, dtype=numpy.float32)
     result = _ground(picture, opaque=opaque)
-    for start in range(0, bottom - top, _ROWS):
-        rows = slice(start, min(start + _ROWS, bottom - top))
-        place = result[top + rows.start : top + rows.stop, left:right]
-        place[:] = blended(place, laid[rows], weights[rows])
+    result[top:bottom, left:right] = blended(result[top:bottom, left:right], laid, weights)
     return result
 
 
 def softened(white: NDArray[numpy.bool_], blur: int) -> NDArray[numpy.float32]:
     """(H, W) from 0 to 1: how much of what was painted is seen.
 
-    0 outside the mask; inside, d/(blur + 1) at the d-th pixel from its edge (a square of 8
-    neighbours at a time), 1 from the one after `blur` on. The image's own edge is none.
+    0 outside the mask; inside, d/(blur + 1) at the d-th pixel from its edge (the 8 neighbours of a
+    pixel are one away), and 1 from the one after `blur` on. The image's own edge is none.
     """
     import numpy
 
@@ -56,38 +51,15 @@ def softened(white: NDArray[numpy.bool_], blur: int) -> NDArray[numpy.float32]:
     return depth.astype(numpy.float32) / numpy.float32(blur + 1)
 
 
-def blended(
-    ground: NDArray[numpy.uint8], laid: NDArray[numpy.uint8], weights: NDArray[numpy.float32]
-) -> NDArray[numpy.uint8]:
-    """`laid` (h, w, 3) over `ground` (h, w, 3 or 4) uint8 by `weights` (h, w) from 0 to 1.
-
-    In float64, rounded to the nearest. Where the weight is 0, exactly the ground; an alpha is
-    straight, and what is laid over it is opaque.
-    """
+def _ground(picture: Picture, *, opaque: bool) -> NDArray[Any]:
+    """A copy of the source in its own profile and depth: with its alpha, or over white."""
     import numpy
 
-    share = weights.astype(numpy.float64)[:, :, None]
-    colours = ground[:, :, :3]
-    if ground.shape[2] == 3:
-        opaque: NDArray[numpy.float64] = colours * (1 - share) + laid * share
-        return numpy.rint(opaque).astype(numpy.uint8)
-    below = ground[:, :, 3:] / 255 * (1 - share)
-    alpha = below + share
-    mixed = (colours * below + laid * share) / numpy.where(alpha > 0, alpha, 1)
-    mixed = numpy.where(share > 0, mixed, colours)
-    both: NDArray[numpy.float64] = numpy.concatenate([mixed, alpha * 255], axis=2)
-    return numpy.rint(both).astype(numpy.uint8)
-
-
-def _ground(picture: Picture, *, opaque: bool) -> NDArray[numpy.uint8]:
-    """A copy of the source in its own profile: with its alpha, or over white."""
-    import numpy
-
-    if picture.alpha is None:
+    if picture.kept_alpha is None:
         return picture.kept.copy()
     if opaque:
-        return over(picture.kept, picture.alpha, 255)
-    return numpy.dstack([picture.kept, picture.alpha])
+        return over(picture.kept, picture.kept_alpha, white=True)
+    return numpy.dstack([picture.kept, picture.kept_alpha])
 
 
 def _fitted(

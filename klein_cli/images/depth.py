@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import UsageError
+from klein_cli.images.levels import narrowed
 
 if TYPE_CHECKING:
     import numpy
@@ -32,12 +33,14 @@ _GRAY_ALPHA = "LA;16B"
 class Channels:
     """`colours`, an image of mode L, RGB, CMYK or LAB, and its `alpha` of mode L, None if opaque.
 
-    `was_wide` says that the file had 16 bits a channel.
+    `wide` and `wide_alpha` are the same before they were narrowed, (H, W, 3) and (H, W) uint16, of
+    a gray or RGB file of 16 bits a channel.
     """
 
     colours: Image.Image
-    alpha: Image.Image | None
-    was_wide: bool = False
+    alpha: Image.Image | None = None
+    wide: NDArray[numpy.uint16] | None = None
+    wide_alpha: NDArray[numpy.uint16] | None = None
 
 
 def channels(image: Image.Image, data: bytes, name: str) -> Channels:
@@ -48,16 +51,7 @@ def channels(image: Image.Image, data: bytes, name: str) -> Channels:
             "save it with 8 or 16 bits a channel",
         )
     wide = _wide(image, data)
-    if wide is None:
-        return _eight_bit(image)
-    return _split(wide, image)
-
-
-def narrowed(wide: NDArray[numpy.uint16]) -> NDArray[numpy.uint8]:
-    """16 bits -> 8: v/257, rounded to the nearest."""
-    import numpy
-
-    return ((wide.astype(numpy.uint32) + 128) // 257).astype(numpy.uint8)
+    return _eight_bit(image) if wide is None else _narrow(wide, image)
 
 
 def _eight_bit(image: Image.Image) -> Channels:
@@ -68,21 +62,21 @@ def _eight_bit(image: Image.Image) -> Channels:
         return Channels(colours=colours, alpha=_unless_opaque(alpha))
     image.load()
     if image.mode in _EIGHT_BIT:
-        return Channels(colours=image, alpha=None)
-    return Channels(colours=image.convert("L" if image.mode == "1" else "RGB"), alpha=None)
+        return Channels(colours=image)
+    return Channels(colours=image.convert("L" if image.mode == "1" else "RGB"))
 
 
 def _wide(image: Image.Image, data: bytes) -> NDArray[numpy.uint16] | None:
-    """(H, W) or (H, W, channels) of an image of 16 bits a channel, None for another."""
+    """(H, W, 1 to 4) of an image of 16 bits a channel, None for another."""
     import numpy
 
     if image.mode.startswith("I;16"):
-        return numpy.asarray(image).astype(numpy.uint16)
+        return numpy.asarray(image).astype(numpy.uint16)[:, :, None]
     kind = _raw_mode(image)
     if kind == _GRAY_ALPHA:
         # Four bytes a pixel, read as if they were four channels.
-        halves = _decoded(image, "RGBA")
-        return _joined(halves[:, :, 0::2], halves[:, :, 1::2])
+        both = _decoded(image, "RGBA")
+        return _joined(both[:, :, 0::2], both[:, :, 1::2])
     match = _WIDE.fullmatch(kind)
     if match is None:
         return None
@@ -97,7 +91,10 @@ def _wide(image: Image.Image, data: bytes) -> NDArray[numpy.uint16] | None:
 def _joined(upper: NDArray[numpy.uint8], lower: NDArray[numpy.uint8]) -> NDArray[numpy.uint16]:
     import numpy
 
-    return numpy.bitwise_or(numpy.left_shift(upper, 8, dtype=numpy.uint16), lower)
+    wide = upper.astype(numpy.uint16)
+    wide <<= 8
+    wide |= lower
+    return wide
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -127,27 +124,35 @@ def _opened_again(image: Image.Image, data: bytes) -> Image.Image:
     return pillow.open(io.BytesIO(data), formats=[image.format or ""])
 
 
-def _split(wide: NDArray[numpy.uint16], image: Image.Image) -> Channels:
-    """Channels of 16 bits as those of 8; a colour that is declared transparent becomes alpha."""
+def _narrow(wide: NDArray[numpy.uint16], image: Image.Image) -> Channels:
+    """16 bits a channel as 8; a colour that is declared transparent becomes alpha."""
     import numpy
     from PIL import Image as pillow
 
-    values = wide if wide.ndim == 3 else wide[:, :, None]
     if image.mode == "CMYK":
-        colours = pillow.frombytes("CMYK", (wide.shape[1], wide.shape[0]), narrowed(wide).tobytes())
-        return Channels(colours=colours, alpha=None, was_wide=True)
-    count = 1 if values.shape[2] < 3 else 3
-    alpha = None
-    if values.shape[2] > count:
-        alpha = narrowed(values[:, :, count])
-    elif (key := image.info.get("transparency")) is not None:
-        alpha = numpy.where((values == numpy.asarray(key)).all(2), 0, _OPAQUE).astype(numpy.uint8)
-    narrow = narrowed(values[:, :, :count])
-    return Channels(
-        colours=pillow.fromarray(narrow[:, :, 0] if count == 1 else narrow),
-        alpha=None if alpha is None else _unless_opaque(pillow.fromarray(alpha)),
-        was_wide=True,
-    )
+        size = (wide.shape[1], wide.shape[0])
+        return Channels(colours=pillow.frombytes("CMYK", size, narrowed(wide).tobytes()))
+    depth = wide.shape[2]
+    count = 1 if depth < 3 else 3
+    transparency = wide[:, :, count] if depth > count else _keyed(wide, image)
+    wide = wide[:, :, :count]
+    narrow = narrowed(wide)
+    colours = pillow.fromarray(narrow[:, :, 0] if count == 1 else narrow)
+    wide = numpy.broadcast_to(wide, (*wide.shape[:2], 3))
+    if transparency is None or transparency.min() == _OPAQUE * 257:
+        return Channels(colours=colours, wide=wide)
+    alpha = pillow.fromarray(narrowed(transparency))
+    return Channels(colours=colours, alpha=alpha, wide=wide, wide_alpha=transparency)
+
+
+def _keyed(wide: NDArray[numpy.uint16], image: Image.Image) -> NDArray[numpy.uint16] | None:
+    """(H, W): transparent where a pixel has the very colour that a PNG declares to be so."""
+    import numpy
+
+    key = image.info.get("transparency")
+    if key is None:
+        return None
+    return numpy.where((wide == numpy.asarray(key)).all(2), 0, 65535).astype(numpy.uint16)
 
 
 def _unless_opaque(alpha: Image.Image) -> Image.Image | None:

@@ -6,6 +6,8 @@ bounded before anything is decoded, and whatever Pillow raises becomes one line.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import os
 import stat
@@ -13,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError, first_line
 
@@ -29,7 +31,8 @@ MIN_SIDE = 64
 MAX_ASPECT = 8
 STDIN_NAME = "standard input"
 
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "GIF")
+_TILE_SIDES = (0x0142, 0x0143)
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF")
 _CONVERT = "convert it to PNG or JPEG"
 _SAVE_AGAIN = "save it again as PNG or JPEG"
 
@@ -75,6 +78,9 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_formats(data, name)) as image:
                 check_size(image.width, image.height, name)
+                if image.format == "TIFF":
+                    _check_tiles(image, name)
+                    _silence_libtiff()
                 yield image
     except KleinError:
         raise
@@ -109,6 +115,24 @@ def check_size(width: int, height: int, name: str) -> None:
             f"{name} is {width}x{height}, and too narrow",
             f"crop it: the long side may be {MAX_ASPECT} times the short one",
         )
+
+
+def _check_tiles(image: Any, name: str) -> None:
+    """Raise UsageError for a TIFF file whose tiles are far larger than itself."""
+    width, height = (image.tag_v2.get(tag, 0) for tag in _TILE_SIDES)
+    if width * height > MAX_PIXELS:
+        raise UsageError(f"{name} has tiles of {width}x{height}", _SAVE_AGAIN)
+
+
+def _silence_libtiff() -> None:
+    """Have libtiff not print of its own what Pillow raises; where it is linked in, it may."""
+    from PIL import _imaging
+
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(_imaging.__file__)
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
 
 
 def _regular_bytes(path: Path) -> bytes:
