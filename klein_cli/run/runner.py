@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
 from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
-from klein_cli.output.png import encode, has_alpha, save
+from klein_cli.output.png import encode, save
 from klein_cli.run.batching import Batch, batches
 from klein_cli.run.carry import DRAWN, Carry
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped, words
@@ -191,9 +191,7 @@ class Run:
         started = time.perf_counter()
         extension = ".png" if job.path is None else job.path.suffix
         try:
-            pixels, extras = self._carry.of(
-                job.recipe, pixels, self._images, has_alpha=has_alpha(extension)
-            )
+            pixels, extras = self._carry.of(job.recipe, pixels, self._images, extension)
             data = encode(pixels, extension, record, parameters(job.recipe), extras)
             digest = sha256(data).hexdigest()
             if self._journal is not None and self._no_metadata:
