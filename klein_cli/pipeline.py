@@ -300,15 +300,16 @@ class Pipeline:
         seconds: dict[str, float] | None = None,
         trace: Trace | None = None,
         tiled: bool = False,
-    ) -> list[NDArray[np.uint8]]:
+    ) -> list[NDArray[Any]]:
         """One (height, width, 3) uint8 image a recipe, in their order.
 
         The recipes share `Recipe.shape`, and `images` has those that they name. One with a mask
-        makes an image of its source's size, in its source's profile. Of each step the `callback`
-        hears; `on_event` of what is being done. `seconds`, by phase, and a `trace` are added to;
-        `tiled` saves memory at the price of small differences (`klein_cli.sampling.decode`).
-        Raises OutOfMemoryError when the batch does not fit, UsageError when an image has gone, and
-        what `load` raises if that only shows now, when weights arrive.
+        makes an image of its source's size, in its source's profile, uint16 where that has 16 bits
+        a channel. Of each step the `callback` hears; `on_event` of what is being done. `seconds`,
+        by phase, and a `trace` are added to; `tiled` saves memory at the price of small differences
+        (`klein_cli.sampling.decode`). Raises OutOfMemoryError when the batch does not fit,
+        UsageError when an image has gone, and what `load` raises if that only shows now, when
+        weights arrive.
         """
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
@@ -331,7 +332,7 @@ class Pipeline:
         callback: Callback | None,
         trace: Trace | None,
         tiled: bool,
-    ) -> list[NDArray[np.uint8]]:
+    ) -> list[NDArray[Any]]:
         shape = recipes[0].shape
         adapters = _effective(shape.adapters)
         if adapters != self._merged:

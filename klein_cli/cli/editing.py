@@ -39,10 +39,12 @@ class Edit:
             raise UsageError(
                 "the image comes first, and then the words", f'klein edit {words} "{self.image}"'
             )
-        if not here and words is None and prompts.prompt_option is None:
-            raise UsageError(
-                f"there is no image {self.image}", f"name it first: klein edit photo.jpg {_EXAMPLE}"
-            )
+        if words is None and prompts.prompt_option is None and prompts.prompts_file is None:
+            if not here:
+                hint = f"name it first: klein edit photo.jpg {_EXAMPLE}"
+                raise UsageError(f"there is no image {self.image}", hint)
+            hint = f"say what to change: klein edit {self.image} {_EXAMPLE}"
+            raise UsageError("there is no prompt", hint)
         if self.is_folder:
             self._check_folder(prompts, files)
         elif self.keep_format:

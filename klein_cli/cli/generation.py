@@ -342,9 +342,10 @@ def _report_origins(context: typer.Context, defaults: Defaults, report: Report) 
     for line in origins(context):
         report.detail(line)
     preset, unused = defaults.preset, ignored(defaults, defaults.preset)
+    sides = () if defaults.image else ("width", "height")  # else they are the first image's
     facts = [
         f"{name} {getattr(preset, name):g}"
-        for name in ("width", "height", "steps", "guidance")
+        for name in (*sides, "steps", "guidance")
         if getattr(defaults, name) is None or name in unused
     ]
     if facts:

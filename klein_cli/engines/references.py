@@ -65,8 +65,8 @@ class Given:
 
     def finished(
         self, recipes: Sequence[Recipe], painted: Sequence[NDArray[np.uint8]]
-    ) -> list[NDArray[np.uint8]]:
-        """What was painted, laid over the sources where there are any."""
+    ) -> list[NDArray[Any]]:
+        """What was painted, laid over the sources where there are any, in their bits a channel."""
         if not self.sources:
             return list(painted)
         return [

@@ -6,7 +6,7 @@ By littlecms, which Pillow brings: relative colorimetric, with black point compe
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +30,14 @@ _LONGEST_NAME = 60
 class Colours:
     """An image of mode RGB twice: for the model (`srgb`), and in `profile` (`kept`).
 
-    `profile` is None where `kept` is sRGB, or of an unknown space that is taken for it; `note` says
-    what was done.
+    `profile` is None where `kept` is sRGB, or of an unknown space that is taken for it;
+    `is_converted` says that `kept` has not the levels of the file, `note` what was done.
     """
 
     srgb: Image.Image
     kept: Image.Image
     profile: bytes | None = None
+    is_converted: bool = False
     note: str | None = None
 
 
@@ -51,7 +52,7 @@ def to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Colours:
         except _errors() as error:
             plain = _plain(image, name)
             note = f"the colour profile of {name} is not used: {first_line(error)}"
-            return Colours(srgb=plain.srgb, kept=plain.kept, note=note)
+            return replace(plain, note=note)
     return _plain(image, name)
 
 
@@ -87,7 +88,7 @@ def _by_profile(image: Image.Image, profile: bytes, name: str) -> Colours:
     note = f"the colours of {name} are converted from {said or 'its profile'} to sRGB"
     if space == "RGB" and _goes_back(profile):
         return Colours(srgb=srgb, kept=image, profile=profile, note=f"{note} for the model")
-    return Colours(srgb=srgb, kept=srgb, note=note)
+    return Colours(srgb=srgb, kept=srgb, is_converted=True, note=note)
 
 
 def _plain(image: Image.Image, name: str) -> Colours:
@@ -100,11 +101,12 @@ def _plain(image: Image.Image, name: str) -> Colours:
             image, _transform(lab, ImageCms.createProfile("sRGB"), "LAB", "RGB")
         )
         assert rgb is not None
-        return Colours(srgb=rgb, kept=rgb, note=f"the colours of {name} are converted to sRGB")
+        note = f"the colours of {name} are converted to sRGB"
+        return Colours(srgb=rgb, kept=rgb, is_converted=True, note=note)
     if image.mode == "CMYK":
         rgb = image.convert("RGB")
         note = f"{name} is CMYK without a profile: its colours in sRGB are approximate"
-        return Colours(srgb=rgb, kept=rgb, note=note)
+        return Colours(srgb=rgb, kept=rgb, is_converted=True, note=note)
     rgb = image.convert("RGB")
     return Colours(srgb=rgb, kept=rgb)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.images.colour import from_srgb
 from klein_cli.images.levels import blended, over
@@ -22,7 +22,7 @@ def composite(
     blur: int,
     keep: bool,
     opaque: bool,
-) -> NDArray[numpy.uint8]:
+) -> NDArray[numpy.uint8] | NDArray[numpy.uint16]:
     """See `masks.MaskedSource.composite`."""
     import numpy
 
@@ -51,15 +51,15 @@ def softened(white: NDArray[numpy.bool_], blur: int) -> NDArray[numpy.float32]:
     return depth.astype(numpy.float32) / numpy.float32(blur + 1)
 
 
-def _ground(picture: Picture, *, opaque: bool) -> NDArray[numpy.uint8]:
-    """A copy of the source in its own profile: with its alpha, or over white."""
+def _ground(picture: Picture, *, opaque: bool) -> NDArray[Any]:
+    """A copy of the source in its own profile and depth: with its alpha, or over white."""
     import numpy
 
-    if picture.alpha is None:
+    if picture.kept_alpha is None:
         return picture.kept.copy()
     if opaque:
-        return over(picture.kept, picture.alpha, 255)
-    return numpy.dstack([picture.kept, picture.alpha])
+        return over(picture.kept, picture.kept_alpha, white=True)
+    return numpy.dstack([picture.kept, picture.kept_alpha])
 
 
 def _fitted(

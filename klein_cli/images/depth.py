@@ -33,20 +33,14 @@ _GRAY_ALPHA = "LA;16B"
 class Channels:
     """`colours`, an image of mode L, RGB, CMYK or LAB, and its `alpha` of mode L, None if opaque.
 
-    `was_wide` says that the file had 16 bits a channel.
+    `wide` and `wide_alpha` are the same before they were narrowed, (H, W, 3) and (H, W) uint16, of
+    a gray or RGB file of 16 bits a channel.
     """
 
     colours: Image.Image
-    alpha: Image.Image | None
-    was_wide: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Halves:
-    """The upper and the lower 8 of 16 bits, (H, W, channels) each."""
-
-    upper: NDArray[numpy.uint8]
-    lower: NDArray[numpy.uint8]
+    alpha: Image.Image | None = None
+    wide: NDArray[numpy.uint16] | None = None
+    wide_alpha: NDArray[numpy.uint16] | None = None
 
 
 def channels(image: Image.Image, data: bytes, name: str) -> Channels:
@@ -56,8 +50,8 @@ def channels(image: Image.Image, data: bytes, name: str) -> Channels:
             f"the pixels of {name} are 32-bit or floating-point numbers",
             "save it with 8 or 16 bits a channel",
         )
-    halves = _halves(image, data)
-    return _eight_bit(image) if halves is None else _narrow(halves, image)
+    wide = _wide(image, data)
+    return _eight_bit(image) if wide is None else _narrow(wide, image)
 
 
 def _eight_bit(image: Image.Image) -> Channels:
@@ -68,23 +62,21 @@ def _eight_bit(image: Image.Image) -> Channels:
         return Channels(colours=colours, alpha=_unless_opaque(alpha))
     image.load()
     if image.mode in _EIGHT_BIT:
-        return Channels(colours=image, alpha=None)
-    return Channels(colours=image.convert("L" if image.mode == "1" else "RGB"), alpha=None)
+        return Channels(colours=image)
+    return Channels(colours=image.convert("L" if image.mode == "1" else "RGB"))
 
 
-def _halves(image: Image.Image, data: bytes) -> _Halves | None:
-    """The pixels of an image of 16 bits a channel, None for another."""
+def _wide(image: Image.Image, data: bytes) -> NDArray[numpy.uint16] | None:
+    """(H, W, 1 to 4) of an image of 16 bits a channel, None for another."""
     import numpy
 
     if image.mode.startswith("I;16"):
-        values = numpy.asarray(image)[:, :, None]
-        upper, lower = values >> 8, values & 255
-        return _Halves(upper=upper.astype(numpy.uint8), lower=lower.astype(numpy.uint8))
+        return numpy.asarray(image).astype(numpy.uint16)[:, :, None]
     kind = _raw_mode(image)
     if kind == _GRAY_ALPHA:
         # Four bytes a pixel, read as if they were four channels.
         both = _decoded(image, "RGBA")
-        return _Halves(upper=both[:, :, 0::2], lower=both[:, :, 1::2])
+        return _joined(both[:, :, 0::2], both[:, :, 1::2])
     match = _WIDE.fullmatch(kind)
     if match is None:
         return None
@@ -92,10 +84,17 @@ def _halves(image: Image.Image, data: bytes) -> _Halves | None:
     mode, order = match.groups()
     order = {"N": "L" if sys.byteorder == "little" else "B"}.get(order, order)
     again = _opened_again(image, data)
-    return _Halves(
-        upper=_decoded(image, f"{mode};16{order}"),
-        lower=_decoded(again, f"{mode};16{'B' if order == 'L' else 'L'}"),
-    )
+    upper = _decoded(image, f"{mode};16{order}")
+    return _joined(upper, _decoded(again, f"{mode};16{'B' if order == 'L' else 'L'}"))
+
+
+def _joined(upper: NDArray[numpy.uint8], lower: NDArray[numpy.uint8]) -> NDArray[numpy.uint16]:
+    import numpy
+
+    wide = upper.astype(numpy.uint16)
+    wide <<= 8
+    wide |= lower
+    return wide
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -125,35 +124,35 @@ def _opened_again(image: Image.Image, data: bytes) -> Image.Image:
     return pillow.open(io.BytesIO(data), formats=[image.format or ""])
 
 
-def _narrow(halves: _Halves, image: Image.Image) -> Channels:
+def _narrow(wide: NDArray[numpy.uint16], image: Image.Image) -> Channels:
     """16 bits a channel as 8; a colour that is declared transparent becomes alpha."""
+    import numpy
     from PIL import Image as pillow
 
-    pixels = narrowed(halves.upper, halves.lower)
-    height, width, depth = pixels.shape
     if image.mode == "CMYK":
-        colours = pillow.frombytes("CMYK", (width, height), pixels.tobytes())
-        return Channels(colours=colours, alpha=None, was_wide=True)
+        size = (wide.shape[1], wide.shape[0])
+        return Channels(colours=pillow.frombytes("CMYK", size, narrowed(wide).tobytes()))
+    depth = wide.shape[2]
     count = 1 if depth < 3 else 3
-    alpha = pixels[:, :, count] if depth > count else _keyed(halves, image)
-    colours = pillow.fromarray(pixels[:, :, 0] if count == 1 else pixels[:, :, :3])
-    return Channels(
-        colours=colours,
-        alpha=None if alpha is None else _unless_opaque(pillow.fromarray(alpha)),
-        was_wide=True,
-    )
+    transparency = wide[:, :, count] if depth > count else _keyed(wide, image)
+    wide = wide[:, :, :count]
+    narrow = narrowed(wide)
+    colours = pillow.fromarray(narrow[:, :, 0] if count == 1 else narrow)
+    wide = numpy.broadcast_to(wide, (*wide.shape[:2], 3))
+    if transparency is None or transparency.min() == _OPAQUE * 257:
+        return Channels(colours=colours, wide=wide)
+    alpha = pillow.fromarray(narrowed(transparency))
+    return Channels(colours=colours, alpha=alpha, wide=wide, wide_alpha=transparency)
 
 
-def _keyed(halves: _Halves, image: Image.Image) -> NDArray[numpy.uint8] | None:
-    """(H, W) uint8: transparent where all 16 bits are the colour that a PNG declares to be so."""
+def _keyed(wide: NDArray[numpy.uint16], image: Image.Image) -> NDArray[numpy.uint16] | None:
+    """(H, W): transparent where a pixel has the very colour that a PNG declares to be so."""
     import numpy
 
     key = image.info.get("transparency")
     if key is None:
         return None
-    upper, lower = numpy.atleast_1d(key) >> 8, numpy.atleast_1d(key) & 255
-    same = (halves.upper == upper).all(2) & (halves.lower == lower).all(2)
-    return numpy.where(same, 0, _OPAQUE).astype(numpy.uint8)
+    return numpy.where((wide == numpy.asarray(key)).all(2), 0, 65535).astype(numpy.uint16)
 
 
 def _unless_opaque(alpha: Image.Image) -> Image.Image | None:

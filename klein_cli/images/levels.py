@@ -1,4 +1,4 @@
-"""Arithmetic on 8-bit levels that rounds to the nearest, a few rows of an image at a time.
+"""Arithmetic on levels of 8 or 16 bits that rounds to the nearest, a few rows at a time.
 
 So that a large image takes the memory of its bytes, not eight times as much.
 """
@@ -6,11 +6,13 @@ So that a large image takes the memory of its bytes, not eight times as much.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
+
+    Level = TypeVar("Level", numpy.uint8, numpy.uint16)
 
 _ROWS = 256
 
@@ -21,37 +23,33 @@ def strips(height: int) -> Iterator[slice]:
         yield slice(start, min(start + _ROWS, height))
 
 
-def narrowed(upper: NDArray[numpy.uint8], lower: NDArray[numpy.uint8]) -> NDArray[numpy.uint8]:
-    """16 bits -> 8: (256 upper + lower) / 257, rounded. Arrays of one shape, rows first."""
+def narrowed(wide: NDArray[numpy.uint16]) -> NDArray[numpy.uint8]:
+    """16 bits -> 8: v/257, rounded, so that 65535 is 255."""
     import numpy
 
-    # v / 257 = upper + (lower - upper) / 257, and the fraction rounds to -1, 0 or 1.
-    result = upper.copy()
-    for rows in strips(len(upper)):
-        apart = lower[rows].astype(numpy.int16) - upper[rows]
-        result[rows] += apart > 128
-        result[rows] -= apart < -128
+    result = numpy.empty(wide.shape, dtype=numpy.uint8)
+    for rows in strips(len(wide)):
+        result[rows] = (wide[rows].astype(numpy.uint32) + 128) // 257
     return result
 
 
-def over(
-    pixels: NDArray[numpy.uint8], alpha: NDArray[numpy.uint8], ground: int
-) -> NDArray[numpy.uint8]:
-    """(H, W, C) uint8 of `alpha` (H, W) uint8 laid over a `ground` of one level."""
+def over(pixels: NDArray[Level], alpha: NDArray[Level], *, white: bool) -> NDArray[Level]:
+    """(H, W, C) of `alpha` (H, W), of one dtype, laid over white, or else black."""
     import numpy
 
+    full = numpy.iinfo(pixels.dtype).max
     result = numpy.empty_like(pixels)
     for rows in strips(len(pixels)):
-        share = alpha[rows, :, None].astype(numpy.uint32)
-        mixed = pixels[rows] * share + ground * (255 - share)
-        result[rows] = (mixed + 127) // 255
+        share = alpha[rows, :, None].astype(numpy.uint32)  # the square of 65535 is less than 2**32
+        mixed = pixels[rows] * share + (full * (full - share) if white else 0)
+        result[rows] = (mixed + full // 2) // full
     return result
 
 
 def blended(
-    ground: NDArray[numpy.uint8], laid: NDArray[numpy.uint8], weights: NDArray[numpy.float32]
-) -> NDArray[numpy.uint8]:
-    """`laid` (H, W, 3) over `ground` (H, W, 3 or 4) uint8 by `weights` (H, W) from 0 to 1.
+    ground: NDArray[Level], laid: NDArray[numpy.uint8], weights: NDArray[numpy.float32]
+) -> NDArray[Level]:
+    """`laid` (H, W, 3) over `ground` (H, W, 3 or 4) of 8 or 16 bits, by `weights` (H, W), 0 to 1.
 
     In float64. Where the weight is 0, exactly the ground; an alpha is straight, and what is laid
     over it is opaque.
@@ -65,18 +63,19 @@ def blended(
 
 
 def _mixed(
-    ground: NDArray[numpy.uint8], laid: NDArray[numpy.uint8], weights: NDArray[numpy.float32]
+    ground: NDArray[Level], laid: NDArray[numpy.uint8], weights: NDArray[numpy.float32]
 ) -> NDArray[numpy.float64]:
     import numpy
 
+    full = numpy.iinfo(ground.dtype).max
     share = weights.astype(numpy.float64)[:, :, None]
-    below = numpy.broadcast_to(1 - share, share.shape)
+    painted = laid * (share * (full // 255))
     if ground.shape[2] == 3:
-        mixed: NDArray[numpy.float64] = ground * below + laid * share
+        mixed: NDArray[numpy.float64] = ground * (1 - share) + painted
         return mixed
-    below = below * (ground[:, :, 3:] / 255)
+    below = (1 - share) * (ground[:, :, 3:] / full)
     alpha = below + share
-    colours = (ground[:, :, :3] * below + laid * share) / numpy.where(alpha > 0, alpha, 1)
+    colours = (ground[:, :, :3] * below + painted) / numpy.where(alpha > 0, alpha, 1)
     colours = numpy.where(share > 0, colours, ground[:, :, :3])
-    both: NDArray[numpy.float64] = numpy.concatenate([colours, alpha * 255], axis=2)
+    both: NDArray[numpy.float64] = numpy.concatenate([colours, alpha * full], axis=2)
     return both

@@ -6,15 +6,15 @@ larger one a box around the mask is, so that a small mask gets all of the model'
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import UsageError
 from klein_cli.images.composite import composite
 from klein_cli.images.depth import channels
 from klein_cli.images.files import Source, check_size, file_bytes, name_of, opened
 from klein_cli.images.levels import over
-from klein_cli.images.reading import Picture, digest, upright
+from klein_cli.images.reading import Picture, digest, orientation, upright
 from klein_cli.images.references import MAX_AREA, capped_size, floored
 from klein_cli.recipe import PIXELS_PER_TOKEN
 
@@ -96,8 +96,8 @@ class MaskedSource:
         blur: int = 0,
         keep: bool = True,
         opaque: bool = True,
-    ) -> NDArray[numpy.uint8]:
-        """(H, W, 3) uint8: the result, of the source's size and in the source's profile.
+    ) -> NDArray[numpy.uint8] | NDArray[numpy.uint16]:
+        """(H, W, 3): the result, of the source's size, profile and bits a channel.
 
         `painted` is (h, w, 3) uint8 sRGB of `painted_size`. Outside the mask every pixel is the
         source's own, bit for bit; `blur` is how many pixels inside the mask's edge it takes to be
@@ -121,10 +121,10 @@ def read_mask(source: Source, *, name: str | None = None) -> MaskImage:
     with opened(data, name) as image:
         found = channels(image, data, name)
         colours = found.colours if found.colours.mode != "LAB" else found.colours.getchannel("L")
-        gray = numpy.asarray(upright(image, colours.convert("L"), data))
+        gray = numpy.asarray(colours.convert("L"))
         if found.alpha is not None:
-            alpha = numpy.asarray(upright(image, found.alpha, data))
-            gray = over(gray[:, :, None], alpha, 0)[:, :, 0]
+            gray = over(gray[:, :, None], numpy.asarray(found.alpha), white=False)[:, :, 0]
+        gray = upright(gray, orientation(image, data))
     return MaskImage(white=gray >= WHITE, sha256=digest(data), name=name)
 
 
@@ -174,13 +174,10 @@ def expanded(picture: Picture, expand: Expand) -> Picture:
     )
     room = ((top, bottom), (left, right))
 
-    def grown(array: NDArray[numpy.uint8]) -> NDArray[numpy.uint8]:
+    def grown(array: NDArray[Any]) -> NDArray[Any]:
         return numpy.pad(array, (*room, (0, 0))[: array.ndim], mode="edge")
 
-    kept = grown(picture.kept)
-    rgb = kept if picture.rgb is picture.kept else grown(picture.rgb)
-    alpha = None if picture.alpha is None else grown(picture.alpha)
-    return replace(picture, rgb=rgb, kept=kept, alpha=alpha)
+    return picture.mapped(grown)
 
 
 def box_of(white: NDArray[numpy.bool_]) -> Box:
@@ -197,7 +194,7 @@ def box_of(white: NDArray[numpy.bool_]) -> Box:
         return (0, 0, width, height)
     columns, rows = (numpy.flatnonzero(white.any(axis=axis)) for axis in (0, 1))
     across, down = (int(columns[0]), int(columns[-1]) + 1), (int(rows[0]), int(rows[-1]) + 1)
-    longest = max(_with_room(*across), _with_room(*down))
+    longest = max(min(_with_room(*across), width), min(_with_room(*down), height))
     least = max(MIN_BOX, -(-longest // MAX_BOX_ASPECT))
     left, right = _span(*across, least, width)
     top, bottom = _span(*down, least, height)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from klein_cli.images.colour import to_srgb
-from klein_cli.images.depth import channels
+from klein_cli.images.colour import Colours, to_srgb
+from klein_cli.images.depth import Channels, channels
 from klein_cli.images.files import Source, file_bytes, name_of, opened
 from klein_cli.images.levels import over
 
@@ -22,21 +23,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from klein_cli.images.levels import Level
+
 _ORIENTATION = 0x0112
 _COPYRIGHT = 0x8298
 _TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
-_TURNED = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
-"""EXIF's orientations, and what of Pillow's `Transpose` sets each upright."""
 _ON_ITS_SIDE = 5
+"""From this value of EXIF's orientation on, width and height are swapped."""
+_MIRRORED_DOWN = (3, 4, 7, 8)
+_MIRRORED_ACROSS = (2, 3, 6, 7)
+"""Once they are swapped back."""
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"adobe.xmp")
+_ARRAYS = ("rgb", "kept", "alpha", "kept_alpha")
 _LONGEST_COPYRIGHT = 500
 _MOST_DPI = 100_000
 
@@ -56,14 +54,16 @@ class Picture:
     """An image file, read. Arrays are upright and may not be written to.
 
     `rgb` (H, W, 3) uint8 is what a model sees: sRGB, over white where the file is transparent.
-    `kept` (H, W, 3) uint8 holds the colours as they are in the file, in `profile`, None for sRGB:
-    what a masked edit keeps. `alpha` (H, W) uint8 is None for an opaque image. `notes` are
-    sentences to say once. `dpi` and `copyright` go into the result.
+    `alpha` (H, W) uint8 is None for an opaque image. `kept` (H, W, 3) and `kept_alpha` (H, W) are
+    what a masked edit keeps: the levels as they are in the file, uint16 if it has 16 bits a
+    channel, in `profile`, None for sRGB. `notes` are sentences to say once. `dpi` and `copyright`
+    go into the result.
     """
 
     rgb: NDArray[numpy.uint8] = field(repr=False)
-    kept: NDArray[numpy.uint8] = field(repr=False)
+    kept: NDArray[Any] = field(repr=False)
     alpha: NDArray[numpy.uint8] | None = field(default=None, repr=False)
+    kept_alpha: NDArray[Any] | None = field(default=None, repr=False)
     profile: bytes | None = field(default=None, repr=False)
     sha256: str
     name: str
@@ -84,8 +84,19 @@ class Picture:
     @property
     def nbytes(self) -> int:
         """What it takes of memory."""
-        arrays = {id(each): each.nbytes for each in (self.rgb, self.kept)}
-        return sum(arrays.values()) + (0 if self.alpha is None else self.alpha.nbytes)
+        return sum(each.nbytes for each in self._arrays())
+
+    def mapped(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Picture:
+        """The picture with each of its arrays changed."""
+        # What is one array stays one.
+        changed = {id(each): change(each) for each in self._arrays()}
+        fields: dict[str, Any] = {name: changed.get(id(getattr(self, name))) for name in _ARRAYS}
+        return replace(self, **fields)
+
+    def _arrays(self) -> Iterator[NDArray[Any]]:
+        """Each that there is, once."""
+        arrays = {id(each): each for each in (getattr(self, name) for name in _ARRAYS)}
+        return (each for each in arrays.values() if each is not None)
 
 
 def probe(source: Source, *, name: str | None = None) -> Probe:
@@ -94,7 +105,7 @@ def probe(source: Source, *, name: str | None = None) -> Probe:
     data = file_bytes(source, name)
     with opened(data, name) as image:
         width, height = _stored_size(image)
-        if _orientation(image, data) >= _ON_ITS_SIDE:
+        if orientation(image, data) >= _ON_ITS_SIDE:
             width, height = height, width
     return Probe(sha256=digest(data), name=name, width=width, height=height)
 
@@ -105,8 +116,6 @@ def read(source: Source, *, name: str | None = None) -> Picture:
     Raises UsageError for what cannot be read, is no image of a known format, is damaged, or has
     sides that no model is given; the size is known before anything is decoded.
     """
-    import numpy
-
     name = name_of(source, name)
     data = file_bytes(source, name)
     notes = []
@@ -114,24 +123,17 @@ def read(source: Source, *, name: str | None = None) -> Picture:
         if getattr(image, "is_animated", False) and image.format != "MPO":
             notes.append(f"{name} has several frames: only the first is used")
         found = channels(image, data, name)
-        turn = _TURNED.get(_orientation(image, data))
-        profile = image.info.get("icc_profile")
-        colours = to_srgb(_turned(found.colours, turn), profile, name)
-        alpha = None if found.alpha is None else numpy.asarray(_turned(found.alpha, turn))
+        turn = orientation(image, data)
+        colours = to_srgb(found.colours, image.info.get("icc_profile"), name)
         dpi, owner = _dpi(image), _owner(image)
-    kept = numpy.asarray(colours.kept)
-    rgb = kept if colours.srgb is colours.kept else numpy.asarray(colours.srgb)
-    if found.was_wide:
-        notes.append(f"{name} has 16 bits a channel, of which 8 are used and kept")
+    if found.wide is not None:
+        notes.append(f"{name} has 16 bits a channel, of which the model sees 8")
     if colours.note:
         notes.append(colours.note)
-    if alpha is not None:
+    if found.alpha is not None:
         notes.append(f"{name} is transparent in places: the model sees it on white")
-        rgb = over(rgb, alpha, 255)
-    return Picture(
-        rgb=rgb,
-        kept=kept,
-        alpha=alpha,
+    picture = Picture(
+        **_arrays(found, colours),
         profile=colours.profile,
         sha256=digest(data),
         name=name,
@@ -139,6 +141,7 @@ def read(source: Source, *, name: str | None = None) -> Picture:
         dpi=dpi,
         copyright=owner,
     )
+    return picture.mapped(lambda array: upright(array, turn))
 
 
 def digest(data: bytes) -> str:
@@ -146,25 +149,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def upright(image: Image.Image, decoded: Image.Image, data: bytes) -> Image.Image:
-    """`decoded`, a channel of the file `image`, turned as the file's EXIF says."""
-    return _turned(decoded, _TURNED.get(_orientation(image, data)))
-
-
-def _turned(image: Image.Image, turn: str | None) -> Image.Image:
-    from PIL import Image as pillow
-
-    return image if turn is None else image.transpose(pillow.Transpose[turn])
-
-
-def _stored_size(image: Any) -> tuple[int, int]:
-    """Sides as the file holds its pixels; of a TIFF file Pillow may tell those of the upright."""
-    if image.format == "TIFF":
-        return image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
-    return image.width, image.height
-
-
-def _orientation(image: Image.Image, data: bytes) -> int:
+def orientation(image: Image.Image, data: bytes) -> int:
     """EXIF's orientation; 1, upright, where there is none or it makes no sense."""
     # Pillow decodes a whole PNG file to look for EXIF behind its pixels.
     if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
@@ -173,7 +158,41 @@ def _orientation(image: Image.Image, data: bytes) -> int:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a broken EXIF block says nothing
         return 1
-    return value if value in _TURNED else 1
+    return value if value in range(1, 9) else 1
+
+
+def upright(array: NDArray[Level], orientation: int) -> NDArray[Level]:
+    """(H, W, ...) as EXIF's orientation, 1 to 8, says that it is to be seen."""
+    import numpy
+
+    if orientation >= _ON_ITS_SIDE:
+        array = array.swapaxes(0, 1)
+    if orientation in _MIRRORED_DOWN:
+        array = array[::-1]
+    if orientation in _MIRRORED_ACROSS:
+        array = array[:, ::-1]
+    return numpy.ascontiguousarray(array)
+
+
+def _arrays(found: Channels, colours: Colours) -> dict[str, Any]:
+    """The arrays of a picture, not upright yet."""
+    import numpy
+
+    kept = numpy.asarray(colours.kept)
+    rgb = kept if colours.srgb is colours.kept else numpy.asarray(colours.srgb)
+    alpha = None if found.alpha is None else numpy.asarray(found.alpha)
+    if alpha is not None:
+        rgb = over(rgb, alpha, white=True)
+    if found.wide is None or colours.is_converted:
+        return {"rgb": rgb, "kept": kept, "alpha": alpha, "kept_alpha": alpha}
+    return {"rgb": rgb, "kept": found.wide, "alpha": alpha, "kept_alpha": found.wide_alpha}
+
+
+def _stored_size(image: Any) -> tuple[int, int]:
+    """Sides as the file holds its pixels; of a TIFF file Pillow may tell those of the upright."""
+    if image.format == "TIFF":
+        return image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
+    return image.width, image.height
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
@@ -190,7 +209,7 @@ def _owner(image: Image.Image) -> str | None:
     """Who has the copyright, as EXIF or a PNG's text says: a line of printable characters."""
     try:
         value = image.getexif().get(_COPYRIGHT) or image.info.get("Copyright")
-    except Exception:  # see `_orientation`
+    except Exception:  # see `orientation`
         return None
     if not isinstance(value, str):
         return None

@@ -9,12 +9,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from klein_cli.errors import UsageError
 from klein_cli.images.files import Source
-from klein_cli.images.masks import MaskImage, read_mask
+from klein_cli.images.masks import MaskedSource, MaskImage, masked_source, read_mask
 from klein_cli.images.reading import Picture, Probe, probe, read
+from klein_cli.images.references import prepare
+from klein_cli.recipe import Recipe, Reference
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
 
 DECODED_BYTES = 512_000_000
 """What may stay decoded besides what was asked for last."""
@@ -76,6 +82,32 @@ class ImageStore:
         """The mask, decoded; otherwise as `picture`."""
         return self._read(sha256, MaskImage, read_mask)
 
+    def reference(self, reference: Reference) -> NDArray[numpy.uint8]:
+        """(h, w, 3) uint8: a recipe's reference as the model sees it.
+
+        Raises UsageError as `picture` does, and for a recipe that tells another size.
+        """
+        pixels = prepare(self.picture(reference.sha256))
+        _check_size(reference.name, (reference.width, reference.height), pixels.shape)
+        return pixels
+
+    def masked(self, recipe: Recipe) -> MaskedSource:
+        """The source of a recipe that has a mask, with what of it is repainted.
+
+        Raises UsageError as `reference` does, and for a mask that does not fit the source.
+        """
+        mask, source = recipe.mask, recipe.references[0]
+        assert mask is not None
+        masked = masked_source(
+            self.picture(source.sha256),
+            None if mask.sha256 is None else self.mask(mask.sha256),
+            alpha=mask.alpha,
+            expand=mask.expand,
+            box=mask.box,
+        )
+        _check_size(source.name, (recipe.width, recipe.height), masked.painted_size[::-1])
+        return masked
+
     def profile(self, sha256: str) -> bytes | None:
         """The ICC profile that kept pixels of the image are in; None for sRGB."""
         return self.picture(sha256).profile
@@ -104,3 +136,12 @@ class ImageStore:
 
     def _held(self) -> int:
         return sum(each.nbytes for each in self._decoded.values())
+
+
+def _check_size(name: str, told: tuple[int, int], found: tuple[int, ...]) -> None:
+    height, width = found[:2]
+    if told != (width, height):
+        raise UsageError(
+            f"the recipe has {name} at {told[0]}x{told[1]}, and it becomes {width}x{height}",
+            "the recipe is damaged, or not klein's",
+        )

@@ -12,24 +12,20 @@ import io
 import json
 import os
 import secrets
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.output.extras import Extras
+from klein_cli.output.extras import NOTHING_ELSE, Extras
 from klein_cli.output.metadata import to_json
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
-    import numpy
     from numpy.typing import NDArray
 
 EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _QUALITY = 95
-_COMPRESSION = {"compress_level": 1, "compress_type": zlib.Z_RLE}
-"""On photographs as small as zlib's default, in a fifth of the time: see docs/runs.md."""
 _TEMPORARY = ".klein-"
 _SWEPT = ".klein-run-"
 EXIF_IFD = 0x8769
@@ -48,41 +44,38 @@ def has_alpha(extension: str) -> bool:
     return EXTENSIONS[extension.lower()] != "JPEG"
 
 
+def is_lossless(extension: str) -> bool:
+    """Whether files of this ending can keep every pixel."""
+    return EXTENSIONS[extension.lower()] != "JPEG"
+
+
 def encode(
-    pixels: NDArray[numpy.uint8],
+    pixels: NDArray[Any],
     extension: str,
     written: Mapping[str, Any] | None,
     parameters: str,
-    extras: Extras = Extras(),
+    extras: Extras = NOTHING_ELSE,
 ) -> bytes:
     """An image file in memory: (H, W, 3) uint8 RGB pixels with their record, or (H, W, 4) with
-    alpha where the format `has_alpha`.
+    alpha where the format `has_alpha`. A PNG takes uint16 too.
 
     PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
     the record as EXIF's UserComment. Where `written` is None, the file holds the same pixels and
     not a word of the recipe.
     """
-    from PIL import Image, PngImagePlugin
-
     kind = EXTENSIONS[extension.lower()]
     assert pixels.shape[2:] == (3,) or (pixels.shape[2:] == (4,) and has_alpha(extension))
-    assert pixels.dtype.name == "uint8"
-    image = Image.fromarray(pixels)
-    buffer = io.BytesIO()
-    more = {"icc_profile": extras.profile, "dpi": extras.dpi}
-    more = {name: value for name, value in more.items() if value is not None}
+    assert pixels.dtype.name == "uint8" or kind == "PNG"
     if kind == "PNG":
-        chunks = PngImagePlugin.PngInfo()
-        if written is not None:
-            chunks.add_text("klein", to_json(written))
-            chunks.add_text("parameters", parameters)
-        if extras.copyright is not None:
-            chunks.add_text("Copyright", extras.copyright)
-        image.save(buffer, kind, pnginfo=chunks, **more, **_COMPRESSION)
-        return buffer.getvalue()
-    options: dict[str, Any] = (
-        {"subsampling": 0} if kind == "JPEG" else {"lossless": extras.lossless}
-    )
+        return _png(pixels, written, parameters, extras)
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"icc_profile": extras.profile} if extras.profile else {}
+    if kind == "WEBP":
+        options |= {"lossless": extras.lossless, "exact": extras.lossless}
+    else:
+        options |= {"subsampling": 0} | ({"dpi": extras.dpi} if extras.dpi else {})
     exif = Image.Exif()
     if extras.copyright is not None:
         exif[COPYRIGHT] = extras.copyright
@@ -93,8 +86,20 @@ def encode(
         exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
     if written is not None or extras.copyright is not None:
         options["exif"] = exif
-    image.save(buffer, kind, quality=_QUALITY, **options, **more)
+    Image.fromarray(pixels).save(buffer, kind, quality=_QUALITY, **options)
     return buffer.getvalue()
+
+
+def _png(
+    pixels: NDArray[Any], written: Mapping[str, Any] | None, parameters: str, extras: Extras
+) -> bytes:
+    from klein_cli.output.png_encoder import encode_png, text_chunk
+
+    texts = {} if written is None else {"klein": to_json(written), "parameters": parameters}
+    if extras.copyright is not None:
+        texts["Copyright"] = extras.copyright
+    chunks = [*extras.png_chunks(), *(text_chunk(*text) for text in texts.items())]
+    return encode_png(pixels, chunks)
 
 
 def check_room(recipe: Recipe, extension: str) -> None:
@@ -112,7 +117,7 @@ def check_room(recipe: Recipe, extension: str) -> None:
 def check_kept(recipe: Recipe, extension: str) -> None:
     """Raise UsageError when pixels that a mask keeps would be encoded with losses."""
     kept = recipe.mask is not None and recipe.mask.keep
-    if kept and EXTENSIONS[extension.lower()] == "JPEG":
+    if kept and not is_lossless(extension):
         raise UsageError(
             "a JPEG file does not keep what the mask keeps, bit for bit",
             "write .png or .webp, which do; or give --no-keep",

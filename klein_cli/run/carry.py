@@ -3,54 +3,58 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from klein_cli.output.extras import Extras
+from klein_cli.errors import KleinError
+from klein_cli.output.extras import NOTHING_ELSE, Extras
+from klein_cli.output.png import has_alpha, is_lossless
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from klein_cli.images.reading import Picture
     from klein_cli.images.store import ImageStore
-    from klein_cli.run.fallback import Pixels
+
+    Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carry:
     """How a run's results take after what they were made of.
 
-    An `edit` of an image has its resolution, copyright and, unless `opaque`, its alpha; an image
-    that was only drawn after others has nothing of them. What a mask keeps, it keeps in any case:
-    in its own profile, and encoded without losses where the format can.
+    An `edit` of an image has its resolution, its copyright and, unless `opaque`, its alpha; an
+    image that was only drawn after others has nothing of them. What a mask keeps stays in any case
+    as it was: in its own profile, depth and alpha.
     """
 
     edit: bool = False
     opaque: bool = False
 
     def of(
-        self, recipe: Recipe, pixels: Pixels, images: ImageStore | None, *, has_alpha: bool
+        self, recipe: Recipe, pixels: Pixels, images: ImageStore | None, extension: str
     ) -> tuple[Pixels, Extras]:
-        """(H, W, 3 or 4) uint8 pixels for a file that `has_alpha` or not, and what goes beside
-        them.
+        """The pixels, (H, W, 3 or 4) of 8 or 16 bits, as a file of this ending can hold them, and
+        what goes beside them. Raises KleinError when it cannot.
         """
-        from klein_cli.images.levels import over
-
-        if images is None or not recipe.references:
-            return pixels, Extras()
-        masked = recipe.mask is not None
-        if not (masked or self.edit):
-            return pixels, Extras()
+        mask = recipe.mask
+        if images is None or not recipe.references or not (mask or self.edit):
+            return pixels, NOTHING_ELSE
         source = images.picture(recipe.references[0].sha256)
-        transparent = has_alpha and not self.opaque
-        if pixels.shape[2] == 4 and not transparent:
-            pixels = over(pixels[:, :, :3], pixels[:, :, 3], 255)
-        elif not masked and transparent:
+        transparent = has_alpha(extension) and not self.opaque
+        if mask is None and transparent:
             pixels = _with_alpha(pixels, source)
-        return pixels, Extras(
-            profile=source.profile if masked else None,
-            lossless=recipe.mask is not None and recipe.mask.keep,
+        return _held(pixels, extension, transparent, mask is not None and mask.keep), Extras(
+            profile=source.profile if mask else None,
+            says_srgb=mask is None,
+            lossless=mask is not None and mask.keep,
             dpi=source.dpi if self.edit else None,
             copyright=source.copyright if self.edit else None,
         )
+
+
+DRAWN = Carry()
+"""Images of words, and after others."""
 
 
 def _with_alpha(pixels: Pixels, source: Picture) -> Pixels:
@@ -61,3 +65,17 @@ def _with_alpha(pixels: Pixels, source: Picture) -> Pixels:
     height, width = pixels.shape[:2]
     alpha = prepare_alpha(source, width, height)
     return pixels if alpha is None else numpy.dstack([pixels, alpha])
+
+
+def _held(pixels: Pixels, extension: str, transparent: bool, keep: bool) -> Pixels:
+    from klein_cli.images.levels import narrowed, over
+
+    if pixels.shape[2] == 4 and not transparent:
+        pixels = over(pixels[:, :, :3], pixels[:, :, 3], white=True)
+    if pixels.dtype.itemsize > 1 and extension.lower() != ".png":
+        if keep and is_lossless(extension):
+            raise KleinError(
+                "only PNG keeps the 16 bits a channel of this image", "write .png, or --no-keep"
+            )
+        pixels = narrowed(pixels)
+    return pixels

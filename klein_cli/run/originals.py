@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from klein_cli.errors import UsageError
@@ -31,39 +32,41 @@ class Found:
 
 
 class Originals:
-    """Where images may be: the files and folders that the user `named`, and a `mask`'s file."""
+    """Where the images of some `recipes` may be: the files and folders that the user `named`, and
+    a `mask`'s file.
 
-    def __init__(self, named: Sequence[str], mask: str | None) -> None:
+    A file that none of the recipes knows is to be edited instead of what they name, and so are
+    those beside it, in their order.
+    """
+
+    def __init__(self, named: Sequence[str], mask: str | None, recipes: Iterable[Recipe]) -> None:
         self._files = [Path(name) for name in named if not Path(name).is_dir()]
         self._folders = [Path(name) for name in named if Path(name).is_dir()]
         self._mask = mask
         self._digests: dict[Path, str | None] = {}
+        known = {sha256 for recipe in recipes for sha256 in recipe.digests()}
+        self._are_others = any(self._digest(path) not in known for path in self._files)
 
     def of(self, recipe: Recipe, beside: Path) -> Found:
         """The files for the recipe of the image at `beside`. Raises UsageError for one that is
         not there.
         """
-        wanted = [(each.sha256, each.name) for each in recipe.references]
-        if self._files and not self._are_named(wanted):
-            return self._instead(recipe, beside)
-        images = tuple(str(self._find(*each, beside)) for each in wanted)
-        return Found(image=images, mask=self._mask_of(recipe, beside))
-
-    def _are_named(self, wanted: Sequence[tuple[str, str]]) -> bool:
-        """Whether every file that the user named is one of those of the recipe."""
-        digests = {sha256 for sha256, _ in wanted}
-        return all(self._digest(path) in digests for path in self._files)
-
-    def _instead(self, recipe: Recipe, beside: Path) -> Found:
-        """The files that the user named, in their order, instead of those of the recipe."""
         then = [each.sha256 for each in recipe.references]
-        others = [
-            str(path)
-            for place, path in enumerate(self._files)
-            if place >= len(then) or self._digest(path) != then[place]
-        ]
-        images = tuple(map(str, self._files))
-        return Found(image=images, mask=self._mask_of(recipe, beside), others=tuple(others))
+        if self._are_others:
+            images, others = self._files, self._unlike(self._files, then)
+        else:
+            images = [self._find(each.sha256, each.name, beside) for each in recipe.references]
+            others = []
+        mask = self._mask_of(recipe, beside)
+        if self._mask not in (None, ALPHA):
+            was = recipe.mask and recipe.mask.sha256
+            others += self._unlike([Path(str(self._mask))], [was])
+        return Found(image=tuple(map(str, images)), mask=mask, others=tuple(map(str, others)))
+
+    def _unlike(self, files: Sequence[Path], then: Sequence[str | None]) -> list[Path]:
+        """Those of the files that are not, each in its place, what there was then."""
+        pairs = zip_longest(files, then[: len(files)])
+        return [path for path, sha256 in pairs if self._digest(path) != sha256]
 
     def _mask_of(self, recipe: Recipe, beside: Path) -> str | None:
         if self._mask is not None:

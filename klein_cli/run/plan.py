@@ -190,6 +190,8 @@ class _Planner:
         item: Item | None = None
         if self.history is not None:
             occurrence, item = self.history.take(key, own_seed=own is not None)
+            if row.name is not None and number is None:
+                item = self._made_by_name(row, row.name, inputs) or item
         unmade = None if item else self._unmade(row, own)
         known = item or unmade
         if known:
@@ -204,6 +206,16 @@ class _Planner:
             self.plan.folders.add(job.path.parent)
         altered = job.altered or unmade is not None
         self.plan.jobs.add(replace(job, row=key, occurrence=occurrence, altered=altered))
+
+    def _made_by_name(self, row: Row, name: str, inputs: Inputs) -> Item | None:
+        """The image that an edit's own name belongs to, if it is the row's: also one that was
+        refused at first, and made as a row of failed.jsonl.
+        """
+        assert self.history is not None
+        item = self.history.made_as(name)
+        if item is None or recipe_hash(self._recipe(row, inputs, item.seed)) != item.recipe:
+            return None
+        return item
 
     def _unmade(self, row: Row, own: int | None) -> Item | None:
         """What was planned for a row's own name and seed and is not made: that of a row in

@@ -27,7 +27,7 @@ from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.images.store import ImageStore
 from klein_cli.output.naming import Names
-from klein_cli.output.reading import read_record
+from klein_cli.output.reading import Record, read_record
 from klein_cli.presets import Preset
 from klein_cli.prompts.rows import ignored, recipe_of
 from klein_cli.prompts.source import typed_prompt
@@ -191,32 +191,45 @@ def _sources(
     sources, errors = [], []
     named = preset_for(asked.model) if asked.model is not None else None
     snapshots: dict[tuple[str, str | None], Snapshot] = {}
-    originals = Originals(asked.editing.references or (), asked.editing.mask)
-    trained = OriginalAdapters(adapters, asked.lora)
+    records: list[tuple[Path, Record]] = []
     for path in images:
         try:
-            source, found = _read(path, asked, named, snapshots, originals, given)
-            with_adapters = trained.of(source.record.recipe, path)
+            records.append((path, read_record(path)))
+        except KleinError as error:
+            errors.append(error)
+    recipes = [record.recipe for _, record in records]
+    originals = Originals(asked.editing.references or (), asked.editing.mask, recipes)
+    trained = OriginalAdapters(adapters, asked.lora)
+    for path, record in records:
+        try:
+            source, found = _source(path, record, asked, named, snapshots, originals, given)
+            with_adapters = trained.of(record.recipe, path)
             sources.append(source.with_adapters(with_adapters.adapters))
             for other in (*found.others, *with_adapters.others):
                 report.warn(f"{path} was not made of {other}: what comes is a variation")
         except KleinError as error:
             errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
     if errors:
-        lines = [f"  {error.message}" for error in errors]
-        # One kind of fault keeps its exit code.
-        kind = type(errors[0]) if len({error.exit_code for error in errors}) == 1 else UsageError
-        raise kind(
-            "\n".join([f"{len(errors)} of {len(images)} images cannot be used", *lines]),
-            f"{errors[0].hint}; no image was made",
-        )
+        raise _all_of(errors, len(images))
     return sources
 
 
-def _read(
+def _all_of(errors: Sequence[KleinError], images: int) -> KleinError:
+    """One error that names all."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = [f"  {error.message}" for error in errors]
+    # One kind of fault keeps its exit code.
+    kind = type(errors[0]) if len({error.exit_code for error in errors}) == 1 else UsageError
+    return kind(
+        "\n".join([f"{len(errors)} of {images} images cannot be used", *lines]),
+        f"{errors[0].hint}; no image was made",
+    )
+
+
+def _source(
     path: Path,
+    record: Record,
     asked: _Variation,
     named: Preset | None,
     snapshots: dict[tuple[str, str | None], Snapshot],
@@ -224,7 +237,6 @@ def _read(
     given: InputImages,
 ) -> tuple[Source, Found]:
     """An image and its recipes. A model that many were made with is looked for once."""
-    record = read_record(path)
     then = record.recipe
     snapshot = None
     if named is None:

@@ -6,7 +6,7 @@ another machine, and what came from standard input, need the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,14 +35,8 @@ class SentFile:
 
 def files_of(recipes: Iterable[Recipe], store: ImageStore, *, by_path: bool) -> list[SentFile]:
     """Every file that some recipes need, once. Raises UsageError for one that has gone."""
-    return [_sent(sha256, store, by_path) for sha256 in dict.fromkeys(_digests(recipes))]
-
-
-def _digests(recipes: Iterable[Recipe]) -> Iterator[str]:
-    for recipe in recipes:
-        yield from (reference.sha256 for reference in recipe.references)
-        if recipe.mask is not None and recipe.mask.sha256 is not None:
-            yield recipe.mask.sha256
+    digests = dict.fromkeys(sha256 for recipe in recipes for sha256 in recipe.digests())
+    return [_sent(sha256, store, by_path) for sha256 in digests]
 
 
 def _sent(sha256: str, store: ImageStore, by_path: bool) -> SentFile:

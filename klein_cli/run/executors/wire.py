@@ -34,6 +34,7 @@ def send(connection: socket, message: Message) -> None:
         parts = [_bytes_of(image) for image in message.images]
         said = {
             "shapes": [image.shape for image in message.images],
+            "levels": [image.dtype.name for image in message.images],
             "failure": None if message.failure is None else asdict(message.failure),
             "seconds": message.seconds,
             "notes": message.notes,
@@ -92,8 +93,8 @@ def _drawn(header: dict[str, Any], parts: list[bytearray]) -> Drawn:
     import numpy
 
     images = [
-        numpy.frombuffer(part, numpy.uint8).reshape(shape)
-        for part, shape in zip(parts, header["shapes"], strict=True)
+        numpy.frombuffer(part, level).reshape(shape)
+        for part, shape, level in zip(parts, header["shapes"], header["levels"], strict=True)
     ]
     failure = header["failure"] and built(header["failure"], Failure)
     notes = [(name, text) for name, text in header["notes"]]

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy
 import pytest
+from listening import Heard
 
 from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.output.metadata import Origin
 from klein_cli.recipe import Model, Recipe
 from klein_cli.run.batching import Batch
 from klein_cli.run.executors.executor import WorkerDied
+from klein_cli.run.executors.files import SentFile
 from klein_cli.run.executors.pool import Pool, WorkerLost
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
+from klein_cli.run.inputs import ImageNotes
 from klein_cli.run.jobs import Job
 from klein_cli.settings import Settings
 
@@ -38,6 +41,10 @@ def batch(index: int = 1) -> Batch:
     )
     job = Job(index=index, recipe=recipe, path=Path(f"{index}.png"), exact=False)
     return Batch(jobs=(job,), planned=1)
+
+
+def no_files(recipes: Sequence[Recipe]) -> list[SentFile]:
+    return []
 
 
 class Scripted:
@@ -91,7 +98,7 @@ def pool_of(
     workers: Workers, *answers: WorkerInfo | Failure | WorkerLost, count: int = 2
 ) -> Pool[Scripted]:
     """A pool whose workers answered so to load; the rest have not answered yet."""
-    pool = Pool(workers, REQUEST, count)
+    pool = Pool(workers, REQUEST, count, images=no_files, notes=ImageNotes(Heard()))
     for link, answer in zip(workers.links, answers, strict=False):
         link.answers.append(answer)
     pool.wait_for_the_first()
@@ -243,7 +250,7 @@ def test_a_pool_that_cannot_be_filled_leaves_no_process(workers: Workers) -> Non
 
     two = Two()
     with pytest.raises(KleinError, match="cannot start a worker"):
-        Pool(two, REQUEST, 3)
+        Pool(two, REQUEST, 3, images=no_files, notes=ImageNotes(Heard()))
     assert [link.ended for link in two.links] == [True, True]
 
 
