@@ -17,6 +17,7 @@ from functools import partial
 import typer
 
 from klein_cli import __version__
+from klein_cli.checkpoints.given import Parts
 from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
@@ -47,6 +48,7 @@ class _Run:
     """What the user asked for, parsed once. `batch_size` None is the executor's own choice."""
 
     model: str
+    parts: Parts
     source: PromptSource
     defaults: Defaults
     seed: int | None
@@ -67,6 +69,7 @@ def run_generate(
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: str,
+    parts: options.PartOptions,
     machine: options.MachineOptions,
     show: bool,
     reporting: options.ReportOptions,
@@ -84,11 +87,15 @@ def run_generate(
             file=prompts.prompts_file,
             stdin=sys.stdin.buffer,
         )
+        given = parts.wanted(model)
+        for note in given.notes:
+            report.warn(note)
         asked = _Run(
-            model=model,
+            model=given.model,
+            parts=given.parts,
             source=source,
             defaults=image.defaults(
-                preset_for(model),
+                preset_for(given.model),
                 negative_prompt=prompts.negative_prompt,
                 wildcards=prompts.wildcards,
             ),
@@ -176,6 +183,7 @@ def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, rep
         strict=asked.strict,
         listener=report,
         timings=timings,
+        parts=asked.parts,
     )
     with report.bar, started as ready:
         if journal is not None:
@@ -206,9 +214,9 @@ def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, rep
 def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) -> int:
     from klein_cli.cli.terminal.dry_run import dry_run
 
-    tokenize, snapshot = None, on_disk(asked.model)
+    tokenize, snapshot = None, on_disk(asked.model, asked.parts)
     if snapshot is not None:
-        tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
+        tokenize = PromptTokenizer.of(snapshot).tokenize
         several = len(planned.jobs) > 1
         check_lengths(tokenize, planned.jobs, several=several, strict=asked.strict, listener=report)
     dry_run(

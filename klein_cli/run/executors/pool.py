@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from klein_cli.errors import KleinError, first_line
@@ -247,7 +248,12 @@ def _load_request(work: Workload) -> LoadRequest:
         import torch
     is_folder = work.snapshot.repo is None and work.model not in presets()
     model = str(work.snapshot.root.resolve()) if is_folder else work.model
-    return LoadRequest(model=model, settings=work.settings, threads=torch.get_num_threads())
+    parts = {
+        part: str(Path(path).expanduser().absolute()) for part, path in work.snapshot.given.items()
+    }
+    return LoadRequest(
+        model=model, settings=work.settings, threads=torch.get_num_threads(), parts=parts
+    )
 
 
 def _room(seat: _Seat[L]) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from klein_cli import errors
@@ -29,11 +30,15 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
-    """What workers are to load: a model by name or absolute path, and how they are to compute."""
+    """What workers are to load: a model by name or absolute path, and how they are to compute.
+
+    `parts` are absolute paths of files in place of the model's own.
+    """
 
     model: str
     settings: Settings
     threads: int
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +121,7 @@ class Worker:
         from klein_cli.pipeline import Pipeline
 
         torch.set_num_threads(request.threads)
-        snapshot = resolve(request.model)
+        snapshot = resolve(request.model, parts=request.parts)
         pipeline = Pipeline.load(snapshot, choose(request.settings, snapshot.preset))
         info = WorkerInfo(origin=pipeline.origin, batch_size=pipeline.default_batch_size)
         self._pipeline = pipeline
