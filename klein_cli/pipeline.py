@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klein_cli.checkpoints.fingerprint import fingerprint
+from klein_cli.checkpoints.fingerprint import fingerprint, part_files
+from klein_cli.checkpoints.given import wanted
 from klein_cli.checkpoints.load import Change
 from klein_cli.checkpoints.lora.changes import changes_to
 from klein_cli.checkpoints.lora.store import AdapterStore
@@ -103,6 +104,9 @@ class Pipeline:
         cls,
         model: str = DEFAULT_MODEL,
         *,
+        transformer: str | None = None,
+        text_encoder: str | None = None,
+        vae: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         quantize: str = "none",
@@ -110,7 +114,10 @@ class Pipeline:
         adapters: Iterable[str | Path] = (),
         on_event: OnEvent | None = None,
     ) -> Pipeline:
-        """The model of a preset's name, a folder or a hub id; downloaded if it is not here.
+        """The model of a preset's name, a folder, a hub id or a file; downloaded if it is not here.
+
+        `transformer`, `text_encoder` and `vae` are files in place of
+        its own.
 
         `settings` say more than the three words before them can, and then stand for these too.
         `adapters`, as --lora takes them, are those of all images that name no others. `on_event`
@@ -119,7 +126,11 @@ class Pipeline:
         """
         if settings is None:
             settings = Settings(device=device, dtype=dtype, quantize=quantize)
-        snapshot, store = resolve(model), AdapterStore()
+        given = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
+        asked = wanted(model, given)
+        for note in asked.notes:
+            (on_event or _ignore)(note)
+        snapshot, store = resolve(asked.model, parts=asked.parts), AdapterStore()
         first = store.named(adapters)
         store.check(snapshot)
         chosen = choose(settings, snapshot.preset)
@@ -175,7 +186,7 @@ class Pipeline:
             changes={"transformer": _changes(snapshot, adapters, _effective(first))},
         )
         on_event(f"loading the text encoder{_weight(snapshot, 'text_encoder')}")
-        tokenizer = tokenizer or PromptTokenizer.from_snapshot(snapshot.root)
+        tokenizer = tokenizer or PromptTokenizer.of(snapshot)
         with Reader(device.torch_device) if device.streams else nullcontext() as reader:
             target = replace(target, reader=reader)
             encoder = TextEncoder.load(
@@ -186,7 +197,7 @@ class Pipeline:
             )
             if tokenizer.vocabulary > encoder.vocabulary:
                 raise ModelError(
-                    f"the tokenizer of {snapshot.root} knows {tokenizer.vocabulary} tokens, its "
+                    f"the tokenizer of {snapshot.name} knows {tokenizer.vocabulary} tokens, its "
                     f"text encoder {encoder.vocabulary}",
                     "the model's parts do not belong together: download it again",
                 )
@@ -210,7 +221,11 @@ class Pipeline:
     def origin(self) -> Origin:
         """Where this pipeline's images come from. Raises ModelError when files have gone."""
         return Origin(
-            model=replace(self.snapshot.model, weights=fingerprint(self.snapshot)),
+            model=replace(
+                self.snapshot.model,
+                weights=fingerprint(self.snapshot),
+                parts=part_files(self.snapshot),
+            ),
             settings=self.settings,
             provenance=provenance(self.settings),
         )

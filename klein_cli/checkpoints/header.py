@@ -5,7 +5,6 @@ The format: the length of the header in 8 bytes, the header as JSON, the tensors
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from klein_cli.checkpoints.source import DAMAGED, Stored
 from klein_cli.errors import ModelError
+from klein_cli.tables import parse_json
 
 _LONGEST_HEADER = 16_000_000
 """Bytes: a hundred times what models have, and few enough to be read at once."""
@@ -55,7 +55,7 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}", DAMAGED) from None
     try:
-        entries = json.loads(header, object_pairs_hook=_without_doubles)
+        entries = parse_json(header.decode())
         metadata = entries.pop("__metadata__", {})
         found = {name: _stored(path, entry, 8 + length) for name, entry in entries.items()}
         _check_places(found)
@@ -65,13 +65,6 @@ def read_header(path: Path) -> Header:
     if size != wanted:
         raise ModelError(f"{path} is {size:,} bytes long, not {wanted:,}", DAMAGED)
     return Header(found, metadata if isinstance(metadata, dict) else {})
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
 
 
 def _stored(path: Path, entry: dict[str, Any], start: int) -> Stored:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +89,19 @@ class Contents(NamedTuple):
 
 
 def contents(path: Path) -> Contents:
-    """What a file holds. Raises ModelError when it is damaged, or no part of FLUX.2 [klein]."""
+    """What a file holds. Raises ModelError when it is damaged, or no part of FLUX.2 [klein].
+
+    A file that has not changed since is not read again: a vocabulary takes its time.
+    """
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}", DAMAGED) from None
+    return _contents(path.absolute(), path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _contents(absolute: Path, path: Path, size: int, changed: int) -> Contents:
     header = read_any_header(path)
     if is_adapter(header.tensors):
         raise ModelError(f"{path} is an adapter, not a model", "add it to a model: --lora FILE")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
@@ -44,6 +45,8 @@ _SIBLINGS = (*_SCALE_NAMES, "weight_scale_2", "comfy_quant", *_UNUSED)
 _MOST_DECLARED = 4096
 """Bytes of what one layer says of itself."""
 _TILE = 128
+_MOST_NAMED = 3
+_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _NVFP4_BLOCK = 16
 
 
@@ -74,6 +77,17 @@ def packed(
     if lacking:
         raise ModelError(f"{place} declares {lacking[0]} as quantised, and it is not", DAMAGED)
     return found
+
+
+def summary(tensors: Mapping[str, Stored]) -> str:
+    """How weights are stored, in words: the kinds of most of them, the most bytes first."""
+    sizes: Counter[str] = Counter()
+    for held in tensors.values():
+        kind = held.packing.kind if held.packing else _WORDS.get(held.dtype, held.dtype)
+        sizes[kind] += held.end - held.begin
+    whole = sum(sizes.values())
+    kept = [kind for kind, size in sizes.most_common(_MOST_NAMED) if size * 50 >= whole]
+    return ", ".join(kept) or "nothing"
 
 
 class _Layers:

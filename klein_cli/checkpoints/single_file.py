@@ -19,7 +19,7 @@ from klein_cli.checkpoints.sizes import config_from, with_defaults
 from klein_cli.checkpoints.source import DAMAGED, Stored
 from klein_cli.errors import ModelError
 
-_OPTIONS = {"transformer": "--transformer", "text_encoder": "--text-encoder", "vae": "--vae"}
+OPTIONS = {"transformer": "--transformer", "text_encoder": "--text-encoder", "vae": "--vae"}
 
 
 class FileCheckpoint:
@@ -64,7 +64,7 @@ class FileCheckpoint:
             other = next(iter(held.prefixes))
             raise ModelError(
                 f"{self._path} holds a {PART_NAMES[other]}, not a {PART_NAMES[self._part]}",
-                f"give it as {_OPTIONS[other]}",
+                f"give it as {OPTIONS[other]}",
             )
         metadata, prefix = held.header.metadata, held.prefixes[self._part]
         found = packed(held.of(self._part), metadata, self.place, prefix)

@@ -18,6 +18,7 @@ from pathlib import Path
 import typer
 
 from klein_cli import __version__
+from klein_cli.checkpoints.given import Parts
 from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
@@ -56,6 +57,7 @@ class _Run:
     """
 
     model: str
+    parts: Parts
     source: PromptSource
     one_by_one: bool
     images: InputImages
@@ -81,6 +83,7 @@ def run_generate(
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: str,
+    parts: options.PartOptions,
     lora: list[str] | None,
     machine: options.MachineOptions,
     show: bool,
@@ -108,19 +111,25 @@ def run_generate(
             source = edit.rows(prompts, editing.references, report.note)
         else:
             source = source_of(prompts)
+        wanted = parts.wanted(model)
+        for note in wanted.notes:
+            report.warn(note)
         asked = _Run(
-            model=model,
+            model=wanted.model,
+            parts=wanted.parts,
             source=source,
             images=InputImages(ImageStore(), folder=_folder_of(prompts), stdin=sys.stdin.buffer),
             adapters=InputAdapters(
-                AdapterStore(), folder=_folder_of(prompts), downloading=report.downloading
+                AdapterStore(parts.adapters_dir()),
+                folder=_folder_of(prompts),
+                downloading=report.downloading,
             ),
             one_by_one=in_folder,
             carry=Carry(edit=edit is not None, opaque=edit is not None and edit.opaque),
             defaults=replace(
                 given.of(
                     image.defaults(
-                        preset_for(model),
+                        preset_for(wanted.model),
                         negative_prompt=prompts.negative_prompt,
                         wildcards=prompts.wildcards,
                     )
@@ -226,6 +235,7 @@ def _make(
         strict=asked.strict,
         listener=report,
         timings=timings,
+        parts=asked.parts,
     )
     with report.bar, started as ready:
         if journal is not None:
@@ -258,9 +268,9 @@ def _make(
 def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) -> int:
     from klein_cli.cli.terminal.dry_run import dry_run
 
-    tokenize, snapshot = None, on_disk(asked.model)
+    tokenize, snapshot = None, on_disk(asked.model, asked.parts)
     if snapshot is not None:
-        tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
+        tokenize = PromptTokenizer.of(snapshot).tokenize
         several = len(planned.jobs) > 1
         check_lengths(tokenize, planned.jobs, several=several, strict=asked.strict, listener=report)
         check_adapters(asked.adapters.store, snapshot, report)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from klein_cli.checkpoints.folder import read_json, read_text
+from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.errors import ModelError, UsageError
+from klein_cli.text.qwen3 import qwen3_tokenizer
 
 POSITIONS = 512
 PAD_TOKEN = "<|endoftext|>"
@@ -86,6 +88,16 @@ class PromptTokenizer:
         _check_special_tokens(tokenizer, config, path)
         _check_template(folder, config)
         return cls(tokenizer)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> PromptTokenizer:
+        """The tokenizer that belongs to a model's text encoder: its own, or the one of klein.
+
+        Raises what `from_snapshot` raises.
+        """
+        if snapshot.tokenizer is None:
+            return cls(qwen3_tokenizer())
+        return cls.from_snapshot(snapshot.tokenizer.parent)
 
     @property
     def vocabulary(self) -> int:

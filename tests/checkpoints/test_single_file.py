@@ -159,9 +159,12 @@ def test_an_encoder_may_lack_what_is_not_needed(
     }
     config = FileCheckpoint(write(tmp_path / "file", given), "text_encoder").config()
     assert config["num_hidden_layers"] == 28
-    assert FileCheckpoint(write(tmp_path / "whole", official["text_encoder"]), "text_encoder").config()[
-        "num_hidden_layers"
-    ] == 30
+    assert (
+        FileCheckpoint(
+            write(tmp_path / "whole", official["text_encoder"]), "text_encoder"
+        ).config()["num_hidden_layers"]
+        == 30
+    )
 
 
 def test_a_tensor_that_no_rule_knows_is_named(official: dict[str, Tensors], tmp_path: Path) -> None:
@@ -171,7 +174,9 @@ def test_a_tensor_that_no_rule_knows_is_named(official: dict[str, Tensors], tmp_
         FileCheckpoint(write(tmp_path / "file", given), "transformer").tensors()
 
 
-def test_a_tensor_that_is_there_twice_is_named(official: dict[str, Tensors], tmp_path: Path) -> None:
+def test_a_tensor_that_is_there_twice_is_named(
+    official: dict[str, Tensors], tmp_path: Path
+) -> None:
     given = bfl_transformer(official["transformer"])
     given["x_embedder.weight"] = given["img_in.weight"] + 1
     with pytest.raises(ModelError, match=r"x_embedder\.weight twice"):

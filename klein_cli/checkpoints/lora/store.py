@@ -8,15 +8,20 @@ from pathlib import Path
 
 from klein_cli.checkpoints.lora.adapter import AdapterFile, check_fit, coverage, read_adapter
 from klein_cli.checkpoints.lora.find import Downloading, Wanted, located, parsed
+from klein_cli.checkpoints.models_dir import ModelsDir
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.errors import ModelError
 from klein_cli.recipe import Adapter
 
 
 class AdapterStore:
-    """Adapters by the digest of their files. Each file is read and hashed once."""
+    """Adapters by the digest of their files. Each file is read and hashed once.
 
-    def __init__(self) -> None:
+    Bare names are looked for in `models_dir`, if there is one.
+    """
+
+    def __init__(self, models_dir: ModelsDir | None = None) -> None:
+        self._models_dir = models_dir
         self._by_path: dict[Path, AdapterFile] = {}
         self._by_digest: dict[str, AdapterFile] = {}
         self._located: dict[tuple[Path, str], Path] = {}
@@ -55,8 +60,13 @@ class AdapterStore:
         source, weight = parsed(text) if isinstance(text, str) else Wanted(str(text))
         path = self._located.get((folder, source))
         if path is None:
-            path = self._located[folder, source] = located(source, folder, downloading)
+            path = self._located[folder, source] = self._place(source, folder, downloading)
         return self.add(path).weighing(1.0 if weight is None else weight)
+
+    def _place(self, source: str, folder: Path, downloading: Downloading) -> Path:
+        if self._models_dir is not None and not (folder / Path(source).expanduser()).exists():
+            source = self._models_dir.find(source, "lora")
+        return located(source, folder, downloading)
 
     def file(self, adapter: Adapter) -> AdapterFile:
         """The file of a recipe's adapter. Raises ModelError when it was not given."""
