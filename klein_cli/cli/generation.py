@@ -10,7 +10,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
 from klein_cli.cli.config import origins
-from klein_cli.cli.editing import Edit, check_stdin, check_words, source_of
+from klein_cli.cli.editing import Edit, check_masks, check_stdin, check_words, no_effect, source_of
 from klein_cli.cli.terminal.follow import INTERRUPTED, RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
@@ -58,6 +58,7 @@ class _Run:
     one_by_one: bool
     images: InputImages
     carry: Carry
+    of_masks: tuple[str, ...]
     defaults: Defaults
     seed: int | None
     files: options.OutputOptions
@@ -95,8 +96,10 @@ def run_generate(
             edit.check(prompts, files)
             given = edit.with_first(editing)
         check_stdin(prompts, given)
+        check_masks(prompts, given)
         in_folder = edit is not None and edit.is_folder
         output = parsed_output(files, reporting, is_folder=in_folder)
+        output = replace(output, keep_format=edit is not None and edit.keep_format)
         settings, batch_size = machine.settings(), machine.images_per_batch()
         placement = machine.placement()
         check_placement(placement, settings, dry_run=files.dry_run)
@@ -110,6 +113,7 @@ def run_generate(
             images=InputImages(ImageStore(), folder=_folder_of(prompts), stdin=sys.stdin.buffer),
             one_by_one=in_folder,
             carry=Carry(edit=edit is not None, opaque=edit is not None and edit.opaque),
+            of_masks=given.of_masks(),
             defaults=given.of(
                 image.defaults(
                     preset_for(model),
@@ -308,6 +312,10 @@ def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Rep
         report.detail(line)
     if planned.resized is not None:
         report.note(planned.resized)
+    if planned.encoded_again:
+        report.note("--keep-format: a JPEG file encodes again what the mask keeps; PNG does not")
+    if asked.of_masks and not asked.images.masked:
+        report.warn(no_effect(asked.of_masks))
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
     if without := [*unused, *sorted(planned.without_effect)]:
         verb = "has" if len(without) == 1 else "have"

@@ -114,10 +114,14 @@ def check_room(recipe: Recipe, extension: str) -> None:
         )
 
 
+def keeps_pixels(recipe: Recipe, extension: str) -> bool:
+    """Whether a file of this ending keeps what the recipe's mask keeps, if it has one."""
+    return recipe.mask is None or not recipe.mask.keep or is_lossless(extension)
+
+
 def check_kept(recipe: Recipe, extension: str) -> None:
     """Raise UsageError when pixels that a mask keeps would be encoded with losses."""
-    kept = recipe.mask is not None and recipe.mask.keep
-    if kept and not is_lossless(extension):
+    if not keeps_pixels(recipe, extension):
         raise UsageError(
             "a JPEG file does not keep what the mask keeps, bit for bit",
             "write .png or .webp, which do; or give --no-keep",

@@ -37,12 +37,14 @@ class InputImages:
     """Finds the images of a run's rows, and takes them into its `store`.
 
     Files that a row names are looked for from `folder`, where the prompts file lies, and those of
-    the options from the present folder; "-" is `stdin`. `most` is how many one row has at most.
+    the options from the present folder; "-" is `stdin`. `most` is how many one row has at most,
+    and `masked` whether some row has a mask.
     """
 
     def __init__(self, store: ImageStore, *, folder: Path, stdin: BinaryIO) -> None:
         self.store = store
         self.most = 0
+        self.masked = False
         self._folder = folder
         self._stdin = stdin
         self._probes: dict[Path | None, Probe] = {}
@@ -65,6 +67,7 @@ class InputImages:
         if not given:
             what = "expand" if mask is None else "a mask"
             raise UsageError(f"there is {what}, and no image", "name the image that it is of")
+        self.masked = True
         place = self._folder if row.mask else Path()
         file = None if mask is None or mask == ALPHA else self._probe(mask, place)
         box, (width, height) = self._box(given[0], file, mask == ALPHA, expand)

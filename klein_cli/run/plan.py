@@ -21,7 +21,7 @@ from typing import Any
 
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import Destination, Names
-from klein_cli.output.png import check_kept, check_room, check_writable
+from klein_cli.output.png import check_kept, check_room, check_writable, keeps_pixels
 from klein_cli.prompts.files import BadRow, name_of, refuse_rows
 from klein_cli.prompts.rows import (
     Defaults,
@@ -49,7 +49,8 @@ class Plan:
     image takes its seed from the run's. `without_effect`: what rows ask for that this model
     ignores. `long_seed`: the first that has more bits than the CPU's generator reads, or None.
     `refused` are the rows of a folder of images that cannot be edited, each with the reason.
-    `resized` says of the first edit that does not get its image's size why that is so.
+    `resized` says of the first edit that does not get its image's size why that is so;
+    `encoded_again`: some file does not keep, bit for bit, what its mask keeps.
     """
 
     jobs: Jobs = field(default_factory=Jobs)
@@ -61,6 +62,7 @@ class Plan:
     long_seed: int | None = None
     refused: list[tuple[Row, UsageError]] = field(default_factory=list)
     resized: str | None = None
+    encoded_again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +197,7 @@ class _Planner:
         if job.path is not None:
             with _row_faults():
                 self.output.check(job.recipe, job.path)
+            self.plan.encoded_again |= not keeps_pixels(job.recipe, job.path.suffix)
             self.plan.folders.add(job.path.parent)
         altered = job.altered or unmade is not None
         self.plan.jobs.add(replace(job, row=key, occurrence=occurrence, altered=altered))
