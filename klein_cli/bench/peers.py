@@ -54,8 +54,9 @@ class Diffusers:
         return self._draw(recipe, latents=noise_for(self._pipe, recipe, self._settings))
 
     def stages(self, recipe: Recipe) -> dict[str, float]:
-        """See Contender. Encoding is the pipeline's `encode_prompt`; decoding begins after the last
-        step and ends with the PIL image."""
+        """See Contender. Encoding is the pipeline's `encode_prompt`, and `prepare_image_latents`
+        where there are references; decoding begins after the last step and ends with the PIL image.
+        """
         device = torch.device(self._settings.device)
         encoded: list[float] = []
         stepped: list[float] = []
@@ -65,7 +66,10 @@ class Diffusers:
                 stepped.append(now(device))
             return {}
 
-        with _timed(self._pipe, "encode_prompt", device, encoded):
+        with (
+            _timed(self._pipe, "encode_prompt", device, encoded),
+            _timed(self._pipe, "prepare_image_latents", device, encoded),
+        ):
             self._draw(recipe, callback_on_step_end=on_step, **self._own_noise(recipe))
             ended = now(device)
         starts, ends = encoded[::2], encoded[1::2]
