@@ -7,7 +7,7 @@ that: only where a mask is given, since what is painted depends on where it is w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -48,7 +48,7 @@ class InputImages:
         self._folder = folder
         self._stdin = stdin
         self._probes: dict[Path | None, Probe] = {}
-        self._seen: dict[str, Probe] = {}
+        self._seen: dict[str, str] = {}
         self._boxes: dict[tuple[str, str | None, bool, Expand | None], tuple[Box, Size]] = {}
 
     def of(self, row: Row, defaults: Defaults) -> Inputs:
@@ -60,9 +60,9 @@ class InputImages:
             raise UsageError(f"{len(given)} images are given", f"give at most {MAX_REFERENCES}")
         mask, expand = row.mask or defaults.mask, row.expand or defaults.expand
         self.most = max(self.most, len(given))
-        self._seen |= {each.sha256: each for each in given}
         references = tuple(map(_reference, given))
         if mask is None and expand is None:
+            self._see(given, references)
             return Inputs(references=references)
         if not given:
             what = "expand" if mask is None else "a mask"
@@ -71,9 +71,10 @@ class InputImages:
         place = self._folder if row.mask else Path()
         file = None if mask is None or mask == ALPHA else self._probe(mask, place)
         box, (width, height) = self._box(given[0], file, mask == ALPHA, expand)
-        source = _sized(given[0], width, height)
+        references = (_sized(given[0], width, height), *references[1:])
+        self._see(given, references, box)
         return Inputs(
-            references=(source, *references[1:]),
+            references=references,
             mask=Mask(
                 sha256=file.sha256 if file else None,
                 name=_told(file) if file else None,
@@ -87,15 +88,21 @@ class InputImages:
 
     def described(self) -> Iterator[str]:
         """A line for each of the first images that were found: what the model sees of it."""
-        seen = list(self._seen.values())
-        for found in seen[:_DESCRIBED]:
-            whole = _reference(found)
-            yield (
-                f"{found.name}: {found.width}x{found.height}, seen as {whole.width}x{whole.height},"
-                f" {whole.tokens} tokens"
-            )
-        if len(seen) > _DESCRIBED:
-            yield f"and {len(seen) - _DESCRIBED} more images"
+        lines = list(self._seen.values())
+        yield from lines[:_DESCRIBED]
+        if len(lines) > _DESCRIBED:
+            yield f"and {len(lines) - _DESCRIBED} more images"
+
+    def _see(
+        self, given: Sequence[Probe], references: Sequence[Reference], box: Box | None = None
+    ) -> None:
+        """Remember what is seen of a row's images, of the first in a `box`, for `described`."""
+        part = "" if box is None else ", painted from {},{} to {},{}".format(*box)
+        for found, seen in zip(given, references, strict=True):
+            line = f"{found.name}: {found.width}x{found.height}{part}, seen as "
+            line += f"{seen.width}x{seen.height}, {seen.tokens} tokens"
+            self._seen.setdefault(found.sha256, line)
+            part = ""
 
     def _given(self, row: Row, defaults: Defaults) -> list[Probe]:
         if row.image is None:
