@@ -108,7 +108,8 @@ class Report:
         length += f", cut from {_quoted(cut)}" if cut else ""
         self._result(
             f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}"
-            f"{' painted' if recipe.mask else ''}  {recipe.steps} steps  {length}  {_in_short(recipe.prompt)}"
+            f"{' painted' if recipe.mask else ''}  {recipe.steps} steps  {length}  "
+            + _in_short(recipe.prompt)
             + "".join(
                 f"  {printable(name)} {width}x{height} {tokens} tokens"
                 for name, width, height, tokens in given
