@@ -37,11 +37,11 @@ class InputImages:
     """Finds the images of a run's rows, and takes them into its `store`.
 
     Files that a row names are looked for from `folder`, where the prompts file lies, and those of
-    the options from the present folder; "-" is `stdin`. `most` is how many one row has at most,
-    and `masked` whether some row has a mask.
+    the options from the present folder; "-" is `stdin`, None where it holds the prompts. `most` is
+    how many one row has at most, and `masked` whether some row has a mask.
     """
 
-    def __init__(self, store: ImageStore, *, folder: Path, stdin: BinaryIO) -> None:
+    def __init__(self, store: ImageStore, *, folder: Path, stdin: BinaryIO | None) -> None:
         self.store = store
         self.most = 0
         self.masked = False
@@ -111,10 +111,18 @@ class InputImages:
 
     def _probe(self, name: str, folder: Path) -> Probe:
         path = None if name == STDIN else folder / _at_home(name)
+        if path is not None and path.is_dir():
+            raise UsageError(
+                f"{name} is a folder", f'to edit each image in it: klein edit {name} "..." -o OUT'
+            )
         if path not in self._probes:
-            source = self._stdin.read(MAX_FILE_BYTES + 1) if path is None else path
-            self._probes[path] = self.store.add(source)
+            self._probes[path] = self.store.add(self._piped() if path is None else path)
         return self._probes[path]
+
+    def _piped(self) -> bytes:
+        if self._stdin is None:
+            raise UsageError("standard input holds the prompts, and no image", "give a file")
+        return self._stdin.read(MAX_FILE_BYTES + 1)
 
     def _box(
         self, source: Probe, mask: Probe | None, alpha: bool, expand: Expand | None
