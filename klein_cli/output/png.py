@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.images.levels import narrowed
+from klein_cli.output.carried import EXIF_IFD, Carried
 from klein_cli.output.metadata import to_json
 from klein_cli.recipe import Recipe
 
@@ -28,7 +30,6 @@ EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _QUALITY = 95
 _TEMPORARY = ".klein-"
 _SWEPT = ".klein-run-"
-EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
 ASCII_COMMENT = b"ASCII\0\0\0"
 # A JPEG segment holds 65,533 bytes; the rest is for EXIF's own structure.
@@ -39,34 +40,68 @@ _SIGMA_BYTES = 15
 
 
 def encode(
-    pixels: NDArray[numpy.uint8], extension: str, written: Mapping[str, Any] | None, parameters: str
+    pixels: NDArray[numpy.uint8] | NDArray[numpy.uint16],
+    extension: str,
+    written: Mapping[str, Any] | None,
+    parameters: str,
+    carried: Carried | None = None,
 ) -> bytes:
-    """An image file in memory: (H, W, 3) uint8 RGB pixels with their record.
+    """An image file in memory: (H, W, 3) RGB or (H, W, 4) RGBA pixels with their record.
 
     PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
     the record as EXIF's UserComment. Where `written` is None, the file holds the same pixels and
-    not a word.
+    not a word. `carried` is what an edit's file says besides. 16 bits a channel are rounded to 8
+    but in a PNG. Raises KleinError for what a JPEG file cannot hold.
     """
-    assert pixels.shape[2:] == (3,)
-    assert pixels.dtype.name == "uint8"
     kind = EXTENSIONS[extension.lower()]
+    if carried is not None and written is None:
+        carried = carried.without_words()
     if kind == "PNG":
-        from klein_cli.output.png_encoder import encode_png, text_chunk
+        return _encode_png(pixels, written, parameters, carried)
+    if kind == "JPEG" and pixels.shape[2] == 4:
+        raise KleinError("a JPEG file cannot be transparent", "write .png or .webp")
+    return _encode_by_pillow(narrowed(pixels), kind, written, carried)
 
-        texts = {} if written is None else {"klein": to_json(written), "parameters": parameters}
-        return encode_png(pixels, [text_chunk(*text) for text in texts.items()])
+
+def _encode_by_pillow(
+    pixels: NDArray[numpy.uint8],
+    kind: str,
+    written: Mapping[str, Any] | None,
+    carried: Carried | None,
+) -> bytes:
+    """A JPEG or a WebP file."""
     from PIL import Image
 
     buffer = io.BytesIO()
     options: dict[str, Any] = {"subsampling": 0} if kind == "JPEG" else {}
+    exif = Image.Exif()
     if written is not None:
         comment = ASCII_COMMENT + to_json(written).encode("ascii")
         if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
             raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
-        options["exif"] = Image.Exif()
-        options["exif"].get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    if carried is not None:
+        carried.add_to(exif)
+        options |= carried.options(kind)
+    if carried is not None or written is not None:
+        options["exif"] = exif
     Image.fromarray(pixels).save(buffer, kind, quality=_QUALITY, **options)
     return buffer.getvalue()
+
+
+def _encode_png(
+    pixels: NDArray[numpy.uint8] | NDArray[numpy.uint16],
+    written: Mapping[str, Any] | None,
+    parameters: str,
+    carried: Carried | None,
+) -> bytes:
+    from klein_cli.output.png_encoder import encode_png, text_chunk
+
+    chunks = [] if carried is None else carried.chunks()
+    texts = {} if written is None else {"klein": to_json(written), "parameters": parameters}
+    if carried is not None and carried.copyright is not None:
+        texts["Copyright"] = carried.copyright
+    return encode_png(pixels, [*chunks, *(text_chunk(*text) for text in texts.items())])
 
 
 def check_room(recipe: Recipe, extension: str) -> None:
