@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import pytest
+
 from klein_cli.images import finding
 from klein_cli.images.finding import find_images
 
@@ -49,14 +51,19 @@ def test_a_file_may_be_named_itself(tmp_path: Path) -> None:
     assert find_images({digest: "fox.png"}, [tmp_path / "fox.data"]) == {}
 
 
-def test_hidden_files_pipes_and_large_files_are_passed_by(
-    tmp_path: Path,
-) -> None:
+def test_hidden_files_and_pipes_are_passed_by(tmp_path: Path) -> None:
     """A pipe would hang, a hidden folder is none of ours."""
     digest = written(tmp_path / ".hidden" / "fox.png", "fox")
     written(tmp_path / ".fox.png", "fox")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to("nowhere")
-    with (tmp_path / "huge.png").open("wb") as file:
-        file.truncate(finding.MAX_FILE_BYTES + 1)
     assert find_images({digest: "pipe.png"}, [tmp_path], below=True) == {}
+
+
+def test_files_larger_than_any_image_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film of a hundred gigabytes would take minutes."""
+    digest = written(tmp_path / "fox.png", "fox")
+    monkeypatch.setattr(finding, "MAX_FILE_BYTES", 2)
+    assert find_images({digest: "fox.png"}, [tmp_path]) == {}

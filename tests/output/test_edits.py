@@ -102,6 +102,16 @@ def test_a_masked_edit_of_16_bits_keeps_them(tmp_path: Path) -> None:
     assert (found[WHITE == 0] == source[WHITE == 0]).all()
 
 
+def test_the_blur_of_a_recipe_softens_its_edge() -> None:
+    store, source = ImageStore(), numpy.zeros((70, 96, 3), dtype=numpy.uint8)
+    painted = numpy.full_like(PAINTED, 100)
+    found = [
+        finished(edit(store, encoded(source), masked=True, blur=blur), painted, store)[0][20, 40, 0]
+        for blur in (0, 1, 3)
+    ]
+    assert found == [100, 50, 25]
+
+
 def test_without_keeping_all_is_what_was_painted() -> None:
     store = ImageStore()
     recipe = edit(store, encoded(levels(70, 96, 3)), masked=True, keep=False)
