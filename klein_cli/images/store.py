@@ -38,6 +38,8 @@ class ImageStore:
         self._sources: dict[str, tuple[Source, str]] = {}
         self._decoded: OrderedDict[tuple[type, str], Picture | MaskImage] = OrderedDict()
         self._decoded_bytes = decoded_bytes
+        self._noted: set[str] = set()
+        self._unsaid: list[tuple[str, str]] = []
         self._lock = threading.RLock()
 
     def add(self, source: Source, *, name: str | None = None) -> Probe:
@@ -50,6 +52,19 @@ class ImageStore:
         """Say where the file of a digest is, as another store knew; it is not looked at yet."""
         with self._lock:
             self._sources.setdefault(sha256, (source, name))
+
+    def forget(self, sha256: str) -> None:
+        """Let go of where a file is, or of its bytes; what is decoded of it stays as it would."""
+        with self._lock:
+            self._sources.pop(sha256, None)
+
+    def notes(self) -> list[tuple[str, str]]:
+        """(name, sentence) for what is to be said of images that were decoded since the last call;
+        each image is told of once.
+        """
+        with self._lock:
+            said, self._unsaid = self._unsaid, []
+            return said
 
     def source(self, sha256: str) -> Source:
         """Where the file is, or its bytes. KeyError for one that was never taken in."""
@@ -108,10 +123,16 @@ class ImageStore:
                         f"{name} has changed since it was first read", "run the command again"
                     )
                 self._decoded[kind, sha256] = found
+                self._note(found)
             self._decoded.move_to_end((kind, sha256))
             while len(self._decoded) > 1 and self._held() > self._decoded_bytes:
                 self._decoded.popitem(last=False)
             return found
+
+    def _note(self, found: Picture | MaskImage) -> None:
+        if isinstance(found, Picture) and found.sha256 not in self._noted:
+            self._noted.add(found.sha256)
+            self._unsaid += [(found.name, note) for note in found.notes]
 
     def _held(self) -> int:
         return sum(each.nbytes for each in self._decoded.values())

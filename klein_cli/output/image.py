@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import UsageError
 from klein_cli.images.levels import narrowed
-from klein_cli.output.carried import Carried
+from klein_cli.output.extras import NOTHING_ELSE, Extras
 from klein_cli.output.metadata import parameters
 from klein_cli.output.png import EXTENSIONS, encode, save
 from klein_cli.recipe import Recipe
@@ -26,14 +26,14 @@ class Image:
 
     `record` is what a saved file says of itself. Both are None for an image that no recipe
     describes, such as one of latents of your own. An edit may have a fourth channel, alpha, and
-    uint16 for pixels if it keeps those of a file of 16 bits a channel; `carried` is what its file
+    uint16 for pixels if it keeps those of a file of 16 bits a channel; `extras` is what its file
     says of its colours and takes over from its source.
     """
 
     pixels: NDArray[numpy.uint8] | NDArray[numpy.uint16] = field(repr=False)
     recipe: Recipe | None = None
     record: Mapping[str, Any] | None = field(default=None, repr=False)
-    carried: Carried | None = field(default=None, repr=False)
+    extras: Extras = field(default=NOTHING_ELSE, repr=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a PNG, JPEG or WebP file, as the name ends, with the record inside.
@@ -47,7 +47,7 @@ class Image:
             known = ", ".join(EXTENSIONS)
             raise UsageError(f"{path} has no image file extension", f"use {known}")
         text = "" if self.recipe is None else parameters(self.recipe)
-        data = encode(self.pixels, path.suffix, self.record, text, self.carried)
+        data = encode(self.pixels, path.suffix, self.record, text, self.extras)
         save(data, path, overwrite=overwrite)
         return path
 
@@ -56,6 +56,6 @@ class Image:
         from PIL import Image as pillow
 
         image = pillow.fromarray(narrowed(self.pixels))
-        if self.carried is not None and self.carried.profile is not None:
-            image.info["icc_profile"] = self.carried.profile
+        if self.extras.profile is not None:
+            image.info["icc_profile"] = self.extras.profile
         return image

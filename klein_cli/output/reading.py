@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.images.depth import channels
 from klein_cli.images.files import MAX_FILE_BYTES, MAX_PIXELS
-from klein_cli.output.carried import EXIF_IFD
+from klein_cli.output.extras import EXIF_IFD
 from klein_cli.output.metadata import FORMAT
 from klein_cli.output.png import ASCII_COMMENT, USER_COMMENT
 from klein_cli.prompts.rows import prompt_fault

@@ -1,0 +1,227 @@
+"""Acceptance: edits of a random snapshot are those that diffusers' pipelines make.
+
+The snapshot is made to show mistakes (`edit_models`): references swapped move the latents by 3e-3
+of their norm, a second one dropped by 1e-2; what may differ is 1e-5.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from edit_models import images as drawn
+from edit_models import sharpened
+from PIL import Image
+from small_models import distance
+from torch import Tensor
+
+from klein_cli.checkpoints.resolve import resolve
+from klein_cli.images.references import processed_size
+from klein_cli.images.store import ImageStore
+from klein_cli.pipeline import Pipeline, Trace, choose
+from klein_cli.recipe import Mask, Recipe, Reference
+from klein_cli.settings import Settings
+
+STORE = ImageStore()
+SIZE = (144, 112)
+STEPS = 2
+PROMPT = "a cat"
+
+
+def put(image: Image.Image, name: str) -> Reference:
+    """An image in the store, as a recipe names it."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    found = STORE.add(file.getvalue(), name=name)
+    width, height = processed_size(found.width, found.height)
+    return Reference(sha256=found.sha256, name=name, width=width, height=height)
+
+
+IMAGES = drawn()
+FIRST, SECOND = REFERENCES = tuple(map(put, IMAGES, ("first.png", "second.png")))
+RECIPE = Recipe(
+    prompt=PROMPT,
+    seed=7,
+    width=SIZE[0],
+    height=SIZE[1],
+    steps=STEPS,
+    guidance=1.0,
+    model="edit",
+    references=REFERENCES,
+)
+
+
+def pipeline(root: Path, engine: str = "native") -> Pipeline:
+    return Pipeline.load(
+        resolve(str(root)), choose(Settings(device="cpu", dtype="float32", engine=engine))
+    )
+
+
+def official_of(root: Path) -> Any:
+    from diffusers import Flux2KleinPipeline
+
+    pipe = Flux2KleinPipeline.from_pretrained(root, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def ours(edit_snapshot: Path) -> Pipeline:
+    return pipeline(edit_snapshot)
+
+
+@pytest.fixture(scope="module")
+def official(edit_snapshot: Path) -> Any:
+    return official_of(edit_snapshot)
+
+
+def edited(pipe: Pipeline, recipes: Sequence[Recipe]) -> tuple[list[np.ndarray[Any, Any]], Tensor]:
+    """The images of recipes, and their last latents (B, N, C)."""
+    trace = Trace()
+    made = pipe.render(recipes, images=STORE, trace=trace)
+    return made, trace.latents[-1]
+
+
+def wanted(pipe: Any, recipe: Recipe, **more: Any) -> tuple[np.ndarray[Any, Any], Tensor]:
+    """What one of diffusers' pipelines makes of a recipe: its image and its last latents."""
+    last: list[Tensor] = []
+
+    def keep(pipe: Any, step: int, time: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        last.append(tensors["latents"])
+        return {}
+
+    image = pipe(
+        prompt=recipe.prompt,
+        num_inference_steps=recipe.steps,
+        generator=torch.Generator().manual_seed(recipe.seed),
+        callback_on_step_end=keep,
+        **more,
+    ).images[0]
+    return np.asarray(image), last[-1]
+
+
+def editing(pipe: Any, recipe: Recipe, given: Sequence[Image.Image], **more: Any) -> Any:
+    size = {"width": recipe.width, "height": recipe.height}
+    return wanted(pipe, recipe, image=list(given) or None, **size, **more)
+
+
+def assert_same(found: Any, expected: Any, *, row: int = 0) -> None:
+    (made, latents), (image, last) = found, expected
+    assert distance(latents[row], last[0]) < 1e-5
+    assert image.std() > 20
+    assert np.abs(made[row].astype(int) - image).max() <= 1
+
+
+ASKED = {
+    "none": (),
+    "one": (FIRST,),
+    "two": (FIRST, SECOND),
+    "swapped": (SECOND, FIRST),
+    "the same twice": (FIRST, FIRST),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_references(ours: Pipeline, official: Any, asked: str) -> None:
+    references = ASKED[asked]
+    recipe = replace(RECIPE, references=references)
+    given = [IMAGES[REFERENCES.index(each)] for each in references]
+    expected = editing(official, recipe, given, guidance_scale=1.0)
+    assert_same(edited(ours, [recipe]), expected)
+
+
+def test_the_diffusers_engine(edit_snapshot: Path, official: Any) -> None:
+    found = edited(pipeline(edit_snapshot, "diffusers"), [RECIPE])
+    assert_same(found, editing(official, RECIPE, IMAGES, guidance_scale=1.0))
+
+
+@pytest.mark.parametrize("engine", ["native", "diffusers"])
+def test_rows_of_one_batch(edit_snapshot: Path, official: Any, engine: str) -> None:
+    """Of one reference or of each its own, with the bits of each alone."""
+    pipe = pipeline(edit_snapshot, engine)
+    other = put(Image.fromarray(255 - np.asarray(IMAGES[0])), "other.png")
+    recipes = [
+        replace(RECIPE, references=(reference,), seed=seed, prompt=prompt)
+        for seed, prompt, reference in (
+            (7, PROMPT, FIRST),
+            (8, "a dog " * 30, FIRST),
+            (7, PROMPT, other),
+        )
+    ]
+    for batch in (recipes[:2], recipes):
+        images, latents = edited(pipe, batch)
+        for row, recipe in enumerate(batch):
+            alone, its = edited(pipe, [recipe])
+            assert np.array_equal(images[row], alone[0])
+            assert torch.equal(latents[row], its[0])
+    expected = editing(official, recipes[1], IMAGES[:1], guidance_scale=1.0)
+    assert_same((images, latents), expected, row=1)
+    assert distance(latents[2], latents[0]) > 1e-3
+
+
+def test_guidance(small_base_snapshot: Path, tmp_path: Path) -> None:
+    """References are in both branches; with the negative one without, latents are off by 1e-2."""
+    root = sharpened(small_base_snapshot, tmp_path / "base")
+    recipe = replace(RECIPE, guidance=3.5)
+    expected = editing(official_of(root), recipe, IMAGES, guidance_scale=3.5)
+    assert_same(edited(pipeline(root), [recipe]), expected)
+
+
+SOURCE = Image.fromarray(np.asarray(IMAGES[0].resize(SIZE)))
+HOLE = (32, 16, 96, 64)
+"""Of the mask, in pixels: along the edges of tokens."""
+
+
+def masked_recipe(**changes: Any) -> Recipe:
+    """SOURCE, a hole in it, and perhaps a second reference."""
+    white = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+    white[HOLE[1] : HOLE[3], HOLE[0] : HOLE[2]] = 255
+    source, mask = put(SOURCE, "source.png"), put(Image.fromarray(white), "mask.png")
+    hole = Mask(sha256=mask.sha256, name=mask.name, box=(0, 0, *SIZE), keep=False)
+    return replace(RECIPE, **{"references": (source,), "mask": hole, **changes})
+
+
+@pytest.mark.parametrize("more", [(), (SECOND,)], ids=["alone", "with a reference"])
+def test_masks(ours: Pipeline, official: Any, more: tuple[Reference, ...]) -> None:
+    """The whole image, not kept: the VAE's round trip outside the hole as well."""
+    from diffusers import Flux2KleinInpaintPipeline
+
+    recipe = masked_recipe()
+    recipe = replace(recipe, references=(*recipe.references, *more))
+    assert recipe.mask is not None
+    painting = Flux2KleinInpaintPipeline(**official.components, is_distilled=True)
+    painting.set_progress_bar_config(disable=True)
+    expected = wanted(
+        painting,
+        recipe,
+        image=SOURCE,
+        mask_image=Image.fromarray(STORE.mask(recipe.mask.sha256).white),
+        image_reference=IMAGES[1] if more else None,
+        strength=1.0,
+        guidance_scale=1.0,
+    )
+    assert_same(edited(ours, [recipe]), expected)
+
+
+@pytest.fixture(scope="module")
+def keeping(small_snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    folder = tmp_path_factory.mktemp("keeping")
+    return pipeline(sharpened(small_snapshot, folder / "kv", kv_cache=True))
+
+
+@pytest.mark.parametrize("asked", ["none", "one", "two", "swapped"])
+def test_a_model_that_keeps_references(keeping: Pipeline, official: Any, asked: str) -> None:
+    from diffusers import Flux2KleinKVPipeline
+
+    caching = Flux2KleinKVPipeline(**official.components)
+    caching.set_progress_bar_config(disable=True)
+    references = ASKED[asked]
+    recipe = replace(RECIPE, references=references)
+    given = [IMAGES[REFERENCES.index(each)] for each in references]
+    assert_same(edited(keeping, [recipe]), editing(caching, recipe, given))
