@@ -76,7 +76,7 @@ class InputImages:
             references=(source, *references[1:]),
             mask=Mask(
                 sha256=file.sha256 if file else None,
-                name=file.name if file else None,
+                name=_told(file) if file else None,
                 alpha=mask == ALPHA,
                 expand=expand,
                 box=box,
@@ -161,4 +161,9 @@ def _reference(found: Probe) -> Reference:
 
 
 def _sized(found: Probe, width: int, height: int) -> Reference:
-    return Reference(sha256=found.sha256, name=found.name, width=width, height=height)
+    return Reference(sha256=found.sha256, name=_told(found), width=width, height=height)
+
+
+def _told(found: Probe) -> str:
+    """A file's name as a record can hold it: valid Unicode, and nothing that could be a path."""
+    return found.name.encode("utf-8", "replace").decode().replace("\\", "_")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +135,16 @@ def test_a_mask_of_another_size_is_the_rows_fault() -> None:
     mask("m.png", (0, 0, 9, 9), width=64)
     with pytest.raises(UsageError, match=r"the mask m\.png is 64x64, and a\.png is 96x64"):
         found(Row(prompt="a", image=("a.png",), mask="m.png"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names are those of other systems")
+def test_any_file_name_can_be_recorded() -> None:
+    """Else klein could not read the record in its own image."""
+    photo("a.png")
+    strange = os.fsdecode(b"caf\xe9\\a.png")
+    os.rename("a.png", strange)
+    inputs = found(Row(prompt="a", image=(strange,)))
+    assert inputs.references[0].name == "caf?_a.png"
 
 
 def test_each_reference_is_described() -> None:
