@@ -9,6 +9,7 @@ from pathlib import Path
 
 from klein_cli.cli import options
 from klein_cli.errors import UsageError
+from klein_cli.output.naming import EXTENSIONS
 from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Row
 from klein_cli.prompts.source import PromptSource, prompt_source
@@ -55,6 +56,8 @@ class Edit:
     def _check_folder(self, prompts: options.PromptOptions, files: options.OutputOptions) -> None:
         if files.output is None or files.output == STDIN:
             raise UsageError(f"{self.image} is a folder", "name another for its results: -o OUT")
+        if Path(files.output).suffix.lower() in EXTENSIONS and not Path(files.output).is_dir():
+            raise UsageError(f"-o {files.output} is a file's name", "name a folder: -o OUT")
         if prompts.prompts_file is not None:
             raise UsageError(
                 "a folder of images takes one prompt, and no --prompts-file",
@@ -101,6 +104,19 @@ def check_stdin(prompts: options.PromptOptions, editing: options.EditOptions) ->
         raise UsageError(
             "standard input is asked for more than once", 'give one "-", and files for the rest'
         )
+
+
+def check_masks(prompts: options.PromptOptions, editing: options.EditOptions) -> None:
+    """Raise UsageError for options of a mask where there can be none."""
+    asked = editing.of_masks()
+    if asked and prompts.prompts_file is None and not (editing.mask or editing.expand):
+        raise UsageError(f"{asked[0]} needs --mask or --expand", "give one of them")
+
+
+def no_effect(asked: Sequence[str]) -> str:
+    """What to say where no image has the mask that some options are about."""
+    verb = "has" if len(asked) == 1 else "have"
+    return f"{' and '.join(asked)} {verb} no effect: no image has a mask"
 
 
 def check_words(prompts: options.PromptOptions) -> None:

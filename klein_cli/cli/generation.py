@@ -24,19 +24,20 @@ from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
 from klein_cli.cli.config import origins
-from klein_cli.cli.editing import Edit, check_stdin, check_words, source_of
+from klein_cli.cli.editing import Edit, check_masks, check_stdin, check_words, no_effect, source_of
 from klein_cli.cli.terminal.follow import INTERRUPTED, RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
 from klein_cli.images.store import ImageStore
+from klein_cli.output.carry import Carry
 from klein_cli.output.gallery import check_page
 from klein_cli.output.naming import destination
+from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
 from klein_cli.prompts.source import PromptSource
 from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.adapters import InputAdapters
-from klein_cli.run.carry import Carry
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_adapters, check_placement, start
 from klein_cli.run.inputs import MANY, InputImages
@@ -63,6 +64,7 @@ class _Run:
     images: InputImages
     adapters: InputAdapters
     carry: Carry
+    of_masks: tuple[str, ...]
     defaults: Defaults
     seed: int | None
     files: options.OutputOptions
@@ -102,8 +104,10 @@ def run_generate(
             edit.check(prompts, files)
             given = edit.with_first(editing)
         check_stdin(prompts, given)
+        check_masks(prompts, given)
         in_folder = edit is not None and edit.is_folder
         output = parsed_output(files, reporting, is_folder=in_folder)
+        output = replace(output, keep_format=edit is not None and edit.keep_format)
         settings, batch_size = machine.settings(), machine.images_per_batch()
         placement = machine.placement()
         check_placement(placement, settings, dry_run=files.dry_run)
@@ -118,14 +122,11 @@ def run_generate(
             model=wanted.model,
             parts=wanted.parts,
             source=source,
-            images=InputImages(ImageStore(), folder=_folder_of(prompts), stdin=sys.stdin.buffer),
-            adapters=InputAdapters(
-                AdapterStore(parts.adapters_dir()),
-                folder=_folder_of(prompts),
-                downloading=report.downloading,
-            ),
+            images=_images(prompts),
+            adapters=_adapters(prompts, parts, report),
             one_by_one=in_folder,
             carry=Carry(edit=edit is not None, opaque=edit is not None and edit.opaque),
+            of_masks=given.of_masks(),
             defaults=replace(
                 given.of(
                     image.defaults(
@@ -287,8 +288,23 @@ def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) 
     return 0
 
 
+def _images(prompts: options.PromptOptions) -> InputImages:
+    """Who finds the images of a run: those of rows from where their file lies."""
+    has_words = STDIN in (prompts.prompt, prompts.prompt_option, prompts.prompts_file)
+    stdin = None if has_words else sys.stdin.buffer
+    return InputImages(ImageStore(), folder=_folder_of(prompts), stdin=stdin)
+
+
+def _adapters(
+    prompts: options.PromptOptions, parts: options.PartOptions, report: Report
+) -> InputAdapters:
+    """Who finds the adapters of a run."""
+    store = AdapterStore(parts.adapters_dir())
+    return InputAdapters(store, folder=_folder_of(prompts), downloading=report.downloading)
+
+
 def _folder_of(prompts: options.PromptOptions) -> Path:
-    """From which the rows of a prompts file name their images."""
+    """From which the rows of a prompts file name other files."""
     return Path() if prompts.prompts_file is None else Path(prompts.prompts_file).parent
 
 
@@ -333,6 +349,10 @@ def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Rep
         report.note(planned.resized)
     if planned.tag is not None:
         report.warn(f"a prompt names an adapter, and the model reads it as words: {planned.tag}")
+    if planned.encoded_again:
+        report.note("--keep-format: a JPEG file encodes again what the mask keeps; PNG does not")
+    if asked.of_masks and not asked.images.masked:
+        report.warn(no_effect(asked.of_masks))
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
     if without := [*unused, *sorted(planned.without_effect)]:
         verb = "has" if len(without) == 1 else "have"

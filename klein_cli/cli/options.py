@@ -375,6 +375,11 @@ class EditOptions:
             blur=self.mask_blur or 0,
         )
 
+    def of_masks(self) -> tuple[str, ...]:
+        """What was asked of a mask, as it is typed."""
+        blur = () if self.mask_blur is None else ("--mask-blur",)
+        return (*("--no-keep",) * self.no_keep, *blur)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:

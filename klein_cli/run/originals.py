@@ -35,8 +35,8 @@ class Originals:
     """Where the images of some `recipes` may be: the files and folders that the user `named`, and
     a `mask`'s file.
 
-    A file that none of the recipes knows is to be edited instead of what they name, and so are
-    those beside it, in their order.
+    A file that none of the recipes knows is to be edited instead of what they name, in its place,
+    and so are those that were named with it.
     """
 
     def __init__(self, named: Sequence[str], mask: str | None, recipes: Iterable[Recipe]) -> None:
@@ -51,16 +51,14 @@ class Originals:
         """The files for the recipe of the image at `beside`. Raises UsageError for one that is
         not there.
         """
-        then = [each.sha256 for each in recipe.references]
-        if self._are_others:
-            images, others = self._files, self._unlike(self._files, then)
-        else:
-            images = [self._find(each.sha256, each.name, beside) for each in recipe.references]
-            others = []
+        named = self._files if self._are_others else []
+        rest = recipe.references[len(named) :]
+        images = [*named, *(self._find(each.sha256, each.name, beside) for each in rest)]
+        others = self._unlike(named, [each.sha256 for each in recipe.references])
         mask = self._mask_of(recipe, beside)
-        if self._mask not in (None, ALPHA):
-            was = recipe.mask and recipe.mask.sha256
-            others += self._unlike([Path(str(self._mask))], [was])
+        if self._mask is not None and self._mask != ALPHA:
+            was = recipe.mask.sha256 if recipe.mask else None
+            others += self._unlike([Path(self._mask)], [was])
         return Found(image=tuple(map(str, images)), mask=mask, others=tuple(map(str, others)))
 
     def _unlike(self, files: Sequence[Path], then: Sequence[str | None]) -> list[Path]:

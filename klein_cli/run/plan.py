@@ -21,7 +21,7 @@ from typing import Any
 
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import Destination, Names
-from klein_cli.output.png import check_kept, check_room, check_writable
+from klein_cli.output.png import check_kept, check_room, check_writable, keeps_pixels
 from klein_cli.prompts.files import BadRow, name_of, refuse_rows
 from klein_cli.prompts.rows import (
     Defaults,
@@ -50,8 +50,9 @@ class Plan:
     image takes its seed from the run's. `without_effect`: what rows ask for that this model
     ignores. `long_seed`: the first that has more bits than the CPU's generator reads, or None.
     `refused` are the rows of a folder of images that cannot be edited, each with the reason.
-    `resized` says of the first edit that does not get its image's size why that is so; `tag` what
-    the first prompt means that names an adapter in another program's way.
+    `resized` says of the first edit that does not get its image's size why that is so;
+    `encoded_again`: some file does not keep, bit for bit, what its mask keeps; `tag` says what the
+    first prompt means that names an adapter in another program's way.
     """
 
     jobs: Jobs = field(default_factory=Jobs)
@@ -64,6 +65,7 @@ class Plan:
     refused: list[tuple[Row, UsageError]] = field(default_factory=list)
     resized: str | None = None
     tag: str | None = None
+    encoded_again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +205,7 @@ class _Planner:
         if job.path is not None:
             with _row_faults():
                 self.output.check(job.recipe, job.path)
+            self.plan.encoded_again |= not keeps_pixels(job.recipe, job.path.suffix)
             self.plan.folders.add(job.path.parent)
         altered = job.altered or unmade is not None
         self.plan.jobs.add(replace(job, row=key, occurrence=occurrence, altered=altered))

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
+from klein_cli.output.carry import DRAWN, Carry
 from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
 from klein_cli.run.batching import Batch, batches
-from klein_cli.run.carry import DRAWN, Carry
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped, words
 from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
@@ -191,7 +191,7 @@ class Run:
         started = time.perf_counter()
         extension = ".png" if job.path is None else job.path.suffix
         try:
-            pixels, extras = self._carry.of(job.recipe, pixels, self._images, extension)
+            pixels, extras = self._carry.of(job.recipe, pixels, self._images)
             data = encode(pixels, extension, record, parameters(job.recipe), extras)
             digest = sha256(data).hexdigest()
             if self._journal is not None and self._no_metadata:

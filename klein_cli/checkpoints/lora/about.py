@@ -51,7 +51,8 @@ def about_adapter(path: Path, metadata: Mapping[str, Any]) -> Facts:
     except ModelError as error:
         written = base_written(metadata)
         facts = [("for", written)] if written else []
-        return [*facts, *_told(path, metadata), ("sha256", digest(path)), ("klein", _refusal(error))]
+        ends = [("sha256", digest(path)), ("klein", f"refuses it: {error.message}")]
+        return [*facts, *_told(path, metadata), *ends]
     return [
         ("adapter", f"{adapter.kinds}, {len(adapter.modules)} layers"),
         ("for", _base(adapter)),
@@ -60,10 +61,6 @@ def about_adapter(path: Path, metadata: Mapping[str, Any]) -> Facts:
         ("sha256", adapter.sha256),
         ("klein", f"adds it to the model's weights: --lora {path}"),
     ]
-
-
-def _refusal(error: ModelError) -> str:
-    return f"refuses it: {error.message}"
 
 
 def _base(adapter: AdapterFile) -> str:

@@ -19,6 +19,7 @@ from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import Snapshot, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.config import origins, was_typed
+from klein_cli.cli.editing import no_effect
 from klein_cli.cli.generation import parsed_output
 from klein_cli.cli.groups import grouped, only_typed
 from klein_cli.cli.terminal.dry_run import dry_run
@@ -135,6 +136,8 @@ def reproduce(
             report.detail(line)
         report.detail(f"from {names_of(images)}: all else that the recipe says")
         _warn_of_no_effect(sources, asked, report)
+        if (of_masks := asked.editing.of_masks()) and not given.masked:
+            report.warn(no_effect(of_masks))
         stores = given.store, adapters
         return _reproduce(sources, overrides, *stores, report, only_plan=files.dry_run)
 

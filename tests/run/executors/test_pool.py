@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
 from listening import Heard
 
-from klein_cli.errors import KleinError, OutOfMemoryError
+from klein_cli.errors import KleinError, OutOfMemoryError, UsageError
 from klein_cli.output.metadata import Origin
 from klein_cli.recipe import Model, Recipe
 from klein_cli.run.batching import Batch
@@ -258,3 +259,34 @@ def test_the_workers_end_with_the_pool(workers: Workers) -> None:
     pool = pool_of(workers, info(2))
     pool.close()
     assert all(link.ended for link in workers.links)
+
+
+def test_a_batch_whose_image_has_gone_fails_and_the_pool_goes_on(workers: Workers) -> None:
+    pool = pool_of(workers, info(2), count=1)
+
+    def gone(recipes: Sequence[Recipe]) -> list[SentFile]:
+        raise UsageError("cannot read the image a.png", "give it")
+
+    pool._images = gone
+    pool.submit(batch(1))
+    pool._images = no_files
+    pool.submit(batch(2))
+    result = pool.next()
+    assert result is not None
+    assert (str(result.error), result.batch.jobs[0].index) == ("cannot read the image a.png", 1)
+    workers.links[0].answers.append(drawn())
+    result = pool.next()
+    assert result is not None
+    assert result.error is None
+
+
+def test_what_a_worker_says_of_images_is_told_once(workers: Workers) -> None:
+    heard = Heard()
+    pool = Pool(workers, REQUEST, 1, images=no_files, notes=ImageNotes(heard))
+    workers.links[0].answers.append(info(2))
+    pool.wait_for_the_first()
+    for index in (1, 2):
+        pool.submit(batch(index))
+        workers.links[0].answers.append(replace(drawn(), notes=[("a.png", "a.png is CMYK")]))
+        pool.next()
+    assert heard.said == [("note", "a.png is CMYK")]
