@@ -252,7 +252,7 @@ def _load_request(work: Workload) -> LoadRequest:
         part: str(Path(path).expanduser().absolute()) for part, path in work.snapshot.given.items()
     }
     return LoadRequest(
-        model=model, settings=work.settings, threads=torch.get_num_threads(), parts=parts
+        model=model, settings=work.settings, threads=torch.get_num_threads(), given=given
     )
 
 

@@ -32,13 +32,13 @@ _KINDS = {
 class LoadRequest:
     """What workers are to load: a model by name or absolute path, and how they are to compute.
 
-    `parts` are absolute paths of files in place of the model's own.
+    `given` are absolute paths of files in place of the model's own.
     """
 
     model: str
     settings: Settings
     threads: int
-    parts: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class Worker:
         from klein_cli.pipeline import Pipeline
 
         torch.set_num_threads(request.threads)
-        snapshot = resolve(request.model, parts=request.parts)
+        snapshot = resolve(request.model, parts=request.given)
         pipeline = Pipeline.load(snapshot, choose(request.settings, snapshot.preset))
         info = WorkerInfo(origin=pipeline.origin, batch_size=pipeline.default_batch_size)
         self._pipeline = pipeline
