@@ -173,7 +173,8 @@ def _model_differences(record: Record, model: str, here: Origin) -> Iterator[str
     for part in dict.fromkeys((*then, *now)):
         if then.get(part) != now.get(part):
             before, after = (_file(each.get(part)) for each in (then, now))
-            yield f"{part.replace('_', ' ')}: {before} then, {after} here, with other weights"
+            other = "; their weights differ" if part in then and part in now else ""
+            yield f"{part.replace('_', ' ')}: {before} then, {after} here{other}"
     if then != now:
         return
     if record.weights is not None:
