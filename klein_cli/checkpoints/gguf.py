@@ -7,6 +7,7 @@ and no more of it is read than models have. Imports no torch.
 
 from __future__ import annotations
 
+import importlib.util
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
@@ -86,6 +87,17 @@ def read_gguf(path: Path) -> Header:
             return _Reader(path, data).header()
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise ModelError(f"{path} cannot be read: {error}", DAMAGED) from None
+
+
+def check_rare(tensors: Mapping[str, Stored], place: str) -> None:
+    """Raise ModelError for a type that only the package `gguf` unpacks, where that is not here."""
+    rare = {kind.name for kind in RARE.values()}
+    found = next((held.dtype for held in tensors.values() if held.dtype in rare), None)
+    if found is not None and importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            f"{place} holds weights in {found}, which klein leaves to another package",
+            "pip install 'klein-cli[gguf]', or get the model as Q4_K_M or Q8_0, which is quicker",
+        )
 
 
 class _Broken(Exception):

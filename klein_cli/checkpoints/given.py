@@ -44,15 +44,16 @@ class Wanted:
     notes: tuple[str, ...] = ()
 
 
-def wanted(model: str, parts: Mapping[str, str | None], models_dir: str | None = None) -> Wanted:
+def wanted(
+    model: str | None, parts: Mapping[str, str | None], models_dir: str | None = None
+) -> Wanted:
     """What -m and the options for parts ask for; bare names are looked for in `models_dir`.
 
-    A file for the model is one for its parts, of the preset that the file says. Raises ModelError
-    for a file that is none of a model's, or not of the model's size, UsageError for one that is
-    given in two ways.
+    Without a model the parts alone are looked at. A file for the model is one for its parts, of the
+    preset that the file says. Raises ModelError for a file that is none of a model's, or not of the
+    model's size, UsageError for one that is given in two ways.
     """
-    given = {part: path for part, path in parts.items() if path is not None}
-    name, notes = model, []
+    name, given = model or "", {part: path for part, path in parts.items() if path is not None}
     if models_dir is not None:
         folder = ModelsDir(Path(models_dir).expanduser())
         given = {part: folder.find(path, part) for part, path in given.items()}
@@ -60,31 +61,36 @@ def wanted(model: str, parts: Mapping[str, str | None], models_dir: str | None =
     for part, path in given.items():
         _check_is_there(part, path)
     if is_file(name):
-        file, held = Path(name).expanduser(), contents(Path(name).expanduser()).prefixes
-        twice = next((part for part in held if part in given), None)
-        if twice is not None:
-            raise UsageError(
-                f"-m {name} holds a {PART_NAMES[twice]}, and {OPTIONS[twice]} gives another",
-                "leave one of them out",
-            )
-        if "transformer" not in held:
-            part = next(iter(held))
-            raise ModelError(
-                f"{name} holds a {PART_NAMES[part]}, not a whole model",
-                f"give it beside a model: -m {DEFAULT_MODEL} {OPTIONS[part]} {name}",
-            )
-        given |= dict.fromkeys(held, name)
-        preset, is_known = preset_of_file(file, FileCheckpoint(file, "transformer").own_config)
-        if not is_known:
-            notes.append(
-                f"{file.name} is taken for {preset}: base, distilled and kv files look alike; "
-                f"-m klein-base-… --transformer {file.name} says otherwise"
-            )
-        name = preset
-    elif name in presets():
+        return _of_file(name, given)
+    if name in presets():
         for part, path in given.items():
             _check_size(name, part, path)
-    return Wanted(model=name, parts=given, notes=tuple(notes))
+    return Wanted(model=name, parts=given)
+
+
+def _of_file(name: str, given: Parts) -> Wanted:
+    """A file in place of a model's name: the preset, with all parts that the file holds."""
+    file = Path(name).expanduser()
+    held = contents(file).prefixes
+    twice = next((part for part in held if part in given), None)
+    if twice is not None:
+        raise UsageError(
+            f"-m {name} holds a {PART_NAMES[twice]}, and {OPTIONS[twice]} gives another",
+            "leave one of them out",
+        )
+    if "transformer" not in held:
+        part = next(iter(held))
+        raise ModelError(
+            f"{name} holds a {PART_NAMES[part]}, not a whole model",
+            f"give it beside a model: -m {DEFAULT_MODEL} {OPTIONS[part]} {name}",
+        )
+    preset, is_known = preset_of_file(file, FileCheckpoint(file, "transformer").own_config)
+    note = (
+        f"{file.name} is taken for {preset}: base, distilled and kv files look alike; if it is "
+        f"another, say so: -m NAME --transformer {name}"
+    )
+    parts = {**given, **dict.fromkeys(held, name)}
+    return Wanted(model=preset, parts=parts, notes=() if is_known else (note,))
 
 
 def is_file(model: str) -> bool:

@@ -196,19 +196,20 @@ def _besides(root: Path | None, parts: Parts) -> tuple[str, ...]:
     return (*parts, *(() if own or "text_encoder" not in parts else ("tokenizer",)))
 
 
-def already_here(name: str, revision: str | None) -> Snapshot | None:
+def already_here(name: str, revision: str | None, parts: Parts = NO_PARTS) -> Snapshot | None:
     """A preset's model if it is whole on this machine, at this commit or else at its newest one.
 
-    Nothing is downloaded and nobody asked. `revision` is a commit, in hexadecimal digits.
+    Nothing is downloaded and nobody asked. `revision` is a commit, in hexadecimal digits; for
+    `parts` see `resolve`.
     """
     preset = presets()[name]
     if not preset.repo:
-        return _embedded(preset)
+        return with_parts(_embedded(preset), parts)
     for commit in [revision, None] if revision else [None]:
         root = cached(preset.repo, commit)
-        if root is not None and not problems(root):
-            return _at(name, root, preset, preset.repo)
-    return None
+        if root is not None and not problems(root, besides=_besides(root, parts)):
+            return with_parts(_at(name, root, preset, preset.repo), parts)
+    return _of_files_alone(name, preset.repo, parts)
 
 
 def hub_repository(model: str) -> str | None:

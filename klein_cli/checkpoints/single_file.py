@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from klein_cli.checkpoints.gguf import check_rare
 from klein_cli.checkpoints.identify import PART_NAMES, contents
 from klein_cli.checkpoints.kinds import packed
 from klein_cli.checkpoints.names import Place, places
@@ -68,6 +69,7 @@ class FileCheckpoint:
             )
         metadata, prefix = held.header.metadata, held.prefixes[self._part]
         found = packed(held.of(self._part), metadata, self.place, prefix)
+        check_rare(found, self.place)
         return self._official(found), metadata
 
     def _official(self, tensors: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -538,8 +538,11 @@ class PartOptions:
         ),
     ] = None
 
-    def wanted(self, model: str) -> Wanted:
-        """The model and its parts. Raises UsageError or ModelError for files that are none."""
+    def wanted(self, model: str | None) -> Wanted:
+        """The model, None for one that is named elsewhere, and its parts.
+
+        Raises UsageError or ModelError for files that are none.
+        """
         from klein_cli.checkpoints.given import wanted
 
         parts = {name: getattr(self, name) for name in ("transformer", "text_encoder", "vae")}

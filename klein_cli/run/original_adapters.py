@@ -1,7 +1,7 @@
 """A recipe's adapters -> the files that they are here: what `klein reproduce` draws with again.
 
-The recipe may be a stranger's: its names are looked for beside the image and in the present folder,
-and a file is used if its digest is the recipe's. Another is used where the user names it, and said.
+The recipe may be a stranger's: its names are looked for beside the image, in the present folder and
+among the user's models, and a file is used if its digest is the recipe's. Another is used where the user names it, and said.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class OriginalAdapters:
         raise UsageError(
             what,
             f"--lora FILE says where it is, or what to use instead; {wanted.name} is looked for "
-            "beside the image and here",
+            "beside the image, here and in --models-dir",
         )
 
     def _called(self, name: str, beside: Path) -> Iterator[AdapterFile]:
         """The adapters of this name where they are looked for."""
         if name != os.path.basename(name):
             return
-        for path in (beside.parent / name, Path(name)):
+        for path in (beside.parent / name, Path(name), self._store.by_name(name, Path())):
             # What is broken, or no adapter, is not the one that is wanted.
             with suppress(ModelError):
                 if path.is_file():

@@ -9,61 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from loaded_files import loaded
 from model_files import OTHER_NAMES, Tensors, bfl_transformer, ldm_vae, read_part, write
 from torch import Tensor
 
 from klein_cli.checkpoints.folder import FolderCheckpoint
-from klein_cli.checkpoints.load import load_weights
-from klein_cli.checkpoints.reader import Reader
 from klein_cli.checkpoints.single_file import FileCheckpoint
-from klein_cli.checkpoints.slots import slots_of
-from klein_cli.checkpoints.source import PARTS, Checkpoint
+from klein_cli.checkpoints.source import PARTS
 from klein_cli.errors import ModelError
-
-CPU = torch.device("cpu")
-
-
-class Holder(torch.nn.Module):
-    """Tensors of any names, without memory."""
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]], whole: tuple[str, ...]) -> None:
-        super().__init__()
-        self.names = {name: name.replace(".", "/") for name in shapes}
-        for name, shape in shapes.items():
-            kind = torch.int64 if name in whole else torch.float32
-            tensor = torch.empty(shape, dtype=kind, device="meta")
-            self.register_buffer(self.names[name], tensor)
-
-
-def loaded(checkpoint: Checkpoint, *, by_threads: bool = False) -> Tensors:
-    """All that a checkpoint holds, in float32, as `load_weights` fills a module with it."""
-    held = checkpoint.tensors()
-    whole = tuple(name for name, one in held.items() if one.dtype == "I64")
-    module = Holder({name: one.shape for name, one in held.items()}, whole)
-
-    class Renamed:
-        place, files = checkpoint.place, checkpoint.files
-
-        def written_config(self) -> bytes:
-            return checkpoint.written_config()
-
-        def config(self) -> dict[str, Any]:
-            return checkpoint.config()
-
-        def tensors(self) -> Any:
-            return {module.names[name]: one for name, one in held.items()}
-
-    if by_threads:
-        with Reader(CPU, piece_bytes=4096) as reader:
-            handle, _ = load_weights(
-                module, Renamed(), device=CPU, dtype=torch.float32, reader=reader
-            )
-        assert handle is not None
-        handle.wait()
-    else:
-        load_weights(module, Renamed(), device=CPU, dtype=torch.float32)
-    assert slots_of(module, CPU, torch.float32)
-    return {name: module.get_buffer(module.names[name]) for name in held}
 
 
 def assert_same(found: Tensors, wanted: dict[str, Tensor]) -> None:

@@ -63,10 +63,20 @@ class AdapterStore:
             path = self._located[folder, source] = self._place(source, folder, downloading)
         return self.add(path).weighing(1.0 if weight is None else weight)
 
+    def by_name(self, source: str, folder: Path) -> Path:
+        """The path from `folder` on, or the file of that name in the folder of models.
+
+        Raises UsageError when that has several of the name.
+        """
+        path = folder / Path(source).expanduser()
+        if self._models_dir is None or path.exists():
+            return path
+        found = self._models_dir.find(source, "lora")
+        return path if found == source else Path(found)
+
     def _place(self, source: str, folder: Path, downloading: Downloading) -> Path:
-        if self._models_dir is not None and not (folder / Path(source).expanduser()).exists():
-            source = self._models_dir.find(source, "lora")
-        return located(source, folder, downloading)
+        path = self.by_name(source, folder)
+        return located(str(path.absolute()) if path.exists() else source, folder, downloading)
 
     def file(self, adapter: Adapter) -> AdapterFile:
         """The file of a recipe's adapter. Raises ModelError when it was not given."""

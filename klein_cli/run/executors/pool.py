@@ -277,14 +277,14 @@ def _load_request(work: Workload) -> LoadRequest:
         import torch
     is_folder = work.snapshot.repo is None and work.model not in presets()
     model = str(work.snapshot.root.resolve()) if is_folder else work.model
-    parts = {
+    given = {
         part: str(Path(path).expanduser().absolute()) for part, path in work.snapshot.given.items()
     }
     return LoadRequest(
         model=model,
         settings=work.settings,
         threads=torch.get_num_threads(),
-        parts=parts,
+        given=given,
         adapters=[str(file.path) for file in work.adapters.files],
         first=list(work.first),
     )

@@ -35,14 +35,14 @@ _KINDS = {
 class LoadRequest:
     """What workers are to load: a model by name or absolute path, and how they are to compute.
 
-    `parts` are absolute paths of files in place of the model's own, `adapters` those of all that
+    `given` are absolute paths of files in place of the model's own, `adapters` those of all that
     batches will name, and `first` are the adapters of the first batch.
     """
 
     model: str
     settings: Settings
     threads: int
-    parts: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
     adapters: list[str] = field(default_factory=list)
     first: list[Adapter] = field(default_factory=list)
 
@@ -136,7 +136,7 @@ class Worker:
         from klein_cli.pipeline import Pipeline
 
         torch.set_num_threads(request.threads)
-        snapshot = resolve(request.model, parts=request.parts)
+        snapshot = resolve(request.model, parts=request.given)
         adapters = AdapterStore()
         for path in request.adapters:
             adapters.add(Path(path))
