@@ -1,7 +1,8 @@
 """A recipe's adapters -> the files that they are here: what `klein reproduce` draws with again.
 
 The recipe may be a stranger's: its names are looked for beside the image, in the present folder and
-among the user's models, and a file is used if its digest is the recipe's. Another is used where the user names it, and said.
+among the user's models, and a file is used if its digest is the recipe's. Another is used where the
+user names it, and said.
 """
 
 from __future__ import annotations
