@@ -54,7 +54,10 @@ def about_adapter(path: Path, metadata: Mapping[str, Any]) -> Facts:
         ends = [("sha256", digest(path)), ("klein", f"refuses it: {error.message}")]
         return [*facts, *_told(path, metadata), *ends]
     return [
-        ("adapter", f"{adapter.kinds}, {len(adapter.modules)} layers"),
+        (
+            "adapter",
+            f"{adapter.kinds}, {len(adapter.modules)} layer{'s' * (len(adapter.modules) > 1)}",
+        ),
         ("for", _base(adapter)),
         *_strengths(adapter.layers),
         *_told(path, metadata),

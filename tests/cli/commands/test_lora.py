@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
 
-from klein_cli.checkpoints.resolve import on_disk
+from tests.fixtures.adapters import write_for_tiny
 
 Klein = Callable[..., tuple[int, str, str]]
 SIZE = ("--size", "128x128", "--steps", "1", "--device", "cpu")
@@ -22,26 +19,11 @@ SIZE = ("--size", "128x128", "--steps", "1", "--device", "cpu")
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
-def factors(seed: int, *, only: str = "single", width: int | None = None) -> dict[str, Tensor]:
-    """Random factors for some layers of tiny."""
-    snapshot = on_disk("tiny")
-    assert snapshot is not None
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, held in snapshot.part("transformer").tensors().items():
-        if len(held.shape) == 2 and only in name:
-            rows, columns = held.shape[0], width or held.shape[1]
-            module = f"transformer.{name.removesuffix('.weight')}"
-            tensors[f"{module}.lora_B.weight"] = torch.randn(rows, 2, generator=generator) * 0.1
-            tensors[f"{module}.lora_A.weight"] = torch.randn(2, columns, generator=generator) * 0.1
-    return tensors
-
-
 @pytest.fixture(autouse=True)
 def adapters(empty_folder: Path) -> None:
     (empty_folder / "loras").mkdir()
-    save_file(factors(1), empty_folder / "a.safetensors")
-    save_file(factors(2), empty_folder / "loras" / "b.safetensors")
+    write_for_tiny(empty_folder / "a.safetensors", 1)
+    write_for_tiny(empty_folder / "loras" / "b.safetensors", 2)
 
 
 def pixels(path: str) -> np.ndarray:
@@ -105,7 +87,7 @@ def test_rows_with_adapters_of_their_own(klein: Klein, empty_folder: Path) -> No
     file.write_text(file.read_text().replace("../a.", "../renamed."))
     code, _, err = klein(*command, "--lora", "renamed.safetensors", "--resume")
     assert "4 of 4 images are there" in err, err
-    save_file(factors(9), empty_folder / "loras" / "b.safetensors")
+    write_for_tiny(empty_folder / "loras" / "b.safetensors", 9)
     code, out, err = klein(*command, "--lora", "renamed.safetensors", "--resume")
     assert (code, len(out.splitlines())) == (0, 1), err
 
@@ -142,7 +124,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_drawn(
     """By a dry run too, which draws nothing."""
     options, wanted, words = REFUSED[name]
     (empty_folder / "p.pt").write_bytes(b"\x80")
-    save_file(factors(3, width=80), empty_folder / "loras" / "w.safetensors")
+    write_for_tiny(empty_folder / "loras" / "w.safetensors", 3, width=80)
     code, out, err = klein(
         "generate", "a circle", "-m", "tiny", "-s", "1", *SIZE, "--dry-run", *options
     )
@@ -199,7 +181,7 @@ def test_an_image_is_drawn_again_with_the_same_adapter_wherever_it_is(
     code, _, err = klein(*again, "--lora", "loras/c.safetensors=1")
     assert code == 0
     assert "pixel for pixel" not in err
-    save_file(factors(8), empty_folder / "a.safetensors")
+    write_for_tiny(empty_folder / "a.safetensors", 8)
     code, _, err = klein(*again)
     assert code == 2
     assert "a.safetensors is another adapter than the one that i.png was made with" in err
@@ -225,7 +207,7 @@ def test_bare_names_are_found_among_the_models(klein: Klein, empty_folder: Path)
     assert code == 0, err
     assert adapters_in("b.png") == [("b.safetensors", 0.5)]
     (empty_folder / "loras" / "more").mkdir()
-    save_file(factors(2), empty_folder / "loras" / "more" / "b.safetensors")
+    write_for_tiny(empty_folder / "loras" / "more" / "b.safetensors", 2)
     code, _, err = klein("generate", "a", "-m", "tiny", "--models-dir", ".", "--lora", "b")
     assert code == 2
     assert "b is the name of 2 files" in err
