@@ -133,6 +133,16 @@ def read_any_header(path: Path) -> Header:
     return read_header(path)
 
 
+def begins_like_a_model(path: Path) -> bool:
+    """Whether a file begins as safetensors or GGUF do."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(32)
+    except OSError:
+        return False
+    return begins.startswith(MAGIC) or _is_length(begins)
+
+
 def is_adapter(names: Iterable[str]) -> bool:
     """Whether tensors of these names change a model, and are none themselves."""
     return any(_ADAPTER.search(name) for name in names)

@@ -79,12 +79,16 @@ def packed(
     return found
 
 
+def kind_of(held: Stored) -> str:
+    """How one tensor is stored, in a word or two."""
+    return held.packing.kind if held.packing else _WORDS.get(held.dtype, held.dtype)
+
+
 def summary(tensors: Mapping[str, Stored]) -> str:
     """How weights are stored, in words: the kinds of most of them, the most bytes first."""
     sizes: Counter[str] = Counter()
     for held in tensors.values():
-        kind = held.packing.kind if held.packing else _WORDS.get(held.dtype, held.dtype)
-        sizes[kind] += held.end - held.begin
+        sizes[kind_of(held)] += held.end - held.begin
     whole = sum(sizes.values())
     kept = [kind for kind, size in sizes.most_common(_MOST_NAMED) if size * 50 >= whole]
     return ", ".join(kept) or "nothing"

@@ -34,7 +34,7 @@ def preset_of_file(path: Path, config: Mapping[str, Any]) -> tuple[str, bool]:
 
     Raises ModelError for a size that no preset has.
     """
-    known = _DIGESTS.get((_digest(path) or "")[:8])
+    known = known_preset(path)
     if known is not None:
         return known, True
     size = size_of_model("transformer", config)
@@ -44,6 +44,11 @@ def preset_of_file(path: Path, config: Mapping[str, Any]) -> tuple[str, bool]:
             f"say the model that it belongs to: -m MODEL --transformer {path}",
         )
     return f"klein-{size}", False
+
+
+def known_preset(path: Path) -> str | None:
+    """The preset of an official file that the hub's client downloaded; None for any other."""
+    return _DIGESTS.get((_digest(path) or "")[:8])
 
 
 def _digest(path: Path) -> str | None:

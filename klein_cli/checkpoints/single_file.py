@@ -52,6 +52,11 @@ class FileCheckpoint:
         return self._read[0]
 
     @cached_property
+    def is_official(self) -> bool:
+        """Whether the tensors of the file are called as in the official layout."""
+        return self.tensors().keys() <= contents(self._path).of(self._part).keys()
+
+    @cached_property
     def own_config(self) -> dict[str, Any]:
         """What the file's shapes say of the configuration, and nothing else."""
         tensors, metadata = self._read
