@@ -8,9 +8,9 @@ import numpy
 import pytest
 import tiny_world as world
 import torch
-from eval_tiny import judge
 from numpy.typing import NDArray
 from tiny_data import LatentBuffer, Prompts
+from tiny_judge import judge
 from tiny_models import VAE, pack
 from tiny_words import canonical, describe
 
