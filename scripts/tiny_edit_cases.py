@@ -15,6 +15,9 @@ from tiny_judge import judge
 from tiny_painter import Painter
 from tiny_words import canonical
 
+ROUNDS = 40
+"""So often are pictures made before there are enough; a model that draws nothing right has none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -39,7 +42,7 @@ def edit_cases(
     rng, cases = random.Random(f"{seed} {kind} {own}"), []
     torch.manual_seed(rng.randrange(2**31))
     few = min(64, 2 * count + 2)
-    while len(cases) < count:
+    for _ in range(ROUNDS):
         edits = [draw_edit(rng, kind=kind, held_out=True, plain=True) for _ in range(few)]
         texts = [plainest(e) if rng.random() < 0.5 else instruct(e, rng)[0] for e in edits]
         rows = as_edits(edits, [(True,) * 4] * len(edits))
@@ -49,6 +52,8 @@ def edit_cases(
         for i, (edit, picture) in enumerate(zip(edits, pictures, strict=True)):
             if layout.fits[i] and (len(edit.things) > 2 or not judge_source(picture, edit, own)):
                 cases.append(Case(edit, texts[i], picture, float(extents[i])))
+        if len(cases) >= count:
+            break
     return cases[:count]
 
 

@@ -117,7 +117,7 @@ class Flow:
                 if spent - saved > SAVED:
                     saved = spent
                     self.save()
-            if self.step % 250 == 0 or self.step in (1, 20):
+            if self.step % 500 == 0 or self.step in (1, 20):
                 self._report(phase, losses, time.monotonic() - started)
         self.save()
         self._report(phase, losses, time.monotonic() - started)
