@@ -158,6 +158,7 @@ def kinds_of(phase: str) -> list[Kind]:
     if phase == "follow":
         losses = ("match", "follow1", "follow2", "follow3")
         full = [Kind(loss, POSITIONS, task, USUAL) for loss in losses for task in tasks]
+        short = [kind for kind in short if kind.source != USUAL]
         return [*short, *full, *(Kind("match", POSITIONS, task, LONG) for task in tasks)]
     sources = {
         task: (USUAL, LONG, *others[task][:UNROLLED], *((TWO,) if task == EDIT else ()))

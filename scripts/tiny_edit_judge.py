@@ -21,6 +21,8 @@ from tiny_judge import (
 
 NEAR = 2
 """So many pixels may a side of what is not named move."""
+GONE = 0.0005
+"""How much of the picture may still be the colour of what was to go."""
 
 
 def judge_edit(before: np.ndarray, after: np.ndarray, edit: Edit, new_extent: float) -> list[str]:
@@ -55,8 +57,10 @@ def judge_edit(before: np.ndarray, after: np.ndarray, edit: Edit, new_extent: fl
     if edit.kind == "add":
         wrong += _added(after, after_things[-1], after_things[edit.named], edit, new_extent)
     expected = {edit.background_after, *(thing.colour for thing in edit.things_after)}
+    before_it = {thing.colour for thing in edit.things}
     for name in world.COLOURS:
-        if name not in expected and interior(_mask(new, name)).mean() > STRAY:
+        most = GONE if name in before_it else STRAY
+        if name not in expected and interior(_mask(new, name)).mean() > most:
             wrong.append(f"stray {name}")
     return wrong
 
