@@ -15,9 +15,8 @@ from klein_cli.recipe import Recipe, check_guidance
 MAX_IMAGES = 1_000_000
 
 _OF_GUIDANCE = ("guidance", "negative_prompt")
-LEFT_OPEN = tuple(
-    field.name for field in fields(Recipe) if field.name not in ("prompt", "seed", "model")
-)
+_SAID_OTHERWISE = ("prompt", "seed", "model", "references", "mask", "adapters")
+LEFT_OPEN = tuple(field.name for field in fields(Recipe) if field.name not in _SAID_OTHERWISE)
 """What a row may leave to the options, and these to the preset."""
 
 
