@@ -204,7 +204,7 @@ def test_rows_bring_images_of_their_own(run: Any) -> None:
     photo("rows/b.png", 64, 64, seed=2)
     mask("rows/m.png", (0, 0, 30, 30))
     rows = [
-        {"prompt": "words"},
+        {"prompt": "words", "width": 64, "height": 64},
         {"prompt": "one", "image": "a.png"},
         {"prompt": "two", "image": ["b.png", "a.png"], "output": "two.png"},
         {"prompt": "part", "image": "a.png", "mask": "m.png", "output": "part.png"},
