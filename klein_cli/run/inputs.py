@@ -157,6 +157,7 @@ class ImageNotes:
             if (name, text) in self._said:
                 continue
             self._said.add((name, text))
+            self._listener.event("notice", message=text)
             kind = text.replace(name, "")
             self._kinds[kind] += 1
             if self._kinds[kind] <= _OF_A_KIND:

@@ -157,7 +157,7 @@ def test_expand_adds_what_was_asked_for(edit: Any) -> None:
         (("a.png", "red", "--mask", "m.png", "-o", "b.jpg"), "a JPEG file does not keep"),
         (("a.png", "red", "--expand", "8,8"), "--expand 8,8 is not valid"),
         (("a.png", "red", "--expand", "0"), "is out of range"),
-        (("a.png", "red", "--mask-blur", "-1"), "--mask-blur -1 is out of range"),
+        (("a.png", "red", "--expand", "8", "--mask-blur", "-1"), "--mask-blur -1 is out of range"),
         (("a.png", "red", "--mask-blur", "4"), "--mask-blur needs --mask"),
         (("a.png", "red", "--no-keep"), "--no-keep needs --mask"),
         (("a.png", "red", "--keep-format"), "--keep-format is for a folder"),
@@ -204,7 +204,7 @@ def test_rows_bring_images_of_their_own(run: Any) -> None:
     photo("rows/b.png", 64, 64, seed=2)
     mask("rows/m.png", (0, 0, 30, 30))
     rows = [
-        {"prompt": "words"},
+        {"prompt": "words", "width": 64, "height": 64},
         {"prompt": "one", "image": "a.png"},
         {"prompt": "two", "image": ["b.png", "a.png"], "output": "two.png"},
         {"prompt": "part", "image": "a.png", "mask": "m.png", "output": "part.png"},
