@@ -18,9 +18,6 @@ from klein_cli.checkpoints.lora.bases import FLUX1, base_written
 from klein_cli.checkpoints.lora.layers import Layer
 from klein_cli.errors import ModelError
 
-Facts = list[tuple[str, str]]
-"""Names and values, in an order for people."""
-
 _TRIGGERS = (
     "modelspec.trigger_phrase",
     "trigger_phrase",
@@ -41,8 +38,9 @@ _LONGEST_TABLE = 4_000_000
 _TAGS = 8
 
 
-def about_adapter(path: Path, metadata: Mapping[str, Any]) -> Facts:
-    """What an adapter is, by its header. One that klein refuses is described as far as that goes.
+def about_adapter(path: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What an adapter is, by its header, a line a fact. One that klein refuses is described as far
+    as that goes.
 
     Raises ModelError when the file cannot be read.
     """
@@ -50,20 +48,18 @@ def about_adapter(path: Path, metadata: Mapping[str, Any]) -> Facts:
         adapter = read_adapter(path)
     except ModelError as error:
         written = base_written(metadata)
-        facts = [("for", written)] if written else []
-        ends = [("sha256", digest(path)), ("klein", f"refuses it: {error.message}")]
-        return [*facts, *_told(path, metadata), *ends]
-    return [
-        (
-            "adapter",
-            f"{adapter.kinds}, {len(adapter.modules)} layer{'s' * (len(adapter.modules) > 1)}",
-        ),
-        ("for", _base(adapter)),
-        *_strengths(adapter.layers),
-        *_told(path, metadata),
-        ("sha256", adapter.sha256),
-        ("klein", f"adds it to the model's weights: --lora {path}"),
-    ]
+        facts = {"for": written} if written else {}
+        facts |= dict(_told(path, metadata))
+        return {**facts, "sha256": digest(path), "klein": f"refuses it: {error.message}"}
+    count = len(adapter.modules)
+    return {
+        "adapter": f"{adapter.kinds}, {count} layer{'s' * (count > 1)}",
+        "for": _base(adapter),
+        **dict(_strengths(adapter.layers)),
+        **dict(_told(path, metadata)),
+        "sha256": adapter.sha256,
+        "klein": f"adds it to the model's weights: --lora {path}",
+    }
 
 
 def _base(adapter: AdapterFile) -> str:

@@ -37,7 +37,7 @@ def test_what_an_adapter_is(klein: Klein, tmp_path: Path) -> None:
     }
     path = write(tmp_path / "a.safetensors", layer(18432, 3072), metadata)
     assert facts(klein, path) == {
-        "file": str(path),
+        "path": str(path),
         "adapter": "LoRA of rank 4, 1 layer",
         "for": "FLUX.2 [klein] 4B",
         "alpha": "2",
@@ -52,7 +52,7 @@ def test_what_an_adapter_is(klein: Klein, tmp_path: Path) -> None:
     code, out, _ = klein("info", path)
     assert code == 0
     assert "\x1b" not in out
-    assert "   trigger  zxc cat\n" in out
+    assert "     trigger  zxc cat\n" in out
 
 
 @pytest.mark.parametrize(
