@@ -41,5 +41,5 @@ def test_what_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * 10**9, 10**10))
     check_room(6 * 10**9, torch.device("cuda"), "the keys")
     check_room(7 * 10**9, torch.device("cpu"), "the keys")
-    with pytest.raises(OutOfMemoryError, match="the keys take 7.0 GB, and 6.0 GB are free"):
+    with pytest.raises(OutOfMemoryError, match=r"the keys take 7\.0 GB, and 6\.0 GB are free"):
         check_room(7 * 10**9, torch.device("cuda"), "the keys")
