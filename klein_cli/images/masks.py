@@ -194,7 +194,7 @@ def box_of(white: NDArray[numpy.bool_]) -> Box:
         return (0, 0, width, height)
     columns, rows = (numpy.flatnonzero(white.any(axis=axis)) for axis in (0, 1))
     across, down = (int(columns[0]), int(columns[-1]) + 1), (int(rows[0]), int(rows[-1]) + 1)
-    longest = max(_with_room(*across), _with_room(*down))
+    longest = max(min(_with_room(*across), width), min(_with_room(*down), height))
     least = max(MIN_BOX, -(-longest // MAX_BOX_ASPECT))
     left, right = _span(*across, least, width)
     top, bottom = _span(*down, least, height)

@@ -9,12 +9,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from klein_cli.errors import UsageError
 from klein_cli.images.files import Source
-from klein_cli.images.masks import MaskImage, read_mask
+from klein_cli.images.masks import MaskedSource, MaskImage, masked_source, read_mask
 from klein_cli.images.reading import Picture, Probe, probe, read
+from klein_cli.images.references import prepare
+from klein_cli.recipe import Recipe, Reference
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
 
 DECODED_BYTES = 512_000_000
 """What may stay decoded besides what was asked for last."""
@@ -32,6 +38,8 @@ class ImageStore:
         self._sources: dict[str, tuple[Source, str]] = {}
         self._decoded: OrderedDict[tuple[type, str], Picture | MaskImage] = OrderedDict()
         self._decoded_bytes = decoded_bytes
+        self._noted: set[str] = set()
+        self._unsaid: list[tuple[str, str]] = []
         self._lock = threading.RLock()
 
     def add(self, source: Source, *, name: str | None = None) -> Probe:
@@ -44,6 +52,19 @@ class ImageStore:
         """Say where the file of a digest is, as another store knew; it is not looked at yet."""
         with self._lock:
             self._sources.setdefault(sha256, (source, name))
+
+    def forget(self, sha256: str) -> None:
+        """Let go of where a file is, or of its bytes; what is decoded of it stays as it would."""
+        with self._lock:
+            self._sources.pop(sha256, None)
+
+    def notes(self) -> list[tuple[str, str]]:
+        """(name, sentence) for what is to be said of images that were decoded since the last call;
+        each image is told of once.
+        """
+        with self._lock:
+            said, self._unsaid = self._unsaid, []
+            return said
 
     def source(self, sha256: str) -> Source:
         """Where the file is, or its bytes. KeyError for one that was never taken in."""
@@ -61,6 +82,32 @@ class ImageStore:
         """The mask, decoded; otherwise as `picture`."""
         return self._read(sha256, MaskImage, read_mask)
 
+    def reference(self, reference: Reference) -> NDArray[numpy.uint8]:
+        """(h, w, 3) uint8: a recipe's reference as the model sees it.
+
+        Raises UsageError as `picture` does, and for a recipe that tells another size.
+        """
+        pixels = prepare(self.picture(reference.sha256))
+        _check_size(reference.name, (reference.width, reference.height), pixels.shape)
+        return pixels
+
+    def masked(self, recipe: Recipe) -> MaskedSource:
+        """The source of a recipe that has a mask, with what of it is repainted.
+
+        Raises UsageError as `reference` does, and for a mask that does not fit the source.
+        """
+        mask, source = recipe.mask, recipe.references[0]
+        assert mask is not None
+        masked = masked_source(
+            self.picture(source.sha256),
+            None if mask.sha256 is None else self.mask(mask.sha256),
+            alpha=mask.alpha,
+            expand=mask.expand,
+            box=mask.box,
+        )
+        _check_size(source.name, (recipe.width, recipe.height), masked.painted_size[::-1])
+        return masked
+
     def profile(self, sha256: str) -> bytes | None:
         """The ICC profile that kept pixels of the image are in; None for sRGB."""
         return self.picture(sha256).profile
@@ -76,10 +123,25 @@ class ImageStore:
                         f"{name} has changed since it was first read", "run the command again"
                     )
                 self._decoded[kind, sha256] = found
+                self._note(found)
             self._decoded.move_to_end((kind, sha256))
             while len(self._decoded) > 1 and self._held() > self._decoded_bytes:
                 self._decoded.popitem(last=False)
             return found
 
+    def _note(self, found: Picture | MaskImage) -> None:
+        if isinstance(found, Picture) and found.sha256 not in self._noted:
+            self._noted.add(found.sha256)
+            self._unsaid += [(found.name, note) for note in found.notes]
+
     def _held(self) -> int:
         return sum(each.nbytes for each in self._decoded.values())
+
+
+def _check_size(name: str, told: tuple[int, int], found: tuple[int, ...]) -> None:
+    height, width = found[:2]
+    if told != (width, height):
+        raise UsageError(
+            f"the recipe has {name} at {told[0]}x{told[1]}, and it becomes {width}x{height}",
+            "the recipe is damaged, or not klein's",
+        )

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.output.extras import NOTHING_ELSE, Extras
 from klein_cli.output.metadata import to_json
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
-    import numpy
     from numpy.typing import NDArray
 
 EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -30,6 +30,7 @@ _TEMPORARY = ".klein-"
 _SWEPT = ".klein-run-"
 EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
+COPYRIGHT = 0x8298
 ASCII_COMMENT = b"ASCII\0\0\0"
 # A JPEG segment holds 65,533 bytes; the rest is for EXIF's own structure.
 _JPEG_COMMENT_BYTES = 65_000
@@ -38,35 +39,67 @@ _RECORD_BYTES = 5_000
 _SIGMA_BYTES = 15
 
 
+def has_alpha(extension: str) -> bool:
+    """Whether files of this ending can be transparent."""
+    return EXTENSIONS[extension.lower()] != "JPEG"
+
+
+def is_lossless(extension: str) -> bool:
+    """Whether files of this ending can keep every pixel."""
+    return EXTENSIONS[extension.lower()] != "JPEG"
+
+
 def encode(
-    pixels: NDArray[numpy.uint8], extension: str, written: Mapping[str, Any] | None, parameters: str
+    pixels: NDArray[Any],
+    extension: str,
+    written: Mapping[str, Any] | None,
+    parameters: str,
+    extras: Extras = NOTHING_ELSE,
 ) -> bytes:
-    """An image file in memory: (H, W, 3) uint8 RGB pixels with their record.
+    """An image file in memory: (H, W, 3) uint8 RGB pixels with their record, or (H, W, 4) with
+    alpha where the format `has_alpha`. A PNG takes uint16 too.
 
     PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
     the record as EXIF's UserComment. Where `written` is None, the file holds the same pixels and
-    not a word.
+    not a word of the recipe.
     """
-    assert pixels.shape[2:] == (3,)
-    assert pixels.dtype.name == "uint8"
     kind = EXTENSIONS[extension.lower()]
+    assert pixels.shape[2:] == (3,) or (pixels.shape[2:] == (4,) and has_alpha(extension))
+    assert pixels.dtype.name == "uint8" or kind == "PNG"
     if kind == "PNG":
-        from klein_cli.output.png_encoder import encode_png, text_chunk
-
-        texts = {} if written is None else {"klein": to_json(written), "parameters": parameters}
-        return encode_png(pixels, [text_chunk(*text) for text in texts.items()])
+        return _png(pixels, written, parameters, extras)
     from PIL import Image
 
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"subsampling": 0} if kind == "JPEG" else {}
+    options: dict[str, Any] = {"icc_profile": extras.profile} if extras.profile else {}
+    if kind == "WEBP":
+        options |= {"lossless": extras.lossless, "exact": extras.lossless}
+    else:
+        options |= {"subsampling": 0} | ({"dpi": extras.dpi} if extras.dpi else {})
+    exif = Image.Exif()
+    if extras.copyright is not None:
+        exif[COPYRIGHT] = extras.copyright
     if written is not None:
         comment = ASCII_COMMENT + to_json(written).encode("ascii")
         if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
             raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
-        options["exif"] = Image.Exif()
-        options["exif"].get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    if written is not None or extras.copyright is not None:
+        options["exif"] = exif
     Image.fromarray(pixels).save(buffer, kind, quality=_QUALITY, **options)
     return buffer.getvalue()
+
+
+def _png(
+    pixels: NDArray[Any], written: Mapping[str, Any] | None, parameters: str, extras: Extras
+) -> bytes:
+    from klein_cli.output.png_encoder import encode_png, text_chunk
+
+    texts = {} if written is None else {"klein": to_json(written), "parameters": parameters}
+    if extras.copyright is not None:
+        texts["Copyright"] = extras.copyright
+    chunks = [*extras.png_chunks(), *(text_chunk(*text) for text in texts.items())]
+    return encode_png(pixels, chunks)
 
 
 def check_room(recipe: Recipe, extension: str) -> None:
@@ -78,6 +111,20 @@ def check_room(recipe: Recipe, extension: str) -> None:
         raise UsageError(
             f"a prompt of {len(recipe.prompt)} characters does not fit in a JPEG file's metadata",
             "write .png or .webp, or shorten the prompt",
+        )
+
+
+def keeps_pixels(recipe: Recipe, extension: str) -> bool:
+    """Whether a file of this ending keeps what the recipe's mask keeps, if it has one."""
+    return recipe.mask is None or not recipe.mask.keep or is_lossless(extension)
+
+
+def check_kept(recipe: Recipe, extension: str) -> None:
+    """Raise UsageError when pixels that a mask keeps would be encoded with losses."""
+    if not keeps_pixels(recipe, extension):
+        raise UsageError(
+            "a JPEG file does not keep what the mask keeps, bit for bit",
+            "write .png or .webp, which do; or give --no-keep",
         )
 
 

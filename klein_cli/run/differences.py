@@ -208,7 +208,7 @@ def likeness(drawn: Path, original: NDArray[numpy.uint8]) -> Likeness | None:
     pixels = read_pixels(drawn)
     if pixels.shape != original.shape:
         return None
-    apart = numpy.abs(pixels.astype(int) - original.astype(int)).max(axis=2)
+    apart = numpy.abs(pixels.astype(numpy.int16) - original.astype(numpy.int16)).max(axis=2)
     return Likeness(
         differ=int(numpy.count_nonzero(apart)), pixels=apart.size, most=int(apart.max())
     )

@@ -26,6 +26,7 @@ from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
 from klein_cli.run.batching import Batch, batches
+from klein_cli.run.carry import DRAWN, Carry
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped, words
 from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
@@ -34,6 +35,7 @@ from klein_cli.run.resume.journal import RunJournal
 from klein_cli.run.writers import Writers
 
 if TYPE_CHECKING:
+    from klein_cli.images.store import ImageStore
     from klein_cli.run.fallback import Pixels
 
 _DEATHS = 3
@@ -50,7 +52,8 @@ class Run:
     """One run. `threads` write the images, none means that drawing waits for the writing.
 
     The `journal` keeps the record of a run that can be resumed; with `no_metadata`, images have no
-    record in them. `writing` counts the seconds that files held up the drawing, or its end.
+    record in them. `images` has what was given, of which results `carry` what they are to.
+    `writing` counts the seconds that files held up the drawing, or its end.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class Run:
         journal: RunJournal | None = None,
         no_metadata: bool = False,
         threads: int = 0,
+        images: ImageStore | None = None,
+        carry: Carry = DRAWN,
     ) -> None:
         self._executor = executor
         self._batch_size = batch_size
@@ -70,6 +75,8 @@ class Run:
         self._stdout = stdout
         self._journal = journal
         self._no_metadata = no_metadata
+        self._images = images
+        self._carry = carry
         self._writers: Writers[tuple[Event, ...]] = Writers(threads)
         self._fallback = MemoryFallback()
         self._retries: deque[Batch] = deque()
@@ -184,7 +191,8 @@ class Run:
         started = time.perf_counter()
         extension = ".png" if job.path is None else job.path.suffix
         try:
-            data = encode(pixels, extension, record, parameters(job.recipe))
+            pixels, extras = self._carry.of(job.recipe, pixels, self._images, extension)
+            data = encode(pixels, extension, record, parameters(job.recipe), extras)
             digest = sha256(data).hexdigest()
             if self._journal is not None and self._no_metadata:
                 self._journal.begun(job, digest)

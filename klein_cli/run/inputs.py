@@ -1,0 +1,164 @@
+"""The images that rows name -> what their recipes say of them: digests and sizes.
+
+A file is read and hashed once in a run, whatever number of rows share it, and is not decoded for
+that: only where a mask is given, since what is painted depends on where it is white.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from klein_cli.errors import UsageError
+from klein_cli.images.files import MAX_FILE_BYTES
+from klein_cli.images.masks import masked_source
+from klein_cli.images.references import processed_size
+from klein_cli.prompts.files import STDIN
+from klein_cli.prompts.rows import ALPHA, Defaults, Inputs, Row
+from klein_cli.recipe import MAX_REFERENCES, Mask, Reference
+from klein_cli.run.events import Listener
+
+if TYPE_CHECKING:
+    from klein_cli.images.masks import Box, Expand
+    from klein_cli.images.reading import Probe
+    from klein_cli.images.store import ImageStore
+
+Size = tuple[int, int]
+
+MANY = 4
+"""References that the model was made for; it takes more, and may leave some out of account."""
+_DESCRIBED = 20
+_OF_A_KIND = 3
+
+
+class InputImages:
+    """Finds the images of a run's rows, and takes them into its `store`.
+
+    Files that a row names are looked for from `folder`, where the prompts file lies, and those of
+    the options from the present folder; "-" is `stdin`. `most` is how many one row has at most,
+    and `masked` whether some row has a mask.
+    """
+
+    def __init__(self, store: ImageStore, *, folder: Path, stdin: BinaryIO) -> None:
+        self.store = store
+        self.most = 0
+        self.masked = False
+        self._folder = folder
+        self._stdin = stdin
+        self._probes: dict[Path | None, Probe] = {}
+        self._seen: dict[str, Probe] = {}
+        self._boxes: dict[tuple[str, str | None, bool, Expand | None], tuple[Box, Size]] = {}
+
+    def of(self, row: Row, defaults: Defaults) -> Inputs:
+        """The images of a row. Raises UsageError for one that cannot be used, for too many, and
+        for a mask without an image.
+        """
+        given = self._given(row, defaults)
+        if len(given) > MAX_REFERENCES:
+            raise UsageError(f"{len(given)} images are given", f"give at most {MAX_REFERENCES}")
+        mask, expand = row.mask or defaults.mask, row.expand or defaults.expand
+        self.most = max(self.most, len(given))
+        self._seen |= {each.sha256: each for each in given}
+        references = tuple(map(_reference, given))
+        if mask is None and expand is None:
+            return Inputs(references=references)
+        if not given:
+            what = "expand" if mask is None else "a mask"
+            raise UsageError(f"there is {what}, and no image", "name the image that it is of")
+        self.masked = True
+        place = self._folder if row.mask else Path()
+        file = None if mask is None or mask == ALPHA else self._probe(mask, place)
+        box, (width, height) = self._box(given[0], file, mask == ALPHA, expand)
+        source = _sized(given[0], width, height)
+        return Inputs(
+            references=(source, *references[1:]),
+            mask=Mask(
+                sha256=file.sha256 if file else None,
+                name=file.name if file else None,
+                alpha=mask == ALPHA,
+                expand=expand,
+                box=box,
+                blur=defaults.blur,
+                keep=defaults.keep,
+            ),
+        )
+
+    def described(self) -> Iterator[str]:
+        """A line for each of the first images that were found: what the model sees of it."""
+        seen = list(self._seen.values())
+        for found in seen[:_DESCRIBED]:
+            whole = _reference(found)
+            yield (
+                f"{found.name}: {found.width}x{found.height}, seen as {whole.width}x{whole.height},"
+                f" {whole.tokens} tokens"
+            )
+        if len(seen) > _DESCRIBED:
+            yield f"and {len(seen) - _DESCRIBED} more images"
+
+    def _given(self, row: Row, defaults: Defaults) -> list[Probe]:
+        if row.image is None:
+            return [self._probe(name, Path()) for name in defaults.image]
+        return [self._probe(name, self._folder) for name in row.image]
+
+    def _probe(self, name: str, folder: Path) -> Probe:
+        path = None if name == STDIN else folder / _at_home(name)
+        if path not in self._probes:
+            source = self._stdin.read(MAX_FILE_BYTES + 1) if path is None else path
+            self._probes[path] = self.store.add(source)
+        return self._probes[path]
+
+    def _box(
+        self, source: Probe, mask: Probe | None, alpha: bool, expand: Expand | None
+    ) -> tuple[Box, Size]:
+        """What is painted of a source, and at which size."""
+        key = source.sha256, mask.sha256 if mask else None, alpha, expand
+        if key not in self._boxes:
+            masked = masked_source(
+                self.store.picture(source.sha256),
+                self.store.mask(mask.sha256) if mask else None,
+                alpha=alpha,
+                expand=expand,
+            )
+            self._boxes[key] = masked.box, masked.painted_size
+        return self._boxes[key]
+
+
+class ImageNotes:
+    """What was found about images when they were decoded, told to a `listener`, each once.
+
+    After a few of one kind, the rest are details: a folder of a phone's photos is all of one kind.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._said: set[tuple[str, str]] = set()
+        self._kinds: Counter[str] = Counter()
+
+    def tell(self, notes: Iterable[tuple[str, str]]) -> None:
+        """(name, sentence) of each."""
+        for name, text in notes:
+            if (name, text) in self._said:
+                continue
+            self._said.add((name, text))
+            kind = text.replace(name, "")
+            self._kinds[kind] += 1
+            if self._kinds[kind] <= _OF_A_KIND:
+                more = "; more of the kind are not told" if self._kinds[kind] == _OF_A_KIND else ""
+                self._listener.note(text + more)
+            else:
+                self._listener.detail(text)
+
+
+def _at_home(name: str) -> Path:
+    """A path in which a ~ means the home folder, as for a shell."""
+    return Path(name).expanduser() if name.startswith("~/") else Path(name)
+
+
+def _reference(found: Probe) -> Reference:
+    return _sized(found, *processed_size(found.width, found.height))
+
+
+def _sized(found: Probe, width: int, height: int) -> Reference:
+    return Reference(sha256=found.sha256, name=found.name, width=width, height=height)
