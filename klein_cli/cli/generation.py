@@ -28,12 +28,12 @@ from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
 from klein_cli.images.store import ImageStore
+from klein_cli.output.carry import Carry
 from klein_cli.output.gallery import check_page
 from klein_cli.output.naming import destination
 from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
 from klein_cli.prompts.source import PromptSource
 from klein_cli.recipe import CPU_SEEDS
-from klein_cli.run.carry import Carry
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_placement, start
 from klein_cli.run.inputs import MANY, InputImages

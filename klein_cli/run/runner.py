@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
+from klein_cli.output.carry import DRAWN, Carry
 from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
 from klein_cli.run.batching import Batch, batches
-from klein_cli.run.carry import DRAWN, Carry
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped, words
 from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback

@@ -13,9 +13,9 @@ from PIL import Image, ImageCms
 
 from klein_cli.errors import KleinError
 from klein_cli.images.store import ImageStore
+from klein_cli.output.carry import DRAWN, Carry
 from klein_cli.output.png import encode
 from klein_cli.recipe import Mask, Recipe, Reference
-from klein_cli.run.carry import DRAWN, Carry
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
