@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from klein_cli.errors import UsageError
 from klein_cli.images.files import MAX_FILE_BYTES
+from klein_cli.images.inputs import ALPHA, reference, told
 from klein_cli.images.masks import masked_source
-from klein_cli.images.references import processed_size
 from klein_cli.prompts.files import STDIN
-from klein_cli.prompts.rows import ALPHA, Defaults, Inputs, Row
-from klein_cli.recipe import MAX_REFERENCES, Mask, Reference
+from klein_cli.prompts.rows import Defaults, Inputs, Row
+from klein_cli.recipe import MAX_REFERENCES, Mask
 from klein_cli.run.events import Listener
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class InputImages:
         mask, expand = row.mask or defaults.mask, row.expand or defaults.expand
         self.most = max(self.most, len(given))
         self._seen |= {each.sha256: each for each in given}
-        references = tuple(map(_reference, given))
+        references = tuple(map(reference, given))
         if mask is None and expand is None:
             return Inputs(references=references)
         if not given:
@@ -71,12 +72,12 @@ class InputImages:
         place = self._folder if row.mask else Path()
         file = None if mask is None or mask == ALPHA else self._probe(mask, place)
         box, (width, height) = self._box(given[0], file, mask == ALPHA, expand)
-        source = _sized(given[0], width, height)
+        source = replace(references[0], width=width, height=height)
         return Inputs(
             references=(source, *references[1:]),
             mask=Mask(
                 sha256=file.sha256 if file else None,
-                name=_told(file) if file else None,
+                name=told(file) if file else None,
                 alpha=mask == ALPHA,
                 expand=expand,
                 box=box,
@@ -89,7 +90,7 @@ class InputImages:
         """A line for each of the first images that were found: what the model sees of it."""
         seen = list(self._seen.values())
         for found in seen[:_DESCRIBED]:
-            whole = _reference(found)
+            whole = reference(found)
             yield (
                 f"{found.name}: {found.width}x{found.height}, seen as {whole.width}x{whole.height},"
                 f" {whole.tokens} tokens"
@@ -154,16 +155,3 @@ class ImageNotes:
 def _at_home(name: str) -> Path:
     """A path in which a ~ means the home folder, as for a shell."""
     return Path(name).expanduser() if name.startswith("~/") else Path(name)
-
-
-def _reference(found: Probe) -> Reference:
-    return _sized(found, *processed_size(found.width, found.height))
-
-
-def _sized(found: Probe, width: int, height: int) -> Reference:
-    return Reference(sha256=found.sha256, name=_told(found), width=width, height=height)
-
-
-def _told(found: Probe) -> str:
-    """A file's name as a record can hold it: valid Unicode, and nothing that could be a path."""
-    return found.name.encode("utf-8", "replace").decode().replace("\\", "_")
