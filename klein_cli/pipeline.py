@@ -37,9 +37,12 @@ from klein_cli.engines.engine import Engine
 from klein_cli.engines.load import load_engine
 from klein_cli.engines.references import NOTHING, Given, References
 from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError, UsageError
+from klein_cli.images.inputs import ImageSource, masked, references
+from klein_cli.images.masks import Expand
 from klein_cli.images.store import ImageStore
 from klein_cli.optimize.backend import Backend, backend_for, device_context
 from klein_cli.optimize.part import Part, Target
+from klein_cli.output.carry import DRAWN
 from klein_cli.output.image import Image
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import DEFAULT_MODEL
@@ -242,6 +245,11 @@ class Pipeline:
         guidance: float | None = None,
         negative_prompt: str | None = None,
         adapters: Iterable[str | Path] | None = None,
+        images: Sequence[ImageSource] = (),
+        mask: ImageSource | None = None,
+        expand: Expand | None = None,
+        keep: bool = True,
+        mask_blur: int = 0,
         callback: Callback | None = None,
         on_event: OnEvent | None = None,
     ) -> list[Image]:
@@ -249,9 +257,15 @@ class Pipeline:
 
         What is not given is the model's own choice, and the seed a random one. Sides are in pixels,
         multiples of 16. `adapters` stand in place of those that the pipeline was opened with.
-        `callback` hears of each step: its number, the noise level it reached and
-        the latents (1, tokens, channels) float32 that it left. Raises KleinError: UsageError for a
-        value that cannot make an image, OutOfMemoryError.
+
+        `images`, to edit or to draw after, are paths, bytes of files or Pillow's; the result has
+        the shape of the first. A `mask`, white or "alpha", and what `expand` adds at the left, top,
+        right and bottom in pixels say which part of the first is painted; all else stays as it was
+        unless `keep` is false. `mask_blur` pixels inside its edge soften it.
+
+        `callback` hears of each step: its number, the noise level it reached and the latents (1,
+        tokens, channels) float32 that it left. Raises KleinError: UsageError for a value that
+        cannot make an image, OutOfMemoryError.
         """
         if n < 1:
             raise UsageError(f"n {n} is out of range", "use 1 or more")
@@ -265,6 +279,11 @@ class Pipeline:
                 guidance=guidance,
                 negative_prompt=negative_prompt,
                 adapters=adapters,
+                images=images,
+                mask=mask,
+                expand=expand,
+                keep=keep,
+                mask_blur=mask_blur,
                 callback=callback,
                 on_event=on_event,
             )
@@ -281,6 +300,11 @@ class Pipeline:
         guidance: float | None = None,
         negative_prompt: str | None = None,
         adapters: Iterable[str | Path] | None = None,
+        images: Sequence[ImageSource] = (),
+        mask: ImageSource | None = None,
+        expand: Expand | None = None,
+        keep: bool = True,
+        mask_blur: int = 0,
         callback: Callback | None = None,
         on_event: OnEvent | None = None,
     ) -> Iterator[Image]:
@@ -297,13 +321,20 @@ class Pipeline:
             guidance=guidance,
             negative_prompt=negative_prompt,
         )
-        inputs = Inputs(adapters=self._first if adapters is None else self._given(adapters))
+        adapted = self._first if adapters is None else self._given(adapters)
+        store = ImageStore()
+        inputs = _inputs(store, images, mask, expand, blur=mask_blur, keep=keep)
+        inputs = replace(inputs, adapters=adapted)
         for k, prompt in enumerate(prompts):
             if fault := prompt_fault(prompt):
                 raise UsageError(*fault)
             recipe = recipe_of(Row(prompt=prompt), defaults, first + k, inputs)
-            (pixels,) = self.render([recipe], callback=callback, on_event=on_event)
-            yield Image(pixels=pixels, recipe=recipe, record=self.origin.record(recipe))
+            (pixels,) = self.render([recipe], images=store, callback=callback, on_event=on_event)
+            for _, note in store.notes():
+                (on_event or _ignore)(note)
+            record = self.origin.record(recipe)
+            pixels, extras = DRAWN.of(recipe, pixels, store)
+            yield Image(pixels=pixels, recipe=recipe, record=record, extras=extras)
 
     def render(
         self,
@@ -517,6 +548,25 @@ class Pipeline:
             f"{what}{of}{at_once} did not fit into the memory of {self.settings.device}",
             f"use a smaller {option}",
         )
+
+
+def _inputs(
+    store: ImageStore,
+    images: Sequence[ImageSource],
+    mask: ImageSource | None,
+    expand: Expand | None,
+    *,
+    blur: int,
+    keep: bool,
+) -> Inputs:
+    """What is given, taken into the store. Raises UsageError."""
+    given = references(store, images)
+    if mask is None and expand is None:
+        return Inputs(references=given)
+    if not given:
+        raise UsageError("a mask is given, and no image", "give the image that it is of")
+    source, painted = masked(store, given[0], mask, expand=expand, blur=blur, keep=keep)
+    return Inputs(references=(source, *given[1:]), mask=painted)
 
 
 def _check_together(

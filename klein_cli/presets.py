@@ -54,7 +54,8 @@ def configs_dir() -> Path:
 @cache
 def presets() -> dict[str, Preset]:
     """Every preset by name, in the order of their names. Raises ModelError on a broken file."""
-    found = {path.stem: _read(path) for path in sorted(configs_dir().glob("*.toml"))}
+    paths = sorted(configs_dir().glob("*.toml"), key=lambda path: path.stem)
+    found = {path.stem: _read(path) for path in paths}
     if DEFAULT_MODEL not in found:
         raise ModelError(
             f"no presets in {configs_dir()}", "the installation is damaged: install klein-cli again"

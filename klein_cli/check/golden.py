@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from klein_cli.checkpoints.folder import digest, weight_files
 from klein_cli.checkpoints.source import PARTS
-from klein_cli.images.references import processed_size
-from klein_cli.recipe import Recipe, Reference
+from klein_cli.images.inputs import references
+from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
     import numpy
@@ -49,10 +49,7 @@ class Golden:
 
 def edit(images: ImageStore) -> Recipe:
     """The recipe of the edit, whose reference is the golden image, put into `images`."""
-    found = images.add(FILE)
-    width, height = processed_size(found.width, found.height)
-    given = Reference(sha256=found.sha256, name=found.name, width=width, height=height)
-    return replace(RECIPE, prompt=EDIT_PROMPT, references=(given,))
+    return replace(RECIPE, prompt=EDIT_PROMPT, references=references(images, [FILE]))
 
 
 def read_golden(path: Path = FILE) -> Golden:

@@ -113,8 +113,9 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME|DIR|FILE|REPO",
-        help="klein-4b, klein-base-4b, klein-9b, klein-base-9b; tiny, which comes with klein and "
-        "needs no GPU; a folder in the diffusers layout; a file as for --transformer; or a hub id.",
+        help="klein-4b, klein-base-4b, klein-9b, klein-base-9b, klein-9b-kv; tiny, which comes "
+        "with klein and needs no GPU; a folder in the diffusers layout; a file as for "
+        "--transformer; or a hub id.",
         autocompletion=complete_model,
     ),
 ]

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from klein_cli.engines.engine import Engine
-from klein_cli.errors import UsageError
-from klein_cli.images.masks import MaskedSource, masked_source
-from klein_cli.images.references import prepare
+from klein_cli.images.masks import MaskedSource
 from klein_cli.images.store import ImageStore
-from klein_cli.recipe import PIXELS_PER_TOKEN, Recipe, Reference
+from klein_cli.recipe import PIXELS_PER_TOKEN, Recipe
 from klein_cli.sampling.encode import from_pixels
 from klein_cli.sampling.latents import position_ids
 from klein_cli.sampling.loop import Blend
@@ -106,7 +104,7 @@ class References:
         if not recipes[0].shape.masked:
             return given
         latents = _one_or_all([self._latents(recipe, 0, images) for recipe in recipes])
-        sources = tuple(_source(recipe, images) for recipe in recipes)
+        sources = tuple(images.masked(recipe) for recipe in recipes)
         return replace(given, sources=sources, latents=latents)
 
     def _refer(self, recipe: Recipe, images: ImageStore) -> Tensor:
@@ -171,19 +169,6 @@ def _grids(recipe: Recipe) -> list[tuple[int, int]]:
     ]
 
 
-def _source(recipe: Recipe, images: ImageStore) -> MaskedSource:
-    """What a recipe with a mask paints over, and where. Raises UsageError as `References.given`."""
-    mask, source = recipe.mask, recipe.references[0]
-    assert mask is not None
-    return masked_source(
-        images.picture(source.sha256),
-        None if mask.sha256 is None else images.mask(mask.sha256),
-        alpha=mask.alpha,
-        expand=mask.expand,
-        box=mask.box,
-    )
-
-
 def _seen(recipe: Recipe) -> tuple[_Seen, ...]:
     seen = [_Seen(each.sha256, (each.width, each.height)) for each in recipe.references]
     if recipe.mask is not None:
@@ -193,23 +178,9 @@ def _seen(recipe: Recipe) -> tuple[_Seen, ...]:
 
 def _pixels(recipe: Recipe, number: int, images: ImageStore) -> NDArray[np.uint8]:
     """(h, w, 3) of one reference as the model sees it."""
-    reference = recipe.references[number]
     if recipe.mask is not None and number == 0:
-        pixels = _source(recipe, images).pixels()
-    else:
-        pixels = prepare(images.picture(reference.sha256))
-    _check_size(reference, pixels)
-    return pixels
-
-
-def _check_size(reference: Reference, pixels: NDArray[np.uint8]) -> None:
-    height, width = pixels.shape[:2]
-    if (width, height) != (reference.width, reference.height):
-        raise UsageError(
-            f"the model sees {reference.name} as {width}x{height}, and its recipe says "
-            f"{reference.width}x{reference.height}",
-            "the recipe is damaged, or of another version of klein",
-        )
+        return images.masked(recipe).pixels()
+    return images.reference(recipe.references[number])
 
 
 def _one_or_all(each: Sequence[Tensor]) -> Tensor:

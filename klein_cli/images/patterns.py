@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from klein_cli.images.files import MIN_SIDE
-from klein_cli.images.references import processed_size
+from klein_cli.images.inputs import reference
 from klein_cli.recipe import Reference
 
 if TYPE_CHECKING:
@@ -37,6 +37,4 @@ def put(images: ImageStore, pixels: NDArray[numpy.uint8], name: str) -> Referenc
 
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    found = images.add(file.getvalue(), name=name)
-    width, height = processed_size(found.width, found.height)
-    return Reference(sha256=found.sha256, name=name, width=width, height=height)
+    return reference(images.add(file.getvalue(), name=name))

@@ -15,7 +15,6 @@ from klein_cli.output.png import EXTENSIONS, encode, save
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
-    import numpy
     from numpy.typing import NDArray
     from PIL.Image import Image as PillowImage
 
@@ -30,7 +29,7 @@ class Image:
     says of its colours and takes over from its source.
     """
 
-    pixels: NDArray[numpy.uint8] | NDArray[numpy.uint16] = field(repr=False)
+    pixels: NDArray[Any] = field(repr=False)
     recipe: Recipe | None = None
     record: Mapping[str, Any] | None = field(default=None, repr=False)
     extras: Extras = field(default=NOTHING_ELSE, repr=False)
@@ -40,7 +39,7 @@ class Image:
 
         The file is whole or not there at all; missing folders are made. Returns its path. Raises
         UsageError for another ending, FileExistsError unless `overwrite`, OSError when the disk
-        refuses.
+        refuses, KleinError for a format that cannot hold what a mask has kept.
         """
         path = Path(path)
         if path.suffix.lower() not in EXTENSIONS:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from klein_cli.errors import UsageError
 from klein_cli.images.files import MAX_FILE_BYTES
-from klein_cli.images.masks import masked_source
-from klein_cli.images.references import processed_size
+from klein_cli.images.inputs import ALPHA, reference, told
+from klein_cli.images.masks import box_of, masked_source, painted_size, repainted
 from klein_cli.prompts.files import STDIN
-from klein_cli.prompts.rows import ALPHA, Defaults, Inputs, Row
+from klein_cli.prompts.rows import Defaults, Inputs, Row
 from klein_cli.recipe import MAX_REFERENCES, Mask, Reference
 from klein_cli.run.events import Listener
 
@@ -60,7 +61,7 @@ class InputImages:
             raise UsageError(f"{len(given)} images are given", f"give at most {MAX_REFERENCES}")
         mask, expand = row.mask or defaults.mask, row.expand or defaults.expand
         self.most = max(self.most, len(given))
-        references = tuple(map(_reference, given))
+        references = tuple(map(reference, given))
         if mask is None and expand is None:
             self._see(given, references)
             return Inputs(references=references)
@@ -71,13 +72,14 @@ class InputImages:
         place = self._folder if row.mask else Path()
         file = None if mask is None or mask == ALPHA else self._probe(mask, place)
         box, (width, height) = self._box(given[0], file, mask == ALPHA, expand)
-        references = (_sized(given[0], width, height), *references[1:])
+        source = replace(references[0], width=width, height=height)
+        references = (source, *references[1:])
         self._see(given, references, box)
         return Inputs(
             references=references,
             mask=Mask(
                 sha256=file.sha256 if file else None,
-                name=_told(file) if file else None,
+                name=told(file) if file else None,
                 alpha=mask == ALPHA,
                 expand=expand,
                 box=box,
@@ -130,13 +132,14 @@ class InputImages:
         """What is painted of a source, and at which size."""
         key = source.sha256, mask.sha256 if mask else None, alpha, expand
         if key not in self._boxes:
-            masked = masked_source(
-                self.store.picture(source.sha256),
-                self.store.mask(mask.sha256) if mask else None,
-                alpha=alpha,
-                expand=expand,
-            )
-            self._boxes[key] = masked.box, masked.painted_size
+            white = self.store.mask(mask.sha256) if mask else None
+            if alpha:
+                picture = self.store.picture(source.sha256)
+                box = masked_source(picture, white, alpha=True, expand=expand).box
+            else:
+                sides = source.width, source.height
+                box = box_of(repainted(*sides, source.name, white, expand=expand))
+            self._boxes[key] = box, painted_size(box)
         return self._boxes[key]
 
 
@@ -170,16 +173,3 @@ class ImageNotes:
 def _at_home(name: str) -> Path:
     """A path in which a ~ means the home folder, as for a shell."""
     return Path(name).expanduser() if name.startswith("~/") else Path(name)
-
-
-def _reference(found: Probe) -> Reference:
-    return _sized(found, *processed_size(found.width, found.height))
-
-
-def _sized(found: Probe, width: int, height: int) -> Reference:
-    return Reference(sha256=found.sha256, name=_told(found), width=width, height=height)
-
-
-def _told(found: Probe) -> str:
-    """A file's name as a record can hold it: valid Unicode, and nothing that could be a path."""
-    return found.name.encode("utf-8", "replace").decode().replace("\\", "_")

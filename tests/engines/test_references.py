@@ -139,7 +139,7 @@ def test_a_vae_without_an_encoder_still_draws(small_snapshot: Path, tmp_path: Pa
 
 
 def test_a_file_that_is_not_what_the_recipe_says_is_refused(pipe: Pipeline) -> None:
-    with pytest.raises(UsageError, match=r"sees given\.png as 144x112"):
+    with pytest.raises(UsageError, match=r"given\.png at 128x112, and it becomes 144x112"):
         draw(pipe, references=(replace(FIRST, width=128),))
 
 
