@@ -90,13 +90,18 @@ def read_gguf(path: Path) -> Header:
 
 def check_rare(tensors: Mapping[str, Stored], place: str) -> None:
     """Raise ModelError for a type that only the package `gguf` unpacks, where that is not here."""
-    rare = {kind.name for kind in RARE.values()}
-    found = next((held.dtype for held in tensors.values() if held.dtype in rare), None)
-    if found is not None and importlib.util.find_spec("gguf") is None:
+    found = rare_kinds(tensors)
+    if found and importlib.util.find_spec("gguf") is None:
         raise ModelError(
-            f"{place} holds weights in {found}, which klein leaves to another package",
+            f"{place} holds weights in {found[0]}, which klein leaves to another package",
             "pip install 'klein-cli[gguf]', or get the model as Q4_K_M or Q8_0, which is quicker",
         )
+
+
+def rare_kinds(tensors: Mapping[str, Stored]) -> list[str]:
+    """The types among some tensors that only the package `gguf` unpacks."""
+    rare = {kind.name for kind in RARE.values()}
+    return sorted({held.dtype for held in tensors.values()} & rare)
 
 
 class _Broken(Exception):
