@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from klein_cli.checkpoints.dequantise import companion, unpacked
 from klein_cli.checkpoints.reader import PIECE_BYTES, Extent, Reader, ReadHandle, Rows
-from klein_cli.checkpoints.slots import Slot, allocate, slots_of
+from klein_cli.checkpoints.slots import Slot, WholeSlot, allocate, slots_of
 from klein_cli.checkpoints.source import DAMAGED, Checkpoint, Span, Stored
 from klein_cli.errors import ModelError
 
@@ -114,6 +114,22 @@ def load_weights(
         handle = reader.read(piece for one in wanted for piece in one.wanted(reader))
     _check_complete(module)
     return handle, skipped
+
+
+def read_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint, unpacked and on the host, fractions in `dtype`.
+
+    Raises ModelError for a file that is absent or cannot be read.
+    """
+    device = torch.device("cpu")
+    for name, held in checkpoint.tensors().items():
+        floating = held.packing is not None or _TYPES[held.dtype].is_floating_point
+        kept = nn.Module()
+        empty = torch.empty(held.shape, dtype=dtype if floating else torch.int64, device="meta")
+        kept.register_buffer("tensor", empty)
+        slot = WholeSlot(kept, "tensor", dtype if floating else None, device)
+        _adopt([_Arrival(held, slot, None)], device)
+        yield name, kept.get_buffer("tensor").clone()
 
 
 @dataclass(slots=True)
