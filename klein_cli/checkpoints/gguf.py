@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from klein_cli.checkpoints.header import Header
+from klein_cli.checkpoints.header import MOST_TENSORS, Header
 from klein_cli.checkpoints.source import DAMAGED, Packing, Stored
 from klein_cli.errors import ModelError
 
@@ -64,7 +64,6 @@ _FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q
 """Values of a fixed length, as `struct` writes them."""
 _STRING, _ARRAY = 8, 9
 
-_MOST_TENSORS = 20_000
 _MOST_KEYS = 10_000
 _MOST_STRINGS = 2_000_000
 """Of all arrays together: a vocabulary and its merges have 300,000."""
@@ -91,13 +90,18 @@ def read_gguf(path: Path) -> Header:
 
 def check_rare(tensors: Mapping[str, Stored], place: str) -> None:
     """Raise ModelError for a type that only the package `gguf` unpacks, where that is not here."""
-    rare = {kind.name for kind in RARE.values()}
-    found = next((held.dtype for held in tensors.values() if held.dtype in rare), None)
-    if found is not None and importlib.util.find_spec("gguf") is None:
+    found = rare_kinds(tensors)
+    if found and importlib.util.find_spec("gguf") is None:
         raise ModelError(
-            f"{place} holds weights in {found}, which klein leaves to another package",
+            f"{place} holds weights in {found[0]}, which klein leaves to another package",
             "pip install 'klein-cli[gguf]', or get the model as Q4_K_M or Q8_0, which is quicker",
         )
+
+
+def rare_kinds(tensors: Mapping[str, Stored]) -> list[str]:
+    """The types among some tensors that only the package `gguf` unpacks."""
+    rare = {kind.name for kind in RARE.values()}
+    return sorted({held.dtype for held in tensors.values()} & rare)
 
 
 class _Broken(Exception):
@@ -119,7 +123,7 @@ class _Reader:
             version, tensors, keys = self._value("I"), self._value("Q"), self._value("Q")
             if version not in (2, 3):
                 raise _Broken(f"is of version {version}; klein reads 2 and 3")
-            if tensors > _MOST_TENSORS or keys > _MOST_KEYS:
+            if tensors > MOST_TENSORS or keys > _MOST_KEYS:
                 raise _Broken(f"promises {tensors:,} tensors and {keys:,} keys")
             metadata = dict(self._key() for _ in range(keys))
             lines = [self._tensor() for _ in range(tensors)]

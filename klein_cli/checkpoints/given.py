@@ -6,13 +6,14 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from klein_cli.checkpoints.folder import FolderCheckpoint, read_json
+from klein_cli.checkpoints.gguf import rare_kinds
 from klein_cli.checkpoints.identify import PART_NAMES, contents
 from klein_cli.checkpoints.models_dir import SUFFIXES, ModelsDir
 from klein_cli.checkpoints.origins import preset_of_file
@@ -60,12 +61,13 @@ def wanted(
         name = name if name in presets() else folder.find(name, "transformer")
     for part, path in given.items():
         _check_is_there(part, path)
+    found = Wanted(model=name, parts=given)
     if is_file(name):
-        return _of_file(name, given)
-    if name in presets():
+        found = _of_file(name, given)
+    elif name in presets():
         for part, path in given.items():
             _check_size(name, part, path)
-    return Wanted(model=name, parts=given)
+    return replace(found, notes=(*found.notes, *_slow(found.parts)))
 
 
 def _of_file(name: str, given: Parts) -> Wanted:
@@ -91,6 +93,15 @@ def _of_file(name: str, given: Parts) -> Wanted:
     )
     parts = {**given, **dict.fromkeys(held, name)}
     return Wanted(model=preset, parts=parts, notes=() if is_known else (note,))
+
+
+def _slow(parts: Parts) -> Iterator[str]:
+    """What another package unpacks, which takes its time."""
+    for part, path in parts.items():
+        place = Path(path).expanduser()
+        kinds = rare_kinds(FileCheckpoint(place, part).tensors()) if place.is_file() else ()
+        if kinds:
+            yield f"{place.name} is unpacked by the package gguf, on the CPU: {', '.join(kinds)}"
 
 
 def is_file(model: str) -> bool:

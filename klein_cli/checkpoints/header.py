@@ -16,6 +16,8 @@ from klein_cli.tables import parse_json
 
 _LONGEST_HEADER = 16_000_000
 """Bytes: a hundred times what models have, and few enough to be read at once."""
+MOST_TENSORS = 20_000
+"""Ten times what the largest models have in all their parts."""
 _BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -57,6 +59,8 @@ def read_header(path: Path) -> Header:
     try:
         entries = parse_json(header.decode())
         metadata = entries.pop("__metadata__", {})
+        if len(entries) > MOST_TENSORS:
+            raise ModelError(f"{path} has a header of {len(entries):,} tensors", DAMAGED)
         found = {name: _stored(path, entry, 8 + length) for name, entry in entries.items()}
         _check_places(found)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -206,11 +206,11 @@ class _Layers:
         return held
 
     def _check_format(self, layer: str, said: Mapping[str, Any] | None, wanted: str) -> None:
-        found = wanted if said is None else said.get("format")
+        found = wanted if said is None else str(said.get("format"))[:40]
         if found != wanted:
             raise ModelError(
-                f"{self._place} declares {layer} as {str(found)[:40]}, stored as {wanted}; "
-                "klein does not unpack that",
+                f"{self._place} declares {layer} as {found}, which klein does not unpack from what "
+                "is there",
                 INSTEAD,
             )
 

@@ -141,6 +141,16 @@ def read_tensor(held: Stored) -> Tensor:
     return found.tensor
 
 
+def read_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint, unpacked and on the host, fractions in `dtype`.
+
+    Raises ModelError for a file that is absent or cannot be read.
+    """
+    for name, held in checkpoint.tensors().items():
+        found = read_tensor(held)
+        yield name, found.to(dtype if found.is_floating_point() else found.dtype, copy=True)
+
+
 @dataclass(slots=True)
 class _Arrival:
     """One tensor on its way: how it is stored, where it belongs, and what changes it."""

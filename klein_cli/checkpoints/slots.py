@@ -46,7 +46,7 @@ class Slot(Protocol):
     def put(self, first: int, rows: Tensor) -> None: ...
 
 
-class _Whole:
+class WholeSlot:
     """A parameter or a buffer of a module, by itself."""
 
     def __init__(
@@ -163,11 +163,11 @@ def slots_of(module: nn.Module, device: torch.device, dtype: torch.dtype) -> dic
             slots |= {name: _Rows(child, rows) for name, rows in names.items()}
             continue
         for name, _ in child.named_parameters(recurse=False):
-            slots[_joined(path, name)] = _Whole(child, name, dtype, device)
+            slots[_joined(path, name)] = WholeSlot(child, name, dtype, device)
         for name, buffer in child.named_buffers(recurse=False):
             if name not in child._non_persistent_buffers_set:
                 kind = torch.float32 if buffer.is_floating_point() else None
-                slots[_joined(path, name)] = _Whole(child, name, kind, device)
+                slots[_joined(path, name)] = WholeSlot(child, name, kind, device)
     return slots
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,51 @@ def test_a_hostile_header_is_one_complaint(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ModelError) as caught:
         FileCheckpoint(tmp_path / "file", "vae").tensors()
     assert "\n" not in caught.value.message
+
+
+def test_flipped_bits_of_a_header_are_a_complaint_or_another_header(
+    official: dict[str, Tensors], tmp_path: Path
+) -> None:
+    """Whatever it says, no other error, and at once."""
+    given = {name: torch.zeros(2) for name in ("bn.running_mean", "decoder.conv_in.weight", "a")}
+    whole = write(tmp_path / "file", given, metadata={"_quantization_metadata": {"layers": {}}})
+    data = whole.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    drawn = torch.Generator().manual_seed(1)
+    for _ in range(200):
+        damaged = bytearray(data)
+        for at in torch.randint(0, 8 + length, (2,), generator=drawn).tolist():
+            damaged[at] ^= 1 << at % 7
+        whole.write_bytes(damaged)
+        with pytest.raises(ModelError) as caught:
+            FileCheckpoint(whole, "vae").config()
+        assert "\n" not in caught.value.message
+
+
+def test_a_header_of_very_many_tensors_is_read_in_seconds(tmp_path: Path) -> None:
+    names = ",".join(
+        f'"a{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for n in range(250_000)
+    )
+    text = f"{{{names}}}".encode()
+    (tmp_path / "file").write_bytes(struct.pack("<Q", len(text)) + text)
+    started = time.process_time()
+    with pytest.raises(ModelError, match="a header of"):
+        FileCheckpoint(tmp_path / "file", "vae").tensors()
+    assert time.process_time() - started < 10
+
+
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack("<Q", len(DEEP) + 6) + b'{"a":' + DEEP + b"}",
+        struct.pack("<Q", 16) + b'{"a":{"shape":1}',
+    ],
+    ids=["deep", "torn"],
+)
+def test_deep_and_torn_json_is_one_complaint(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(ModelError, match="broken header"):
+        FileCheckpoint(tmp_path / "file", "vae").tensors()
