@@ -14,8 +14,6 @@ from klein_cli.prompts.wildcards import chosen
 from klein_cli.recipe import Mask, Recipe, Reference, check_guidance
 
 MAX_IMAGES = 1_000_000
-ALPHA = "alpha"
-"""A mask that is what the first image leaves transparent."""
 
 _OF_GUIDANCE = ("guidance", "negative_prompt")
 LEFT_OPEN = ("width", "height", "steps", "guidance", "negative_prompt")

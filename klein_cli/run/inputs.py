@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from klein_cli.errors import UsageError
 from klein_cli.images.files import MAX_FILE_BYTES
-from klein_cli.images.inputs import ALPHA, reference
+from klein_cli.images.inputs import reference
 from klein_cli.images.masks import masked_source
 from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Inputs, Row
-from klein_cli.recipe import MAX_REFERENCES, Mask
+from klein_cli.recipe import ALPHA, MAX_REFERENCES, Mask
 from klein_cli.run.events import Listener
 
 if TYPE_CHECKING:
