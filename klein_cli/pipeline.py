@@ -37,6 +37,7 @@ from klein_cli.images.masks import Expand
 from klein_cli.images.store import ImageStore
 from klein_cli.optimize.backend import Backend, backend_for, device_context
 from klein_cli.optimize.part import Part, Target
+from klein_cli.output.carry import DRAWN
 from klein_cli.output.image import Image
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import DEFAULT_MODEL
@@ -286,7 +287,8 @@ class Pipeline:
             for _, note in store.notes():
                 (on_event or _ignore)(note)
             record = self.origin.record(recipe)
-            yield Image(pixels=pixels, recipe=recipe, record=record, images=store)
+            pixels, extras = DRAWN.of(recipe, pixels, store)
+            yield Image(pixels=pixels, recipe=recipe, record=record, extras=extras)
 
     def render(
         self,

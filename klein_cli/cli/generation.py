@@ -31,6 +31,7 @@ from klein_cli.images.store import ImageStore
 from klein_cli.output.carry import Carry
 from klein_cli.output.gallery import check_page
 from klein_cli.output.naming import destination
+from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
 from klein_cli.prompts.source import PromptSource
 from klein_cli.recipe import CPU_SEEDS
@@ -110,7 +111,7 @@ def run_generate(
         asked = _Run(
             model=model,
             source=source,
-            images=InputImages(ImageStore(), folder=_folder_of(prompts), stdin=sys.stdin.buffer),
+            images=_images(prompts),
             one_by_one=in_folder,
             carry=Carry(edit=edit is not None, opaque=edit is not None and edit.opaque),
             of_masks=given.of_masks(),
@@ -268,9 +269,12 @@ def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) 
     return 0
 
 
-def _folder_of(prompts: options.PromptOptions) -> Path:
-    """From which the rows of a prompts file name their images."""
-    return Path() if prompts.prompts_file is None else Path(prompts.prompts_file).parent
+def _images(prompts: options.PromptOptions) -> InputImages:
+    """Who finds the images of a run: those of rows from where their file lies."""
+    folder = Path() if prompts.prompts_file is None else Path(prompts.prompts_file).parent
+    has_words = STDIN in (prompts.prompt, prompts.prompt_option, prompts.prompts_file)
+    stdin = None if has_words else sys.stdin.buffer
+    return InputImages(ImageStore(), folder=folder, stdin=stdin)
 
 
 def parsed_output(

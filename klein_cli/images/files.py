@@ -32,6 +32,7 @@ MAX_ASPECT = 8
 STDIN_NAME = "standard input"
 
 _TILE_SIDES = (0x0142, 0x0143)
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF")
 _CONVERT = "convert it to PNG or JPEG"
 _SAVE_AGAIN = "save it again as PNG or JPEG"
@@ -77,6 +78,8 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     except KleinError:
         raise
     except UnidentifiedImageError:
+        if data.startswith(_BEGINNINGS) or _brands(data):
+            raise UsageError(f"{name} is damaged or incomplete", _SAVE_AGAIN) from None
         raise UsageError(
             f"{name} is not an image that klein reads", "use PNG, JPEG, WebP or TIFF"
         ) from None

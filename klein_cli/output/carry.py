@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from klein_cli.errors import KleinError
+from klein_cli.images.levels import over
+from klein_cli.images.references import prepare_alpha
 from klein_cli.output.extras import NOTHING_ELSE, Extras
-from klein_cli.output.png import has_alpha, is_lossless
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,28 +25,29 @@ class Carry:
 
     An `edit` of an image has its resolution, its copyright and, unless `opaque`, its alpha; an
     image that was only drawn after others has nothing of them. What a mask keeps stays in any case
-    as it was: in its own profile, depth and alpha.
+    as it was: in its own profile, depth and, unless `opaque`, alpha.
     """
 
     edit: bool = False
     opaque: bool = False
 
     def of(
-        self, recipe: Recipe, pixels: Pixels, images: ImageStore | None, extension: str
+        self, recipe: Recipe, pixels: Pixels, images: ImageStore | None
     ) -> tuple[Pixels, Extras]:
-        """The pixels, (H, W, 3 or 4) of 8 or 16 bits, as a file of this ending can hold them, and
-        what goes beside them. Raises KleinError when it cannot.
-        """
+        """The pixels, (H, W, 3 or 4) of 8 or 16 bits, and what goes beside them in the file."""
         mask = recipe.mask
-        if images is None or not recipe.references or not (mask or self.edit):
+        if images is None or not recipe.references:
             return pixels, NOTHING_ELSE
+        if mask is None and not self.edit:
+            return pixels, Extras(says_srgb=True)
         source = images.picture(recipe.references[0].sha256)
-        transparent = has_alpha(extension) and not self.opaque
-        if mask is None and transparent:
+        if self.opaque and pixels.shape[2] == 4:
+            pixels = over(pixels[:, :, :3], pixels[:, :, 3], white=True)
+        if mask is None and not self.opaque:
             pixels = _with_alpha(pixels, source)
-        return _held(pixels, extension, transparent, mask is not None and mask.keep), Extras(
+        return pixels, Extras(
             profile=source.profile if mask else None,
-            says_srgb=mask is None,
+            says_srgb=True,
             lossless=mask is not None and mask.keep,
             dpi=source.dpi if self.edit else None,
             copyright=source.copyright if self.edit else None,
@@ -60,22 +61,6 @@ DRAWN = Carry()
 def _with_alpha(pixels: Pixels, source: Picture) -> Pixels:
     import numpy
 
-    from klein_cli.images.references import prepare_alpha
-
     height, width = pixels.shape[:2]
     alpha = prepare_alpha(source, width, height)
     return pixels if alpha is None else numpy.dstack([pixels, alpha])
-
-
-def _held(pixels: Pixels, extension: str, transparent: bool, keep: bool) -> Pixels:
-    from klein_cli.images.levels import narrowed, over
-
-    if pixels.shape[2] == 4 and not transparent:
-        pixels = over(pixels[:, :, :3], pixels[:, :, 3], white=True)
-    if pixels.dtype.itemsize > 1 and extension.lower() != ".png":
-        if keep and is_lossless(extension):
-            raise KleinError(
-                "only PNG keeps the 16 bits a channel of this image", "write .png, or --no-keep"
-            )
-        pixels = narrowed(pixels)
-    return pixels

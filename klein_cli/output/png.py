@@ -17,31 +17,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.output.extras import NOTHING_ELSE, Extras
+from klein_cli.images.levels import narrowed, over
+from klein_cli.output.extras import EXIF_IFD, NOTHING_ELSE, Extras
 from klein_cli.output.metadata import to_json
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
+    import numpy
     from numpy.typing import NDArray
 
 EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _QUALITY = 95
 _TEMPORARY = ".klein-"
 _SWEPT = ".klein-run-"
-EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
-COPYRIGHT = 0x8298
 ASCII_COMMENT = b"ASCII\0\0\0"
 # A JPEG segment holds 65,533 bytes; the rest is for EXIF's own structure.
 _JPEG_COMMENT_BYTES = 65_000
 # What the record holds besides its prompts, generously, and what each step adds to it.
 _RECORD_BYTES = 5_000
 _SIGMA_BYTES = 15
-
-
-def has_alpha(extension: str) -> bool:
-    """Whether files of this ending can be transparent."""
-    return EXTENSIONS[extension.lower()] != "JPEG"
 
 
 def is_lossless(extension: str) -> bool:
@@ -56,35 +51,42 @@ def encode(
     parameters: str,
     extras: Extras = NOTHING_ELSE,
 ) -> bytes:
-    """An image file in memory: (H, W, 3) uint8 RGB pixels with their record, or (H, W, 4) with
-    alpha where the format `has_alpha`. A PNG takes uint16 too.
+    """An image file in memory: (H, W, 3) RGB or (H, W, 4) RGBA pixels with their record.
 
     PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
     the record as EXIF's UserComment. Where `written` is None, the file holds the same pixels and
-    not a word of the recipe.
+    not a word. Pixels of 16 bits a channel are rounded to 8 but in a PNG, and transparent ones lie
+    over white in a JPEG. Raises KleinError for what such a file cannot hold.
     """
     kind = EXTENSIONS[extension.lower()]
-    assert pixels.shape[2:] == (3,) or (pixels.shape[2:] == (4,) and has_alpha(extension))
-    assert pixels.dtype.name == "uint8" or kind == "PNG"
+    if written is None:
+        extras = extras.without_words()
     if kind == "PNG":
         return _png(pixels, written, parameters, extras)
+    if pixels.dtype.itemsize > 1 and extras.lossless and kind == "WEBP":
+        raise KleinError(
+            "only PNG keeps the 16 bits a channel of this image", "write .png, or --no-keep"
+        )
+    if pixels.shape[2] == 4 and kind == "JPEG":
+        pixels = over(pixels[:, :, :3], pixels[:, :, 3], white=True)
+    return _by_pillow(narrowed(pixels), kind, written, extras)
+
+
+def _by_pillow(
+    pixels: NDArray[numpy.uint8], kind: str, written: Mapping[str, Any] | None, extras: Extras
+) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"icc_profile": extras.profile} if extras.profile else {}
-    if kind == "WEBP":
-        options |= {"lossless": extras.lossless, "exact": extras.lossless}
-    else:
-        options |= {"subsampling": 0} | ({"dpi": extras.dpi} if extras.dpi else {})
+    options = extras.options(kind) | ({"subsampling": 0} if kind == "JPEG" else {})
     exif = Image.Exif()
-    if extras.copyright is not None:
-        exif[COPYRIGHT] = extras.copyright
+    extras.add_to(exif)
     if written is not None:
         comment = ASCII_COMMENT + to_json(written).encode("ascii")
         if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
             raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
         exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
-    if written is not None or extras.copyright is not None:
+    if written is not None or extras != NOTHING_ELSE:
         options["exif"] = exif
     Image.fromarray(pixels).save(buffer, kind, quality=_QUALITY, **options)
     return buffer.getvalue()

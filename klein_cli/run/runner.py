@@ -191,7 +191,7 @@ class Run:
         started = time.perf_counter()
         extension = ".png" if job.path is None else job.path.suffix
         try:
-            pixels, extras = self._carry.of(job.recipe, pixels, self._images, extension)
+            pixels, extras = self._carry.of(job.recipe, pixels, self._images)
             data = encode(pixels, extension, record, parameters(job.recipe), extras)
             digest = sha256(data).hexdigest()
             if self._journal is not None and self._no_metadata:

@@ -121,6 +121,13 @@ def test_cmyk_is_converted_by_its_profile(kind: str) -> None:
     assert picture.notes == ("the colours of ad are converted from press to sRGB",)
 
 
+def test_the_black_of_a_press_is_black() -> None:
+    """Without black point compensation, text in four inks would be gray on a screen."""
+    inks = numpy.full((64, 64, 4), 255, dtype=numpy.uint8)
+    picture = read(encoded(cmyk(inks), "TIFF", icc_profile=cmyk_profile("press")))
+    assert picture.rgb.max() <= 2
+
+
 def test_cmyk_without_a_profile_is_said_to_be_approximate() -> None:
     inks = numpy.zeros((64, 64, 4), dtype=numpy.uint8)
     picture = read(encoded(cmyk(inks), "JPEG"), name="ad")

@@ -77,9 +77,9 @@ def test_a_file_that_ends_early_is_refused(kind: str) -> None:
     """Pillow's own readers stop anywhere, some with errors that are no OSError."""
     data = WRITTEN[kind]
     read(data)
-    for share in (0.3, 0.6, 0.9):
-        with pytest.raises(UsageError):
-            read(data[: int(len(data) * share)], name="a")
+    for share in (0.01, 0.3, 0.6, 0.9):
+        with pytest.raises(UsageError, match="a is damaged or incomplete"):
+            read(data[: max(int(len(data) * share), 12)], name="a")
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
@@ -136,6 +136,14 @@ def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.Monke
     assert "HEIC" in error.value.message
     assert "klein-cli[heic]" in error.value.hint
     assert "JPEG" in error.value.hint
+
+
+def test_heic_is_read_where_its_package_is() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    smooth = numpy.tile(numpy.arange(96, dtype=numpy.uint8), (70, 1))
+    picture = read(encoded(smooth, "HEIF", quality=95))
+    assert numpy.abs(picture.rgb[:, :, 0].astype(int) - smooth).max() <= 4
 
 
 def test_an_avif_image_is_read_where_pillow_can() -> None:

@@ -146,3 +146,5 @@ def test_the_source_of_a_recipe_with_a_mask(tmp_path: Path) -> None:
         store.masked(recipe(reference, 128, 64, told))
     grown = Mask(expand=(0, 0, 32, 0), box=(0, 0, 128, 70))
     assert store.masked(recipe(reference, 128, 64, grown)).white.shape == (70, 128)
+    part = Mask(sha256=mask.sha256, name="mask.png", box=(16, 0, 80, 64))
+    assert store.masked(recipe(reference, 64, 64, part)).box == (16, 0, 80, 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from listening import Heard
 
 import klein_cli.images.store
 from klein_cli.errors import UsageError
+from klein_cli.images.store import ImageStore
 from klein_cli.presets import presets
 from klein_cli.prompts.rows import Defaults, Inputs, Row
-from klein_cli.run.inputs import ImageNotes
+from klein_cli.run.inputs import ImageNotes, InputImages
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -81,6 +83,19 @@ def test_standard_input_is_read_once_and_has_no_path() -> None:
     assert isinstance(images.store.source(sha256("a.png")), bytes)
 
 
+def test_standard_input_that_holds_the_prompts_is_no_image() -> None:
+    images = InputImages(ImageStore(), folder=Path(), stdin=None)
+    with pytest.raises(UsageError, match="standard input holds the prompts"):
+        images.of(Row(prompt="a", image=("-",)), DEFAULTS)
+
+
+def test_a_folder_is_no_image_and_there_is_a_command_for_it() -> None:
+    photo("in/a.png")
+    with pytest.raises(UsageError, match="in is a folder") as caught:
+        found(Row(prompt="a", image=("in",)))
+    assert "klein edit in " in caught.value.hint
+
+
 def test_too_many_images_are_refused_and_many_are_known() -> None:
     photo("a.png")
     images = input_images()
@@ -134,6 +149,16 @@ def test_a_mask_of_another_size_is_the_rows_fault() -> None:
     mask("m.png", (0, 0, 9, 9), width=64)
     with pytest.raises(UsageError, match=r"the mask m\.png is 64x64, and a\.png is 96x64"):
         found(Row(prompt="a", image=("a.png",), mask="m.png"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names are those of other systems")
+def test_any_file_name_can_be_recorded() -> None:
+    """Else klein could not read the record in its own image."""
+    photo("a.png")
+    strange = os.fsdecode(b"caf\xe9\\a.png")
+    os.rename("a.png", strange)
+    inputs = found(Row(prompt="a", image=(strange,)))
+    assert inputs.references[0].name == "caf?_a.png"
 
 
 def test_each_reference_is_described() -> None:

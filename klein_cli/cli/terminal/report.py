@@ -107,8 +107,9 @@ class Report:
         length = "length unknown" if count is None else f"{count} tokens"
         length += f", cut from {_quoted(cut)}" if cut else ""
         self._result(
-            f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}  "
-            f"{recipe.steps} steps  {length}  {_in_short(recipe.prompt)}"
+            f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}"
+            f"{' painted' if recipe.mask else ''}  {recipe.steps} steps  {length}  "
+            + _in_short(recipe.prompt)
             + "".join(
                 f"  {printable(name)} {width}x{height} {tokens} tokens"
                 for name, width, height, tokens in given
