@@ -22,6 +22,7 @@ from small_models import distance
 from torch import Tensor
 
 from klein_cli.checkpoints.resolve import resolve
+from klein_cli.cli.app import main
 from klein_cli.device.choose import no_tf32
 from klein_cli.images.references import processed_size
 from klein_cli.images.store import ImageStore
@@ -226,6 +227,45 @@ def test_a_model_that_keeps_references(keeping: Pipeline, official: Any, asked: 
     recipe = replace(RECIPE, references=references)
     given = [IMAGES[REFERENCES.index(each)] for each in references]
     assert_same(edited(keeping, [recipe]), editing(caching, recipe, given))
+
+
+def test_a_phones_photo_at_the_shell(edit_snapshot: Path, official: Any, tmp_path: Path) -> None:
+    """Over a megapixel, on its side, as JPEG; beside it a small one, in the order given."""
+    from diffusers.utils import load_image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = tmp_path / "photo.jpg"
+    IMAGES[0].resize((1500, 1111)).save(photo, quality=90, exif=exif)
+    IMAGES[1].save(tmp_path / "small.png")
+    given = [photo, tmp_path / "small.png"]
+    options = [word for path in given for word in ("-i", str(path))]
+    made = generated(edit_snapshot, tmp_path, *options, "--size", f"{SIZE[0]}x{SIZE[1]}")
+    loaded = [load_image(str(path)) for path in given]
+    assert loaded[0].size == (1111, 1500)
+    image, _ = editing(official, RECIPE, loaded, guidance_scale=1.0)
+    assert np.abs(made.astype(int) - image).max() <= 1
+
+
+def test_the_size_of_the_first_reference(
+    edit_snapshot: Path, official: Any, tmp_path: Path
+) -> None:
+    paths = [tmp_path / name for name in ("first.png", "second.png")]
+    for path, image in zip(paths, IMAGES, strict=True):
+        image.save(path)
+    made = generated(edit_snapshot, tmp_path, "-i", str(paths[1]), "-i", str(paths[0]))
+    assert made.shape == (128, 96, 3)
+    expected, _ = wanted(official, RECIPE, image=IMAGES[::-1], guidance_scale=1.0)
+    assert np.abs(made.astype(int) - expected).max() <= 1
+
+
+def generated(root: Path, folder: Path, *options: str) -> np.ndarray[Any, Any]:
+    """What `klein generate` draws of RECIPE's words, seed and steps."""
+    command = ["generate", PROMPT, "-m", str(root), "--device", "cpu", "--dtype", "float32", "-q"]
+    command += ["-s", str(RECIPE.seed), "--steps", str(STEPS), "-o", str(folder / "made.png")]
+    assert main([*command, *options]) == 0
+    with Image.open(folder / "made.png") as image:
+        return np.asarray(image)
 
 
 @pytest.mark.gpu
