@@ -53,7 +53,8 @@ class Run:
 
     The `journal` keeps the record of a run that can be resumed; with `no_metadata`, images have no
     record in them. `images` has what was given, of which results `carry` what they are to; if
-    it `reads_ahead`, what the next batch edits is decoded while one is drawn. `writing` counts the seconds that files held up the drawing, or its end.
+    it `reads_ahead`, what the next batch edits is decoded while one is drawn. `writing` counts the
+    seconds that files held up the drawing, or its end.
     """
 
     def __init__(
