@@ -37,7 +37,7 @@ def find_images(
     for path in ordered:
         if len(found) == len(wanted):
             break
-        digest = _digest(path)
+        digest = digest_of(path)
         if digest is not None and digest in wanted:
             found.setdefault(digest, path)
     return found
@@ -56,8 +56,8 @@ def _is_named_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
 
 
-def _digest(path: Path) -> str | None:
-    """SHA-256 of a regular file, None for anything else."""
+def digest_of(path: Path) -> str | None:
+    """The SHA-256 of a regular file of bounded size, None for anything else."""
     with suppress(OSError, ValueError):
         status = os.stat(path)
         if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:

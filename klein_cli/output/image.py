@@ -15,7 +15,6 @@ from klein_cli.output.png import EXTENSIONS, encode, save
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
-    import numpy
     from numpy.typing import NDArray
     from PIL.Image import Image as PillowImage
 
@@ -30,7 +29,7 @@ class Image:
     says of its colours and takes over from its source.
     """
 
-    pixels: NDArray[numpy.uint8] | NDArray[numpy.uint16] = field(repr=False)
+    pixels: NDArray[Any] = field(repr=False)
     recipe: Recipe | None = None
     record: Mapping[str, Any] | None = field(default=None, repr=False)
     extras: Extras = field(default=NOTHING_ELSE, repr=False)

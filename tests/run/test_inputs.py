@@ -177,3 +177,4 @@ def test_many_notes_of_a_kind_are_told_a_few_times() -> None:
     kinds = [kind for kind, _ in heard.said]
     assert kinds == ["note"] * 3 + ["detail"] * 6 + ["note"]
     assert heard.said[-1] == ("note", "0.png is CMYK")
+    assert len(heard.events) == 10, "a program hears of each"
