@@ -207,7 +207,7 @@ def test_rows_of_a_model_that_keeps_references_are_the_same_alone(kv_snapshot: P
 def test_the_diffusers_engine_keeps_no_keys(kv_snapshot: Path) -> None:
     pipe = load(kv_snapshot, engine="diffusers")
     draw(pipe, references=())
-    with pytest.raises(UsageError, match="diffusers engine does not keep"):
+    with pytest.raises(UsageError, match="the diffusers engine does not"):
         draw(pipe)
 
 
