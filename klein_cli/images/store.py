@@ -108,10 +108,6 @@ class ImageStore:
         _check_size(source.name, (recipe.width, recipe.height), masked.painted_size[::-1])
         return masked
 
-    def profile(self, sha256: str) -> bytes | None:
-        """The ICC profile that kept pixels of the image are in; None for sRGB."""
-        return self.picture(sha256).profile
-
     def _read(self, sha256: str, kind: type[Read], reader: Callable[..., Read]) -> Read:
         with self._lock:
             found = self._decoded.get((kind, sha256))

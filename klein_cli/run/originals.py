@@ -7,16 +7,14 @@ recipe's, and decoded after that only. Another image is used where the user name
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
 from klein_cli.errors import UsageError
-from klein_cli.images.files import MAX_FILE_BYTES
+from klein_cli.images.finding import digest_of
 from klein_cli.prompts.rows import ALPHA, Defaults, Row
 from klein_cli.recipe import Recipe
 from klein_cli.run.differences import row_of_recipe
@@ -96,7 +94,7 @@ class Originals:
     def _digest(self, path: Path) -> str | None:
         """The SHA-256 of a regular file of bounded size, read once; None for anything else."""
         if path not in self._digests:
-            self._digests[path] = _digest(path)
+            self._digests[path] = digest_of(path)
         return self._digests[path]
 
 
@@ -115,16 +113,3 @@ def edited_again(
         blur = defaults.blur or mask.blur
         defaults = replace(defaults, keep=defaults.keep and mask.keep, blur=blur)
     return replace(defaults, image=(), mask=None, expand=None), row
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        # A pipe or a device would never end.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(handle, "rb") as file:
-            facts = os.fstat(handle)
-            if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_FILE_BYTES:
-                return None
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):  # ValueError for a name with a zero in it
-        return None

@@ -119,7 +119,7 @@ def test_a_pipe_a_folder_and_a_device_are_not_read() -> None:
 
 def test_a_file_larger_than_any_image_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = edit(reference(photo("a.png")))
-    monkeypatch.setattr("klein_cli.run.originals.MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("klein_cli.images.finding.MAX_FILE_BYTES", 10)
     with pytest.raises(UsageError, match="is not here"):
         found(recipe)
 
