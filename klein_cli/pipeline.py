@@ -322,7 +322,9 @@ class Pipeline:
             waited=lambda: sum(part.waited for part in self.parts.values()),
         )
         render = partial(self._render, recipes, images, watch, callback, trace, tiled)
-        return self._compute(render, len(recipes), (recipes[0].width, recipes[0].height))
+        first = recipes[0]
+        size = first.width, first.height
+        return self._compute(render, len(recipes), size, len(first.references))
 
     def _render(
         self,
@@ -451,7 +453,11 @@ class Pipeline:
         return [to_pixels(decode(one, latents.grid, tiled=tiled)) for one in latents.packed]
 
     def _compute(
-        self, work: Callable[[], Result], images: int, size: tuple[int, int] | None = None
+        self,
+        work: Callable[[], Result],
+        images: int,
+        size: tuple[int, int] | None = None,
+        references: int = 0,
     ) -> Result:
         """`work` with nobody else computing; memory that runs out is given back, and an error."""
         try:
@@ -474,7 +480,7 @@ class Pipeline:
         at_once = " at once" if images > 1 else ""
         raise OutOfMemoryError(
             f"{what}{of}{at_once} did not fit into the memory of {self.settings.device}",
-            f"use a smaller {option}",
+            f"use a smaller {option}" + (", or fewer or smaller images" if references else ""),
         )
 
 

@@ -22,7 +22,14 @@ from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
 from klein_cli.cli.config import origins
-from klein_cli.cli.editing import Edit, check_masks, check_stdin, check_words, no_effect, source_of
+from klein_cli.cli.editing import (
+    Edit,
+    check_masks,
+    check_stdin,
+    check_words,
+    report_edits,
+    source_of,
+)
 from klein_cli.cli.terminal.follow import INTERRUPTED, RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
@@ -31,12 +38,13 @@ from klein_cli.images.store import ImageStore
 from klein_cli.output.carry import Carry
 from klein_cli.output.gallery import check_page
 from klein_cli.output.naming import destination
+from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
 from klein_cli.prompts.source import PromptSource
 from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_placement, start
-from klein_cli.run.inputs import MANY, InputImages
+from klein_cli.run.inputs import InputImages
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resume.folder import OutputFolder, output_folder
@@ -110,7 +118,7 @@ def run_generate(
         asked = _Run(
             model=model,
             source=source,
-            images=InputImages(ImageStore(), folder=_folder_of(prompts), stdin=sys.stdin.buffer),
+            images=_images(prompts),
             one_by_one=in_folder,
             carry=Carry(edit=edit is not None, opaque=edit is not None and edit.opaque),
             of_masks=given.of_masks(),
@@ -166,8 +174,8 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
 
 def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan:
     # Every image that is there is read through: that may take a while.
-    with report.bar if earlier.resumed else nullcontext():
-        report.doing("looking at what is there")
+    with report.bar if earlier.resumed or asked.one_by_one else nullcontext():
+        report.doing("looking at what is there" if earlier.resumed else "reading the images")
         return plan(
             asked.source.rows,
             source=asked.source.file,
@@ -268,9 +276,12 @@ def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) 
     return 0
 
 
-def _folder_of(prompts: options.PromptOptions) -> Path:
-    """From which the rows of a prompts file name their images."""
-    return Path() if prompts.prompts_file is None else Path(prompts.prompts_file).parent
+def _images(prompts: options.PromptOptions) -> InputImages:
+    """Who finds the images of a run: those of rows from where their file lies."""
+    folder = Path() if prompts.prompts_file is None else Path(prompts.prompts_file).parent
+    has_words = STDIN in (prompts.prompt, prompts.prompt_option, prompts.prompts_file)
+    stdin = None if has_words else sys.stdin.buffer
+    return InputImages(ImageStore(), folder=folder, stdin=stdin)
 
 
 def parsed_output(
@@ -304,18 +315,7 @@ def _keeps_manifest(asked: _Run) -> bool:
 def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:
     """What the user does not know, or may think otherwise."""
     preset = asked.defaults.preset
-    if asked.images.most > MANY:
-        report.warn(
-            f"{asked.images.most} images are given: the model was made for up to {MANY} at once"
-        )
-    for line in asked.images.described():
-        report.detail(line)
-    if planned.resized is not None:
-        report.note(planned.resized)
-    if planned.encoded_again:
-        report.note("--keep-format: a JPEG file encodes again what the mask keeps; PNG does not")
-    if asked.of_masks and not asked.images.masked:
-        report.warn(no_effect(asked.of_masks))
+    report_edits(asked.images, planned, asked.defaults, asked.of_masks, report)
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
     if without := [*unused, *sorted(planned.without_effect)]:
         verb = "has" if len(without) == 1 else "have"

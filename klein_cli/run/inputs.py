@@ -7,18 +7,18 @@ that: only where a mask is given, since what is painted depends on where it is w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from klein_cli.errors import UsageError
 from klein_cli.images.files import MAX_FILE_BYTES
-from klein_cli.images.inputs import ALPHA, reference, told
-from klein_cli.images.masks import masked_source
+from klein_cli.images.inputs import reference, told
+from klein_cli.images.masks import box_of, masked_source, painted_size, repainted
 from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Inputs, Row
-from klein_cli.recipe import MAX_REFERENCES, Mask
+from klein_cli.recipe import ALPHA, MAX_REFERENCES, Mask, Reference
 from klein_cli.run.events import Listener
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ Size = tuple[int, int]
 
 MANY = 4
 """References that the model was made for; it takes more, and may leave some out of account."""
+_OPTIONS = ("image", "mask", "expand")
 _DESCRIBED = 20
 _OF_A_KIND = 3
 
@@ -38,32 +39,42 @@ class InputImages:
     """Finds the images of a run's rows, and takes them into its `store`.
 
     Files that a row names are looked for from `folder`, where the prompts file lies, and those of
-    the options from the present folder; "-" is `stdin`. `most` is how many one row has at most,
-    and `masked` whether some row has a mask.
+    the options from the present folder; "-" is `stdin`, None where it holds the prompts. `most` is
+    how many one row has at most, and `masked` whether some row has a mask; `taken` are the options
+    that some row has left to them.
     """
 
-    def __init__(self, store: ImageStore, *, folder: Path, stdin: BinaryIO) -> None:
+    def __init__(self, store: ImageStore, *, folder: Path, stdin: BinaryIO | None) -> None:
         self.store = store
         self.most = 0
         self.masked = False
+        self.taken: set[str] = set()
         self._folder = folder
         self._stdin = stdin
         self._probes: dict[Path | None, Probe] = {}
-        self._seen: dict[str, Probe] = {}
+        self._seen: dict[str, str] = {}
         self._boxes: dict[tuple[str, str | None, bool, Expand | None], tuple[Box, Size]] = {}
 
     def of(self, row: Row, defaults: Defaults) -> Inputs:
         """The images of a row. Raises UsageError for one that cannot be used, for too many, and
         for a mask without an image.
         """
+        self.taken |= {name for name in _OPTIONS if getattr(row, name) is None}
+        return self._of(row, defaults)
+
+    def of_options(self, defaults: Defaults) -> Inputs:
+        """Those that the options name, for a row that says nothing of them. Raises UsageError."""
+        return self._of(Row(prompt=""), defaults) if defaults.image else Inputs()
+
+    def _of(self, row: Row, defaults: Defaults) -> Inputs:
         given = self._given(row, defaults)
         if len(given) > MAX_REFERENCES:
             raise UsageError(f"{len(given)} images are given", f"give at most {MAX_REFERENCES}")
         mask, expand = row.mask or defaults.mask, row.expand or defaults.expand
         self.most = max(self.most, len(given))
-        self._seen |= {each.sha256: each for each in given}
         references = tuple(map(reference, given))
         if mask is None and expand is None:
+            self._see(given, references)
             return Inputs(references=references)
         if not given:
             what = "expand" if mask is None else "a mask"
@@ -73,8 +84,10 @@ class InputImages:
         file = None if mask is None or mask == ALPHA else self._probe(mask, place)
         box, (width, height) = self._box(given[0], file, mask == ALPHA, expand)
         source = replace(references[0], width=width, height=height)
+        references = (source, *references[1:])
+        self._see(given, references, box)
         return Inputs(
-            references=(source, *references[1:]),
+            references=references,
             mask=Mask(
                 sha256=file.sha256 if file else None,
                 name=told(file) if file else None,
@@ -88,15 +101,21 @@ class InputImages:
 
     def described(self) -> Iterator[str]:
         """A line for each of the first images that were found: what the model sees of it."""
-        seen = list(self._seen.values())
-        for found in seen[:_DESCRIBED]:
-            whole = reference(found)
-            yield (
-                f"{found.name}: {found.width}x{found.height}, seen as {whole.width}x{whole.height},"
-                f" {whole.tokens} tokens"
-            )
-        if len(seen) > _DESCRIBED:
-            yield f"and {len(seen) - _DESCRIBED} more images"
+        lines = list(self._seen.values())
+        yield from lines[:_DESCRIBED]
+        if len(lines) > _DESCRIBED:
+            yield f"and {len(lines) - _DESCRIBED} more images"
+
+    def _see(
+        self, given: Sequence[Probe], references: Sequence[Reference], box: Box | None = None
+    ) -> None:
+        """Remember what is seen of a row's images, of the first in a `box`, for `described`."""
+        part = "" if box is None else ", painted from {},{} to {},{}".format(*box)
+        for found, seen in zip(given, references, strict=True):
+            line = f"{found.name}: {found.width}x{found.height}{part}, seen as "
+            line += f"{seen.width}x{seen.height}, {seen.tokens} tokens"
+            self._seen.setdefault(found.sha256, line)
+            part = ""
 
     def _given(self, row: Row, defaults: Defaults) -> list[Probe]:
         if row.image is None:
@@ -105,10 +124,18 @@ class InputImages:
 
     def _probe(self, name: str, folder: Path) -> Probe:
         path = None if name == STDIN else folder / _at_home(name)
+        if path is not None and path.is_dir():
+            raise UsageError(
+                f"{name} is a folder", f'to edit each image in it: klein edit {name} "..." -o OUT'
+            )
         if path not in self._probes:
-            source = self._stdin.read(MAX_FILE_BYTES + 1) if path is None else path
-            self._probes[path] = self.store.add(source)
+            self._probes[path] = self.store.add(self._piped() if path is None else path)
         return self._probes[path]
+
+    def _piped(self) -> bytes:
+        if self._stdin is None:
+            raise UsageError("standard input holds the prompts, and no image", "give a file")
+        return self._stdin.read(MAX_FILE_BYTES + 1)
 
     def _box(
         self, source: Probe, mask: Probe | None, alpha: bool, expand: Expand | None
@@ -116,13 +143,14 @@ class InputImages:
         """What is painted of a source, and at which size."""
         key = source.sha256, mask.sha256 if mask else None, alpha, expand
         if key not in self._boxes:
-            masked = masked_source(
-                self.store.picture(source.sha256),
-                self.store.mask(mask.sha256) if mask else None,
-                alpha=alpha,
-                expand=expand,
-            )
-            self._boxes[key] = masked.box, masked.painted_size
+            white = self.store.mask(mask.sha256) if mask else None
+            if alpha:
+                picture = self.store.picture(source.sha256)
+                box = masked_source(picture, white, alpha=True, expand=expand).box
+            else:
+                sides = source.width, source.height
+                box = box_of(repainted(*sides, source.name, white, expand=expand))
+            self._boxes[key] = box, painted_size(box)
         return self._boxes[key]
 
 
@@ -143,6 +171,7 @@ class ImageNotes:
             if (name, text) in self._said:
                 continue
             self._said.add((name, text))
+            self._listener.event("notice", message=text)
             kind = text.replace(name, "")
             self._kinds[kind] += 1
             if self._kinds[kind] <= _OF_A_KIND:

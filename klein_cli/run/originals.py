@@ -14,9 +14,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from klein_cli.errors import UsageError
-from klein_cli.images.finding import digest_of
-from klein_cli.prompts.rows import ALPHA, Defaults, Row
-from klein_cli.recipe import Recipe
+from klein_cli.images.finding import digest_of, find_images
+from klein_cli.prompts.rows import Defaults, Row
+from klein_cli.recipe import ALPHA, Recipe
 from klein_cli.run.differences import row_of_recipe
 
 
@@ -77,6 +77,9 @@ class Originals:
         for path in places:
             if self._digest(path) == sha256:
                 return path
+        folders = (*self._folders, beside.parent, Path())
+        if renamed := find_images({sha256: name}, folders):
+            return renamed[sha256]
         there = [path for path in places if self._digest(path) is not None]
         found = f"{there[0]} is another image than the one" if there else f"{name} is not here,"
         raise UsageError(

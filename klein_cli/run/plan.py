@@ -110,8 +110,7 @@ def plan(
     if not head:
         raise UsageError(f"{name_of(source)} holds no prompts", "write one prompt a line")
     # What is wrong with all rows is not the fault of one.
-    silent = Row(prompt="a")
-    recipe_of(silent, defaults, seed, images.of(silent, defaults) if defaults.image else Inputs())
+    recipe_of(Row(prompt="a"), defaults, seed, images.of_options(defaults))
     where = output.where.of(several=_several(head, defaults))
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
         raise UsageError("-o - cannot be combined with a row's output", "give a folder")

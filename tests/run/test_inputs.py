@@ -13,9 +13,10 @@ from listening import Heard
 
 import klein_cli.images.store
 from klein_cli.errors import UsageError
+from klein_cli.images.store import ImageStore
 from klein_cli.presets import presets
 from klein_cli.prompts.rows import Defaults, Inputs, Row
-from klein_cli.run.inputs import ImageNotes
+from klein_cli.run.inputs import ImageNotes, InputImages
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -80,6 +81,19 @@ def test_standard_input_is_read_once_and_has_no_path() -> None:
     assert first == again
     assert first.references[0].sha256 == sha256("a.png")
     assert isinstance(images.store.source(sha256("a.png")), bytes)
+
+
+def test_standard_input_that_holds_the_prompts_is_no_image() -> None:
+    images = InputImages(ImageStore(), folder=Path(), stdin=None)
+    with pytest.raises(UsageError, match="standard input holds the prompts"):
+        images.of(Row(prompt="a", image=("-",)), DEFAULTS)
+
+
+def test_a_folder_is_no_image_and_there_is_a_command_for_it() -> None:
+    photo("in/a.png")
+    with pytest.raises(UsageError, match="in is a folder") as caught:
+        found(Row(prompt="a", image=("in",)))
+    assert "klein edit in " in caught.value.hint
 
 
 def test_too_many_images_are_refused_and_many_are_known() -> None:
@@ -163,3 +177,4 @@ def test_many_notes_of_a_kind_are_told_a_few_times() -> None:
     kinds = [kind for kind, _ in heard.said]
     assert kinds == ["note"] * 3 + ["detail"] * 6 + ["note"]
     assert heard.said[-1] == ("note", "0.png is CMYK")
+    assert len(heard.events) == 10, "a program hears of each"

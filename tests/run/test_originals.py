@@ -73,6 +73,12 @@ def test_a_folder_or_a_renamed_file_can_be_named() -> None:
     assert found(recipe, "renamed.png") == Found(image=("renamed.png",), mask=None)
 
 
+def test_an_image_that_was_renamed_where_it_lay_is_found() -> None:
+    recipe = edit(reference(photo("a.png")))
+    os.rename("a.png", "other name.png")
+    assert found(recipe).image == ("other name.png",)
+
+
 def test_files_are_found_in_any_order() -> None:
     recipe = edit(reference(photo("a.png", seed=1)), reference(photo("b.png", seed=2)))
     os.rename("a.png", "c.png")
@@ -125,8 +131,8 @@ def test_a_file_larger_than_any_image_is_not_read(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_name_never_leaves_the_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    photo("a.png")
-    digest = reference("a.png").sha256
+    photo("sub/a.png")
+    digest = reference("sub/a.png").sha256
     for name in ("..", ".", ""):
         recipe = edit(Reference(sha256=digest, name=name, width=96, height=64))
         with pytest.raises(UsageError, match="is not here"):

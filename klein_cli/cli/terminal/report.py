@@ -12,8 +12,8 @@ from klein_cli.cli.terminal.preview import Preview
 from klein_cli.cli.terminal.progress import Bar, watched
 from klein_cli.cli.terminal.text import printable, to_stderr
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.prompts.rows import ALPHA, Row
-from klein_cli.recipe import Recipe
+from klein_cli.prompts.rows import Row
+from klein_cli.recipe import ALPHA, Recipe
 from klein_cli.run.events import Failed, Saved, Stopped, words
 from klein_cli.run.jobs import Job
 
@@ -107,8 +107,9 @@ class Report:
         length = "length unknown" if count is None else f"{count} tokens"
         length += f", cut from {_quoted(cut)}" if cut else ""
         self._result(
-            f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}  "
-            f"{recipe.steps} steps  {length}  {_in_short(recipe.prompt)}"
+            f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}"
+            f"{' painted' if recipe.mask else ''}  {recipe.steps} steps  {length}  "
+            + _in_short(recipe.prompt)
             + "".join(
                 f"  {printable(name)} {width}x{height} {tokens} tokens"
                 for name, width, height, tokens in given

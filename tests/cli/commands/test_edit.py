@@ -149,6 +149,8 @@ def test_expand_adds_what_was_asked_for(edit: Any) -> None:
     [
         (("make it red", "a.png"), 'hint: klein edit a.png "make it red"'),
         (("a.png",), "there is no prompt"),
+        (("a.png", "m.png"), 'klein edit a.png "make the car red" -i m.png'),
+        (("a.png", "m.png", "red"), "for many images, name their folder"),
         (("make it red",), "there is no image make it red"),
         (("nix.png", "red"), "cannot read the image nix.png"),
         (("-", "-"), "standard input is asked for more than once"),
@@ -157,7 +159,7 @@ def test_expand_adds_what_was_asked_for(edit: Any) -> None:
         (("a.png", "red", "--mask", "m.png", "-o", "b.jpg"), "a JPEG file does not keep"),
         (("a.png", "red", "--expand", "8,8"), "--expand 8,8 is not valid"),
         (("a.png", "red", "--expand", "0"), "is out of range"),
-        (("a.png", "red", "--mask-blur", "-1"), "--mask-blur -1 is out of range"),
+        (("a.png", "red", "--expand", "8", "--mask-blur", "-1"), "--mask-blur -1 is out of range"),
         (("a.png", "red", "--mask-blur", "4"), "--mask-blur needs --mask"),
         (("a.png", "red", "--no-keep"), "--no-keep needs --mask"),
         (("a.png", "red", "--keep-format"), "--keep-format is for a folder"),
@@ -204,7 +206,7 @@ def test_rows_bring_images_of_their_own(run: Any) -> None:
     photo("rows/b.png", 64, 64, seed=2)
     mask("rows/m.png", (0, 0, 30, 30))
     rows = [
-        {"prompt": "words"},
+        {"prompt": "words", "width": 64, "height": 64},
         {"prompt": "one", "image": "a.png"},
         {"prompt": "two", "image": ["b.png", "a.png"], "output": "two.png"},
         {"prompt": "part", "image": "a.png", "mask": "m.png", "output": "part.png"},
@@ -327,6 +329,17 @@ def test_events_tell_of_each_image(edit: Any, photos: Path) -> None:
     failed = {event["image"] for event in events if event["event"] == "failed"}
     assert failed == {"in/broken.png", "in/small.png"}
     assert events[-1] == {"event": "finished", "made": 4, "failed": 2}
+
+
+def test_what_every_row_says_for_itself_is_not_given_in_vain(run: Any) -> None:
+    photo("a.png", seed=1)
+    photo("b.png", seed=2)
+    Path("p.jsonl").write_text(json.dumps({"prompt": "a", "image": "a.png"}))
+    rows = ("generate", "--prompts-file", "p.jsonl", "--dry-run")
+    assert "--image has no effect: every row has its own" in run(*rows, "-i", "b.png")[2]
+    with Path("p.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"prompt": "b"}))
+    assert "no effect" not in run(*rows, "-i", "b.png")[2]
 
 
 def test_an_option_for_masks_where_no_row_has_one_is_warned_of(run: Any) -> None:
