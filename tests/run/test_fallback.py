@@ -160,8 +160,8 @@ def test_references_count_in_what_is_as_large() -> None:
     (whole,) = fallback.batches(edits(4))
     _, said = fallback.step_down(whole, ERROR)
     assert said == (
-        "it did not fit; from here on, images of 512x512 with 2 given and larger are made 2 at a "
-        "time"
+        "it did not fit; from here on, images of 512x512 with 2 references and larger are made "
+        "2 at a time"
     )
     assert shape(list(fallback.batches(jobs(4)))) == [(4, False)]
     assert shape(list(fallback.batches(edits(4)))) == [(2, False), (2, False)]
