@@ -215,7 +215,7 @@ class Pipeline:
 
     @property
     def skipped_tensors(self) -> tuple[str, ...]:
-        """The tensors that are not read because nothing needs them."""
+        """The tensors that are not read; those of the VAE's encoder are when an image is given."""
         parts = ((f"{name}.", part) for name, part in self._engine.parts.items())
         skipped = (f"{name}{tensor}" for name, part in parts for tensor in part.skipped)
         return (*self._encoder.part.skipped, *skipped)
@@ -368,7 +368,9 @@ class Pipeline:
             waited=lambda: sum(part.waited for part in self.parts.values()),
         )
         render = partial(self._render, recipes, images, watch, callback, trace, tiled)
-        return self._compute(render, len(recipes), (recipes[0].width, recipes[0].height))
+        first = recipes[0]
+        size = first.width, first.height
+        return self._compute(render, len(recipes), size, len(first.references))
 
     def _render(
         self,
@@ -523,7 +525,11 @@ class Pipeline:
         return [to_pixels(decode(one, latents.grid, tiled=tiled)) for one in latents.packed]
 
     def _compute(
-        self, work: Callable[[], Result], images: int, size: tuple[int, int] | None = None
+        self,
+        work: Callable[[], Result],
+        images: int,
+        size: tuple[int, int] | None = None,
+        references: int = 0,
     ) -> Result:
         """`work` with nobody else computing; memory that runs out is given back, and an error."""
         try:
@@ -546,7 +552,7 @@ class Pipeline:
         at_once = " at once" if images > 1 else ""
         raise OutOfMemoryError(
             f"{what}{of}{at_once} did not fit into the memory of {self.settings.device}",
-            f"use a smaller {option}",
+            f"use a smaller {option}" + (", or fewer or smaller images" if references else ""),
         )
 
 

@@ -22,7 +22,9 @@ from small_models import distance
 from torch import Tensor
 
 from klein_cli.checkpoints.resolve import resolve
+from klein_cli.cli.app import main
 from klein_cli.device.choose import no_tf32
+from klein_cli.images.masks import Box
 from klein_cli.images.references import processed_size
 from klein_cli.images.store import ImageStore
 from klein_cli.pipeline import Pipeline, Trace, choose
@@ -174,40 +176,80 @@ def test_guidance(small_base_snapshot: Path, tmp_path: Path) -> None:
     assert_same(edited(pipeline(root), [recipe]), expected)
 
 
-SOURCE = Image.fromarray(np.asarray(IMAGES[0].resize(SIZE)))
-HOLE = (32, 16, 96, 64)
-"""Of the mask, in pixels: along the edges of tokens."""
+SOURCE = IMAGES[0].resize(SIZE)
+HOLE, STROKE = (32, 16, 96, 64), (40, 17, 41, 90)
+"""Of masks, in pixels: along the edges of tokens, and one pixel wide."""
 
 
-def masked_recipe(**changes: Any) -> Recipe:
-    """SOURCE, a hole in it, and perhaps a second reference."""
-    white = np.zeros((SIZE[1], SIZE[0]), np.uint8)
-    white[HOLE[1] : HOLE[3], HOLE[0] : HOLE[2]] = 255
-    source, mask = put(SOURCE, "source.png"), put(Image.fromarray(white), "mask.png")
-    hole = Mask(sha256=mask.sha256, name=mask.name, box=(0, 0, *SIZE), keep=False)
-    return replace(RECIPE, **{"references": (source,), "mask": hole, **changes})
+def masked_recipe(source: Image.Image, white: Box, box: Box, *, keep: bool = False) -> Recipe:
+    """A source of which `white` is painted, seen in a `box`."""
+    ground = Image.new("L", source.size)
+    ground.paste(255, white)
+    mask = Mask(sha256=put(ground, "mask.png").sha256, name="mask.png", box=box, keep=keep)
+    width, height = (box[2] - box[0]) // 16 * 16, (box[3] - box[1]) // 16 * 16
+    given = replace(put(source, "source.png"), width=width, height=height)
+    return replace(RECIPE, references=(given,), mask=mask, width=width, height=height)
 
 
-@pytest.mark.parametrize("more", [(), (SECOND,)], ids=["alone", "with a reference"])
-def test_masks(ours: Pipeline, official: Any, more: tuple[Reference, ...]) -> None:
-    """The whole image, not kept: the VAE's round trip outside the hole as well."""
+def painted(pipe: Any, recipe: Recipe, source: Image.Image, white: Box, **more: Any) -> Any:
+    """diffusers' own, of a mask that covers every token in which a pixel is white."""
     from diffusers import Flux2KleinInpaintPipeline
 
-    recipe = masked_recipe()
-    recipe = replace(recipe, references=(*recipe.references, *more))
-    assert recipe.mask is not None
-    painting = Flux2KleinInpaintPipeline(**official.components, is_distilled=True)
+    painting = Flux2KleinInpaintPipeline(**pipe.components, is_distilled=True)
     painting.set_progress_bar_config(disable=True)
-    expected = wanted(
-        painting,
-        recipe,
-        image=SOURCE,
-        mask_image=Image.fromarray(STORE.mask(recipe.mask.sha256).white),
-        image_reference=IMAGES[1] if more else None,
-        strength=1.0,
-        guidance_scale=1.0,
-    )
+    left, top, right, bottom = white
+    tokens = (left // 16 * 16, top // 16 * 16, -(-right // 16) * 16, -(-bottom // 16) * 16)
+    mask = Image.new("L", source.size)
+    mask.paste(255, tokens)
+    options = {"image": source, "mask_image": mask, "strength": 1.0, "guidance_scale": 1.0}
+    return wanted(painting, recipe, **options, **more)
+
+
+@pytest.mark.parametrize("white", [HOLE, STROKE], ids=["a hole", "a thin stroke"])
+@pytest.mark.parametrize("more", [(), (SECOND,)], ids=["alone", "with a reference"])
+def test_masks(ours: Pipeline, official: Any, more: tuple[Reference, ...], white: Box) -> None:
+    """The whole image, not kept: the VAE's round trip outside the hole as well."""
+    recipe = masked_recipe(SOURCE, white, (0, 0, *SIZE))
+    recipe = replace(recipe, references=(*recipe.references, *more))
+    reference = IMAGES[1] if more else None
+    expected = painted(official, recipe, SOURCE, white, image_reference=reference)
     assert_same(edited(ours, [recipe]), expected)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_part_of_a_larger_source(ours: Pipeline, official: Any, keep: bool) -> None:
+    """What diffusers makes of the part, laid into the source; but for the mask's own pixels it
+    stays as it was.
+    """
+    source = IMAGES[0].resize((201, 133))
+    box, white = (32, 16, 176, 128), (64, 48, 112, 96)
+    recipe = masked_recipe(source, white, box, keep=keep)
+    part = source.crop(box)
+    inside = (white[0] - box[0], white[1] - box[1], white[2] - box[0], white[3] - box[1])
+    image, _ = painted(official, recipe, part, inside)
+    expected = source.copy()
+    if keep:
+        expected.paste(Image.fromarray(image).crop(inside), white[:2])
+    else:
+        expected.paste(Image.fromarray(image), box[:2])
+    (made,), _ = edited(ours, [recipe])
+    apart = np.abs(made.astype(int) - np.asarray(expected))
+    assert apart.max() <= 1
+    if keep:
+        apart[white[1] : white[3], white[0] : white[2]] = 0
+        assert not apart.any()
+
+
+def test_masks_in_a_batch(ours: Pipeline) -> None:
+    """Each row its own: sources, masks and seeds."""
+    other = Image.fromarray(255 - np.asarray(SOURCE))
+    recipes = [
+        replace(masked_recipe(source, white, (0, 0, *SIZE)), seed=seed)
+        for seed, source, white in ((7, SOURCE, HOLE), (8, SOURCE, STROKE), (7, other, HOLE))
+    ]
+    together, _ = edited(ours, recipes)
+    for recipe, image in zip(recipes, together, strict=True):
+        assert np.array_equal(image, edited(ours, [recipe])[0][0])
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +268,45 @@ def test_a_model_that_keeps_references(keeping: Pipeline, official: Any, asked: 
     recipe = replace(RECIPE, references=references)
     given = [IMAGES[REFERENCES.index(each)] for each in references]
     assert_same(edited(keeping, [recipe]), editing(caching, recipe, given))
+
+
+def test_a_phones_photo_at_the_shell(edit_snapshot: Path, official: Any, tmp_path: Path) -> None:
+    """Over a megapixel, on its side, as JPEG; beside it a small one, in the order given."""
+    from diffusers.utils import load_image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = tmp_path / "photo.jpg"
+    IMAGES[0].resize((1500, 1111)).save(photo, quality=90, exif=exif)
+    IMAGES[1].save(tmp_path / "small.png")
+    given = [photo, tmp_path / "small.png"]
+    options = [word for path in given for word in ("-i", str(path))]
+    made = generated(edit_snapshot, tmp_path, *options, "--size", f"{SIZE[0]}x{SIZE[1]}")
+    loaded = [load_image(str(path)) for path in given]
+    assert loaded[0].size == (1111, 1500)
+    image, _ = editing(official, RECIPE, loaded, guidance_scale=1.0)
+    assert np.abs(made.astype(int) - image).max() <= 1
+
+
+def test_the_size_of_the_first_reference(
+    edit_snapshot: Path, official: Any, tmp_path: Path
+) -> None:
+    paths = [tmp_path / name for name in ("first.png", "second.png")]
+    for path, image in zip(paths, IMAGES, strict=True):
+        image.save(path)
+    made = generated(edit_snapshot, tmp_path, "-i", str(paths[1]), "-i", str(paths[0]))
+    assert made.shape == (128, 96, 3)
+    expected, _ = wanted(official, RECIPE, image=IMAGES[::-1], guidance_scale=1.0)
+    assert np.abs(made.astype(int) - expected).max() <= 1
+
+
+def generated(root: Path, folder: Path, *options: str) -> np.ndarray[Any, Any]:
+    """What `klein generate` draws of RECIPE's words, seed and steps."""
+    command = ["generate", PROMPT, "-m", str(root), "--device", "cpu", "--dtype", "float32", "-q"]
+    command += ["-s", str(RECIPE.seed), "--steps", str(STEPS), "-o", str(folder / "made.png")]
+    assert main([*command, *options]) == 0
+    with Image.open(folder / "made.png") as image:
+        return np.asarray(image)
 
 
 @pytest.mark.gpu
@@ -264,7 +345,7 @@ def test_every_edit_its_own_on_a_gpu(
         replace(RECIPE, references=given, seed=seed) for given in ASKED.values() for seed in (1, 2)
     ]
     if not kv_cache:
-        recipes.append(masked_recipe())
+        recipes.append(masked_recipe(SOURCE, HOLE, (0, 0, *SIZE)))
     shared = Pipeline.load(resolve(str(root)), settings)
     first = [shared.render([recipe], images=STORE)[0] for recipe in recipes]
     for recipe, image in list(zip(recipes, first, strict=True))[::-1]:

@@ -99,14 +99,26 @@ def _beside(
 
 def image_on_gpu() -> Finding:
     """The same as a user draws on a GPU, held to what `klein verify` lets pass in its dtype."""
-    name, limits = "picture on the GPU", LIMITS["bfloat16"]
-    drawn, wanted = _drawn(device="cuda", dtype="bfloat16"), read_golden().pixels
+    drawn = _drawn(device="cuda", dtype="bfloat16")
+    return _near("picture on the GPU", "draws", drawn, read_golden().pixels)
+
+
+def edited_on_gpu() -> Finding:
+    """The edit, likewise."""
+    drawn = _drawn(device="cuda", dtype="bfloat16", edited=True)
+    return _near("edit on the GPU", "edits", drawn, read_golden(EDITED).pixels)
+
+
+def _near(
+    name: str, does: str, drawn: NDArray[numpy.uint8], wanted: NDArray[numpy.uint8]
+) -> Finding:
+    limits = LIMITS["bfloat16"]
     mean, noise = mean_abs_diff(drawn, wanted), psnr(drawn, wanted)
     data = {"mean_abs_diff": mean, "psnr": min(noise, _MOST_DECIBELS)}
     if mean <= limits.mean_abs_diff and noise >= limits.psnr:
-        said = f"tiny draws its image in bfloat16, {mean:.2f} of 255 off on average"
+        said = f"tiny {does} its image in bfloat16, {mean:.2f} of 255 off on average"
         return Finding(name, OK, said, data=data)
-    said = f"tiny draws another image on this GPU: {mean:.1f} of 255 off on average"
+    said = f"tiny {does} another image on this GPU: {mean:.1f} of 255 off on average"
     return Finding(
         name, BAD, said, "klein verify -m tiny --device cuda tells where it begins", data
     )

@@ -93,3 +93,4 @@ def _probes(device: str) -> Iterator[tuple[str, Callable[[], Finding]]]:
     yield "edit", embedded.edited
     if device == "cuda":
         yield "picture on the GPU", embedded.image_on_gpu
+        yield "edit on the GPU", embedded.edited_on_gpu

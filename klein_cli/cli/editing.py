@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from klein_cli.cli import options
+from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import EXTENSIONS
 from klein_cli.prompts.files import STDIN
-from klein_cli.prompts.rows import Row
+from klein_cli.prompts.rows import Defaults, Row
 from klein_cli.prompts.source import PromptSource, prompt_source
 from klein_cli.run.image_folder import check_apart, image_folder
+from klein_cli.run.inputs import MANY, InputImages
+from klein_cli.run.plan import Plan
 
 _EXAMPLE = '"make the car red"'
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".heic", ".avif")
@@ -36,6 +39,11 @@ class Edit:
         """Raise UsageError where words and files have changed places, or do not go together."""
         words = prompts.prompt
         here = self.image == STDIN or Path(self.image).exists()
+        if here and is_image_file(words):
+            raise UsageError(
+                f"the prompt is a file: {words}",
+                f"a further image: klein edit {self.image} {_EXAMPLE} -i {words}",
+            )
         if not here and words is not None and Path(words).exists():
             raise UsageError(
                 "the image comes first, and then the words", f'klein edit {words} "{self.image}"'
@@ -113,16 +121,49 @@ def check_masks(prompts: options.PromptOptions, editing: options.EditOptions) ->
         raise UsageError(f"{asked[0]} needs --mask or --expand", "give one of them")
 
 
-def no_effect(asked: Sequence[str]) -> str:
-    """What to say where no image has the mask that some options are about."""
+def is_image_file(words: str | None) -> bool:
+    """Whether what should be a prompt is an image's name: nobody draws that."""
+    return words is not None and words.lower().endswith(_IMAGES) and Path(words).is_file()
+
+
+def _left_unused(defaults: Defaults, images: InputImages) -> tuple[str, ...]:
+    """The options that every row says for itself, as they are typed."""
+    given = {"image": defaults.image, "mask": defaults.mask, "expand": defaults.expand}
+    return tuple(f"--{name}" for name, value in given.items() if value and name not in images.taken)
+
+
+def report_edits(
+    images: InputImages,
+    planned: Plan,
+    defaults: Defaults,
+    of_masks: Sequence[str],
+    report: Report,
+) -> None:
+    """What the user does not know, or may think otherwise, of the images that are given."""
+    if images.most > MANY:
+        report.warn(f"{images.most} images are given: the model was made for up to {MANY} at once")
+    for line in images.described():
+        report.detail(line)
+    if planned.resized is not None:
+        report.note(planned.resized)
+    if planned.encoded_again:
+        report.note("--keep-format: a JPEG file encodes again what the mask keeps; PNG does not")
+    if of_masks and not images.masked:
+        report.warn(no_effect(of_masks, "no image has a mask"))
+    if replaced := _left_unused(defaults, images):
+        report.warn(no_effect(replaced, "every row has its own"))
+
+
+def no_effect(asked: Sequence[str], why: str) -> str:
+    """What to say of options that change nothing."""
     verb = "has" if len(asked) == 1 else "have"
-    return f"{' and '.join(asked)} {verb} no effect: no image has a mask"
+    return f"{' and '.join(asked)} {verb} no effect: {why}"
 
 
 def check_words(prompts: options.PromptOptions) -> None:
     """Raise UsageError when the prompt is an image file: nobody draws its name."""
     words = prompts.prompt
-    if words is not None and words.lower().endswith(_IMAGES) and Path(words).is_file():
+    if is_image_file(words):
         raise UsageError(
             f"the prompt is a file: {words}", f"to edit it: klein edit {words} {_EXAMPLE}"
         )

@@ -24,7 +24,14 @@ from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
 from klein_cli.cli.config import origins
-from klein_cli.cli.editing import Edit, check_masks, check_stdin, check_words, no_effect, source_of
+from klein_cli.cli.editing import (
+    Edit,
+    check_masks,
+    check_stdin,
+    check_words,
+    report_edits,
+    source_of,
+)
 from klein_cli.cli.terminal.follow import INTERRUPTED, RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
@@ -40,7 +47,7 @@ from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.adapters import InputAdapters
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_adapters, check_placement, start
-from klein_cli.run.inputs import MANY, InputImages
+from klein_cli.run.inputs import InputImages
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resume.folder import OutputFolder, output_folder
@@ -182,8 +189,8 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
 
 def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan:
     # Every image that is there is read through: that may take a while.
-    with report.bar if earlier.resumed else nullcontext():
-        report.doing("looking at what is there")
+    with report.bar if earlier.resumed or asked.one_by_one else nullcontext():
+        report.doing("looking at what is there" if earlier.resumed else "reading the images")
         return plan(
             asked.source.rows,
             source=asked.source.file,
@@ -254,6 +261,7 @@ def _make(
             no_metadata=asked.output.no_metadata,
             threads=ready.writers,
             images=asked.images.store,
+            reads_ahead=ready.pipeline is not None,
             carry=asked.carry,
         )
         report.expect(len(planned.jobs))
@@ -339,20 +347,9 @@ def _keeps_manifest(asked: _Run) -> bool:
 def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:
     """What the user does not know, or may think otherwise."""
     preset = asked.defaults.preset
-    if asked.images.most > MANY:
-        report.warn(
-            f"{asked.images.most} images are given: the model was made for up to {MANY} at once"
-        )
-    for line in asked.images.described():
-        report.detail(line)
-    if planned.resized is not None:
-        report.note(planned.resized)
+    report_edits(asked.images, planned, asked.defaults, asked.of_masks, report)
     if planned.tag is not None:
         report.warn(f"a prompt names an adapter, and the model reads it as words: {planned.tag}")
-    if planned.encoded_again:
-        report.note("--keep-format: a JPEG file encodes again what the mask keeps; PNG does not")
-    if asked.of_masks and not asked.images.masked:
-        report.warn(no_effect(asked.of_masks))
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
     if without := [*unused, *sorted(planned.without_effect)]:
         verb = "has" if len(without) == 1 else "have"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ class Given:
         if not self.sources:
             return list(painted)
         return [
-            source.composite(pixels, blur=recipe.mask.blur, keep=recipe.mask.keep, opaque=False)
+            source.composite(pixels, blur=recipe.mask.blur, keep=recipe.mask.keep)
             for source, pixels, recipe in zip(self.sources, painted, recipes, strict=True)
             if recipe.mask is not None
         ]
@@ -99,32 +100,51 @@ class References:
 
         Raises UsageError for a file that has gone or changed, or is not what a recipe says.
         """
-        references = _one_or_all([self._refer(recipe, images) for recipe in recipes])
+        seen = [_Images(recipe, images) for recipe in recipes]
+        references = _one_or_all([self._refer(each) for each in seen])
         given = Given(references, tuple(_grids(recipes[0])))
         if not recipes[0].shape.masked:
             return given
-        latents = _one_or_all([self._latents(recipe, 0, images) for recipe in recipes])
-        sources = tuple(images.masked(recipe) for recipe in recipes)
-        return replace(given, sources=sources, latents=latents)
+        latents = _one_or_all([self._latents(each, 0) for each in seen])
+        return replace(given, sources=tuple(each.source for each in seen), latents=latents)
 
-    def _refer(self, recipe: Recipe, images: ImageStore) -> Tensor:
+    def _refer(self, seen: _Images) -> Tensor:
         def refer() -> Tensor:
-            numbers = range(len(recipe.references))
-            each = [self._latents(recipe, number, images) for number in numbers]
+            numbers = range(len(seen.recipe.references))
+            each = [self._latents(seen, number) for number in numbers]
             latents = torch.cat(each, dim=1)
-            ids = position_ids(0, (0, 0), latents.device, _grids(recipe))
+            ids = position_ids(0, (0, 0), latents.device, _grids(seen.recipe))
             return self._engine.refer(latents, ids)
 
-        return self._referred.get(_seen(recipe), refer)
+        return self._referred.get(seen.keys, refer)
 
-    def _latents(self, recipe: Recipe, number: int, images: ImageStore) -> Tensor:
+    def _latents(self, seen: _Images, number: int) -> Tensor:
         """(1, h * w, C) float32."""
 
         def encode() -> Tensor:
-            pixels = _pixels(recipe, number, images)
-            return self._engine.encode(from_pixels(pixels))[None]
+            return self._engine.encode(from_pixels(seen.pixels(number)))[None]
 
-        return self._encoded.get(_seen(recipe)[number], encode)
+        return self._encoded.get(seen.keys[number], encode)
+
+
+class _Images:
+    """What the model sees of one recipe's references."""
+
+    def __init__(self, recipe: Recipe, images: ImageStore) -> None:
+        self.recipe = recipe
+        self._images = images
+        self.keys = _seen(recipe)
+
+    @cached_property
+    def source(self) -> MaskedSource:
+        """Of a recipe with a mask."""
+        return self._images.masked(self.recipe)
+
+    def pixels(self, number: int) -> NDArray[np.uint8]:
+        """(h, w, 3) of one reference."""
+        if self.recipe.mask is not None and number == 0:
+            return self.source.pixels()
+        return self._images.reference(self.recipe.references[number])
 
 
 class Remembered:
@@ -174,13 +194,6 @@ def _seen(recipe: Recipe) -> tuple[_Seen, ...]:
     if recipe.mask is not None:
         seen[0] = seen[0]._replace(box=recipe.mask.box, expand=recipe.mask.expand)
     return tuple(seen)
-
-
-def _pixels(recipe: Recipe, number: int, images: ImageStore) -> NDArray[np.uint8]:
-    """(h, w, 3) of one reference as the model sees it."""
-    if recipe.mask is not None and number == 0:
-        return images.masked(recipe).pixels()
-    return images.reference(recipe.references[number])
 
 
 def _one_or_all(each: Sequence[Tensor]) -> Tensor:

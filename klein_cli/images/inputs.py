@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from klein_cli.errors import UsageError
 from klein_cli.images.masks import Expand, masked_source
 from klein_cli.images.references import processed_size
-from klein_cli.recipe import Mask, Reference
+from klein_cli.recipe import ALPHA, Mask, Reference
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = "str | Path | bytes | PillowImage"
 """A path, the bytes of a file, or an image of Pillow's."""
-
-ALPHA = "alpha"
-"""A mask that is what the first image leaves transparent."""
 
 
 def references(images: ImageStore, given: Sequence[ImageSource]) -> tuple[Reference, ...]:

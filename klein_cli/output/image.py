@@ -39,7 +39,7 @@ class Image:
 
         The file is whole or not there at all; missing folders are made. Returns its path. Raises
         UsageError for another ending, FileExistsError unless `overwrite`, OSError when the disk
-        refuses, KleinError for a format that cannot hold what a mask has kept.
+        refuses.
         """
         path = Path(path)
         if path.suffix.lower() not in EXTENSIONS:

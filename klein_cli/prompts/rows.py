@@ -14,8 +14,6 @@ from klein_cli.prompts.wildcards import chosen
 from klein_cli.recipe import Adapter, Mask, Recipe, Reference, check_guidance
 
 MAX_IMAGES = 1_000_000
-ALPHA = "alpha"
-"""A mask that is what the first image leaves transparent."""
 
 _OF_GUIDANCE = ("guidance", "negative_prompt")
 LEFT_OPEN = ("width", "height", "steps", "guidance", "negative_prompt")
@@ -27,9 +25,9 @@ class Row:
     """One line of a prompts file: a prompt and what it says for itself; None means unsaid.
 
     `line` counts from 1; 0 is a prompt that was typed at the shell. `image` are files as they are
-    written, `mask` a file or ALPHA; `expand` are pixels at the left, top, right and bottom; `lora`
-    are adapters as they are written. `name`
-    is what a folder of edits calls its image: unlike `output`, nothing that the row is known by.
+    written, `mask` a file or `recipe.ALPHA`; `expand` are pixels at the left, top, right and
+    bottom; `lora` are adapters as they are written. `name` is what a folder of edits calls its
+    image: unlike `output`, nothing that the row is known by.
     """
 
     prompt: str

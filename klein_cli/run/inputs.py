@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from klein_cli.errors import UsageError
 from klein_cli.images.files import MAX_FILE_BYTES
-from klein_cli.images.inputs import ALPHA, reference, told
+from klein_cli.images.inputs import reference, told
 from klein_cli.images.masks import box_of, masked_source, painted_size, repainted
 from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Inputs, Row
-from klein_cli.recipe import MAX_REFERENCES, Mask, Reference
+from klein_cli.recipe import ALPHA, MAX_REFERENCES, Mask, Reference
 from klein_cli.run.events import Listener
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ Size = tuple[int, int]
 
 MANY = 4
 """References that the model was made for; it takes more, and may leave some out of account."""
+_OPTIONS = ("image", "mask", "expand")
 _DESCRIBED = 20
 _OF_A_KIND = 3
 
@@ -39,13 +40,15 @@ class InputImages:
 
     Files that a row names are looked for from `folder`, where the prompts file lies, and those of
     the options from the present folder; "-" is `stdin`, None where it holds the prompts. `most` is
-    how many one row has at most, and `masked` whether some row has a mask.
+    how many one row has at most, and `masked` whether some row has a mask; `taken` are the options
+    that some row has left to them.
     """
 
     def __init__(self, store: ImageStore, *, folder: Path, stdin: BinaryIO | None) -> None:
         self.store = store
         self.most = 0
         self.masked = False
+        self.taken: set[str] = set()
         self._folder = folder
         self._stdin = stdin
         self._probes: dict[Path | None, Probe] = {}
@@ -56,6 +59,14 @@ class InputImages:
         """The images of a row. Raises UsageError for one that cannot be used, for too many, and
         for a mask without an image.
         """
+        self.taken |= {name for name in _OPTIONS if getattr(row, name) is None}
+        return self._of(row, defaults)
+
+    def of_options(self, defaults: Defaults) -> Inputs:
+        """Those that the options name, for a row that says nothing of them. Raises UsageError."""
+        return self._of(Row(prompt=""), defaults) if defaults.image else Inputs()
+
+    def _of(self, row: Row, defaults: Defaults) -> Inputs:
         given = self._given(row, defaults)
         if len(given) > MAX_REFERENCES:
             raise UsageError(f"{len(given)} images are given", f"give at most {MAX_REFERENCES}")

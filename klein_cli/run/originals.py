@@ -15,8 +15,8 @@ from pathlib import Path
 
 from klein_cli.errors import UsageError
 from klein_cli.images.finding import digest_of, find_images
-from klein_cli.prompts.rows import ALPHA, Defaults, Row
-from klein_cli.recipe import Recipe
+from klein_cli.prompts.rows import Defaults, Row
+from klein_cli.recipe import ALPHA, Recipe
 from klein_cli.run.differences import row_of_recipe
 
 

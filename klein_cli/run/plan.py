@@ -115,8 +115,8 @@ def plan(
         raise UsageError(f"{name_of(source)} holds no prompts", "write one prompt a line")
     # What is wrong with all rows is not the fault of one.
     silent = Row(prompt="a")
-    inputs = images.of(silent, defaults) if defaults.image else Inputs()
-    recipe_of(silent, defaults, seed, _with_adapters(inputs, silent, defaults, adapters))
+    inputs = _with_adapters(images.of_options(defaults), silent, defaults, adapters)
+    recipe_of(silent, defaults, seed, inputs)
     where = output.where.of(several=_several(head, defaults))
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
         raise UsageError("-o - cannot be combined with a row's output", "give a folder")

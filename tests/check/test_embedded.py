@@ -108,3 +108,11 @@ def test_the_picture_on_a_gpu(drawn: Golden, monkeypatch: pytest.MonkeyPatch) ->
     finding = embedded.image_on_gpu()
     assert finding.state == OK, finding.said
     assert torch.cuda.is_available()
+
+
+@pytest.mark.gpu
+def test_the_edit_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Golden(embedded._drawn(device="cpu", dtype="float32", edited=True), "")
+    monkeypatch.setattr(embedded, "read_golden", lambda path: here)
+    finding = embedded.edited_on_gpu()
+    assert finding.state == OK, finding.said

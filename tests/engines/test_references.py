@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from torch import Tensor
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.engines.native import NativeEngine
 from klein_cli.engines.references import Remembered
-from klein_cli.errors import ModelError, UsageError
+from klein_cli.errors import ModelError, OutOfMemoryError, UsageError
 from klein_cli.images.references import processed_size
 from klein_cli.images.store import ImageStore
 from klein_cli.models.flux2 import Flux2Transformer
@@ -206,7 +207,7 @@ def test_rows_of_a_model_that_keeps_references_are_the_same_alone(kv_snapshot: P
 def test_the_diffusers_engine_keeps_no_keys(kv_snapshot: Path) -> None:
     pipe = load(kv_snapshot, engine="diffusers")
     draw(pipe, references=())
-    with pytest.raises(UsageError, match="diffusers engine does not keep"):
+    with pytest.raises(UsageError, match="the diffusers engine does not"):
         draw(pipe)
 
 
@@ -240,3 +241,20 @@ def test_no_more_is_remembered_than_there_is_room_for() -> None:
     for _ in range(2):
         large.get("a", make("large"))
     assert made.count("large") == 1
+
+
+def test_an_edit_that_does_not_fit_gives_back_what_was_remembered(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the hint knows what else there is to make smaller."""
+    draw(pipe)
+    (latents,) = map(weakref.ref, list(pipe._references._referred._made.values()))
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(NativeEngine, "velocity", fail)
+    with pytest.raises(OutOfMemoryError, match="an image of 48x32") as caught:
+        draw(pipe)
+    assert "--size, or fewer or smaller images" in caught.value.hint
+    assert latents() is None

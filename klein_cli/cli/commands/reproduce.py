@@ -146,7 +146,7 @@ def reproduce(
         report.detail(f"from {names_of(images)}: all else that the recipe says")
         _warn_of_no_effect(sources, asked, report)
         if (of_masks := asked.editing.of_masks()) and not given.masked:
-            report.warn(no_effect(of_masks))
+            report.warn(no_effect(of_masks, "no image has a mask"))
         stores = given.store, adapters
         return _reproduce(sources, overrides, *stores, report, only_plan=files.dry_run)
 

@@ -12,8 +12,8 @@ from klein_cli.cli.terminal.preview import Preview
 from klein_cli.cli.terminal.progress import Bar, watched
 from klein_cli.cli.terminal.text import printable, to_stderr
 from klein_cli.errors import KleinError, UsageError
-from klein_cli.prompts.rows import ALPHA, Row
-from klein_cli.recipe import Recipe
+from klein_cli.prompts.rows import Row
+from klein_cli.recipe import ALPHA, Recipe
 from klein_cli.run.events import Failed, Saved, Stopped, words
 from klein_cli.run.jobs import Job
 

@@ -19,8 +19,8 @@ from klein_cli.output.metadata import Origin
 from klein_cli.output.png import save, sweep
 from klein_cli.presets import Preset
 from klein_cli.prompts.files import STDIN
-from klein_cli.prompts.rows import ALPHA, Row, row_of
-from klein_cli.recipe import Adapter, Recipe
+from klein_cli.prompts.rows import Row, row_of
+from klein_cli.recipe import ALPHA, Adapter, Recipe
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Plan
 from klein_cli.run.resume.history import FILE, History, Item, recipe_hash

@@ -149,6 +149,8 @@ def test_expand_adds_what_was_asked_for(edit: Any) -> None:
     [
         (("make it red", "a.png"), 'hint: klein edit a.png "make it red"'),
         (("a.png",), "there is no prompt"),
+        (("a.png", "m.png"), 'klein edit a.png "make the car red" -i m.png'),
+        (("a.png", "m.png", "red"), "for many images, name their folder"),
         (("make it red",), "there is no image make it red"),
         (("nix.png", "red"), "cannot read the image nix.png"),
         (("-", "-"), "standard input is asked for more than once"),
@@ -327,6 +329,17 @@ def test_events_tell_of_each_image(edit: Any, photos: Path) -> None:
     failed = {event["image"] for event in events if event["event"] == "failed"}
     assert failed == {"in/broken.png", "in/small.png"}
     assert events[-1] == {"event": "finished", "made": 4, "failed": 2}
+
+
+def test_what_every_row_says_for_itself_is_not_given_in_vain(run: Any) -> None:
+    photo("a.png", seed=1)
+    photo("b.png", seed=2)
+    Path("p.jsonl").write_text(json.dumps({"prompt": "a", "image": "a.png"}))
+    rows = ("generate", "--prompts-file", "p.jsonl", "--dry-run")
+    assert "--image has no effect: every row has its own" in run(*rows, "-i", "b.png")[2]
+    with Path("p.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"prompt": "b"}))
+    assert "no effect" not in run(*rows, "-i", "b.png")[2]
 
 
 def test_an_option_for_masks_where_no_row_has_one_is_warned_of(run: Any) -> None:
