@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klein_cli.check.prompts import PROMPTS
+from klein_cli.checkpoints.given import Wanted
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import preset_for, resolve
+from klein_cli.checkpoints.single_file import OPTIONS
 from klein_cli.cli import options
 from klein_cli.cli.groups import grouped
 from klein_cli.cli.terminal.report import Report
@@ -22,8 +25,9 @@ from klein_cli.device.packages import check_official
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.png import check_writable, save
 from klein_cli.presets import DEFAULT_MODEL, Preset
-from klein_cli.prompts.rows import Defaults, Row, recipe_of
+from klein_cli.prompts.rows import Defaults, Inputs, Row, recipe_of
 from klein_cli.recipe import Recipe
+from klein_cli.run.executors.start import check_adapters
 from klein_cli.run.interrupts import defer_sigint
 from klein_cli.settings import Settings
 
@@ -83,6 +87,8 @@ Overwrite = Annotated[
 def verify(
     *,
     model: options.Model = DEFAULT_MODEL,
+    parts: options.PartOptions,
+    lora: options.Lora = None,
     machine: options.MachineOptions,
     size: options.Size = None,
     steps: options.Steps = None,
@@ -95,16 +101,22 @@ def verify(
 ) -> None:
     """Prove that klein computes what the official model computes: exit code 0 if so, 1 if not.
 
-    Draws a fixed set of prompts with klein and with diffusers.Flux2KleinPipeline, on the same
-    weights and noise, and compares the text embeddings, the latents after every step and the
-    images. --dtype float32 sees the smallest mistake.
+    Draws a fixed set of prompts and edits with klein and with diffusers' pipelines for FLUX.2
+    [klein], on the same weights, images and noise, and compares the text embeddings, the latents
+    after every step and the images. --dtype float32 sees the smallest mistake.
     """
     report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
     with report.errors():
         check_official("klein verify")
         settings, batch_size = machine.settings(), machine.images_per_batch()
-        preset = preset_for(model)
-        recipes = _recipes(options.ImageOptions(size=size, steps=steps).defaults(preset), seed)
+        asked = parts.wanted(model)
+        for note in asked.notes:
+            report.warn(note)
+        preset = preset_for(asked.model)
+        adapters = AdapterStore(parts.adapters_dir())
+        inputs = Inputs(adapters=adapters.named(lora or (), downloading=report.downloading))
+        defaults = options.ImageOptions(size=size, steps=steps).defaults(preset)
+        recipes = _recipes(defaults, seed, inputs)
         if clip is not None and not clip.is_dir():
             raise UsageError(f"there is no folder {clip}", "give --clip the folder of a CLIP model")
         if html is not None:
@@ -112,7 +124,7 @@ def verify(
         with report.bar:
             report.bar.say("starting torch")
             facts, comparisons = _compare(
-                model, preset, settings, recipes, batch_size, clip, report
+                asked, preset, settings, recipes, adapters, batch_size, clip, report
             )
         if html is not None:
             _write_page(html, facts, comparisons, overwrite)
@@ -126,18 +138,19 @@ def verify(
     raise typer.Exit(0 if passed else 1)
 
 
-def _recipes(defaults: Defaults, first_seed: int) -> list[Recipe]:
+def _recipes(defaults: Defaults, first_seed: int, inputs: Inputs) -> list[Recipe]:
     return [
-        recipe_of(Row(prompt=prompt), defaults, seed)
+        recipe_of(Row(prompt=prompt), defaults, seed, inputs)
         for seed, prompt in enumerate(PROMPTS, start=first_seed)
     ]
 
 
 def _compare(
-    model: str,
+    asked: Wanted,
     preset: Preset,
     settings: Settings,
     recipes: Sequence[Recipe],
+    adapters: AdapterStore,
     batch_size: int | None,
     clip: Path | None,
     report: Report,
@@ -145,25 +158,35 @@ def _compare(
     """What was compared, and the comparisons: here torch is imported."""
     with defer_sigint():
         from klein_cli.check.clip import clip_likeness
+        from klein_cli.check.edits import edits
         from klein_cli.check.verify import verify as compare
         from klein_cli.check.verify import versions
+        from klein_cli.images.store import ImageStore
         from klein_cli.pipeline import choose
 
     chosen = choose(settings, preset)
     with report.downloading() as watch:
-        snapshot = resolve(model, watch)
+        snapshot = resolve(asked.model, watch, asked.parts)
+    check_adapters(adapters, snapshot, report)
     likeness = None if clip is None else clip_likeness(clip)
+    images = ImageStore()
+    if chosen.engine == "native" or not preset.kv_cache:
+        recipes = [*recipes, *edits(recipes[0], images, masks=not preset.kv_cache)]
     comparisons = compare(
         snapshot,
         chosen,
         recipes,
+        images=images,
+        adapters=adapters,
         batch_size=batch_size,
         likeness=likeness,
         on_event=report.bar.say,
     )
     first = recipes[0]
     facts = {
-        "model": model + (f" at {snapshot.revision}" if snapshot.revision else ""),
+        "model": asked.model + (f" at {snapshot.revision}" if snapshot.revision else ""),
+        **{OPTIONS[part].lstrip("-"): path for part, path in asked.parts.items()},
+        **({"lora": ", ".join(lora)} if (lora := _weighed(first)) else {}),
         "ours": f"engine {chosen.engine}, "
         + chosen.listed(leave_out=("device", "dtype", "engine")),
         "both": f"{chosen.device}, {chosen.dtype}, {first.width}x{first.height}, "
@@ -172,6 +195,11 @@ def _compare(
         **versions(chosen),
     }
     return facts, comparisons
+
+
+def _weighed(recipe: Recipe) -> list[str]:
+    """The adapters that all are drawn with."""
+    return [f"{adapter.name} {adapter.weight:g}" for adapter in recipe.adapters]
 
 
 def _check_page(path: Path, overwrite: bool) -> None:
@@ -205,17 +233,25 @@ def _lines(
         yield ""
     good = sum(comparison.passed for comparison in comparisons)
     verdict = "the same" if good == len(comparisons) else "NOT the same"
-    yield f"klein and diffusers: {verdict} ({good} of {len(comparisons)} prompts)"
+    yield f"klein and diffusers: {verdict} ({good} of {len(comparisons)} images)"
 
 
 def _lines_of(comparison: Comparison) -> Iterator[str]:
     title = " ".join(comparison.recipe.prompt.split())
     title = title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
-    yield f'\n"{title}" ({comparison.length} of 512 positions)'
+    yield f'\n"{title}" ({comparison.length} of 512 positions{_given(comparison.recipe)})'
     for measure in comparison.measures:
         value, limit = measure.words()
         mark = "" if measure.passed else "  TOO FAR"
         yield f"  {measure.part:<24} {measure.name:<14} {value:>9}  {limit}{mark}"
+
+
+def _given(recipe: Recipe) -> str:
+    """What a recipe has besides words."""
+    if not recipe.references:
+        return ""
+    sizes = ", ".join(f"{each.width}x{each.height}" for each in recipe.references)
+    return f", image {sizes}" + (", masked" if recipe.mask else "")
 
 
 def _event(comparison: Comparison) -> dict[str, Any]:
@@ -231,6 +267,8 @@ def _event(comparison: Comparison) -> dict[str, Any]:
         "prompt": comparison.recipe.prompt,
         "seed": comparison.recipe.seed,
         "tokens": comparison.length,
+        "references": [[each.width, each.height] for each in comparison.recipe.references],
+        "masked": comparison.recipe.mask is not None,
         "passed": comparison.passed,
         "measures": measures,
     }

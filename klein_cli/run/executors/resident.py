@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, UsageError
 from klein_cli.run.batching import Batch
 from klein_cli.run.events import Listener
 from klein_cli.run.executors import wire
 from klein_cli.run.executors.executor import BatchResult, ReadyExecutor, WorkerDied, Workload
+from klein_cli.run.executors.files import files_of
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Stepped
+from klein_cli.run.inputs import ImageNotes
 from klein_cli.run.resident.connection import EngineError, ask, check_answer
 from klein_cli.run.resident.finding import Resident, look
 
@@ -53,12 +55,27 @@ class ResidentExecutor:
         self._work = work
         self._single = single
         self._listener = listener
+        self._notes = ImageNotes(listener)
         self._asked: list[_Asked] = []
         self._results: deque[BatchResult] = deque()
         self._notices: deque[str] = deque()
 
     def submit(self, batch: Batch) -> None:
-        self._asked.append(_Asked(batch, self._request(batch), time.perf_counter()))
+        started = time.perf_counter()
+        try:
+            connection = self._request(batch)
+        except UsageError as error:  # an image has gone
+            self._results.append(
+                BatchResult(
+                    batch=batch,
+                    images=[],
+                    error=error,
+                    seconds=0.0,
+                    origin=self._resident.origin,
+                )
+            )
+            return
+        self._asked.append(_Asked(batch, connection, started))
 
     def next(self) -> BatchResult | None:
         while not self._results:
@@ -82,11 +99,16 @@ class ResidentExecutor:
         self._asked.clear()
 
     def _request(self, batch: Batch) -> socket.socket:
-        """A connection on which the batch was asked for. Raises KleinError when none can be had."""
-        message = DrawRequest(recipes=batch.recipes, tiled=batch.tiled, watched=self._single)
+        """A connection on which the batch was asked for. Raises KleinError when none can be had,
+        and for an image that has gone.
+        """
+        place = self._resident.place
+        files = files_of(batch.recipes, self._work.store, by_path=place.path is not None)
+        message = DrawRequest(
+            recipes=batch.recipes, tiled=batch.tiled, files=files, watched=self._single
+        )
         body = b"".join(wire.encoded(message))
         line = "single" if self._single else "bulk"
-        place = self._resident.place
         connection = place.connect() or self._again()
         try:
             connection.settimeout(None)
@@ -134,6 +156,7 @@ class ResidentExecutor:
             self._listener.progress(count * message.step / message.steps)
             return
         if isinstance(message, Drawn):
+            self._notes.tell(message.notes)
             failed = None if message.failure is None else message.failure.exception()
             self._conclude(asked, message, failed)
         else:

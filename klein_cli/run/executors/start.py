@@ -10,8 +10,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from klein_cli.checkpoints.given import NO_PARTS, Parts
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import Snapshot, on_disk, preset_for, resolve
+from klein_cli.checkpoints.source import PARTS
 from klein_cli.device.startup import freeze_imports, quick_start, read_ahead, wake_gpu
+from klein_cli.images.store import ImageStore
 from klein_cli.run.events import Listener
 from klein_cli.run.executors import local, process, ray, resident
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
@@ -38,6 +42,9 @@ class Starter(Protocol):
         """The executor with the model loaded; it ends with the context. Raises KleinError."""
 
 
+_TOLD = 3
+"""Adapters of a run of which the user is told; of more there are details."""
+
 EXECUTORS: dict[str, Starter] = {
     "resident": resident,
     "local": local,
@@ -54,21 +61,27 @@ def start(
     placement: Placement,
     jobs: Jobs | Sequence[Job],
     *,
+    store: ImageStore,
+    adapters: AdapterStore | None = None,
     strict: bool,
     listener: Listener,
     timings: Timings,
     snapshot: Snapshot | None = None,
+    parts: Parts = NO_PARTS,
 ) -> Iterator[ReadyExecutor]:
     """An executor for some jobs, which ends with the context.
 
-    `settings` are as the user gave them; with `strict`, prompts that are too long are an error; a
-    `snapshot` that was found for `model` need not be looked for. Raises KleinError when there can
-    be no executor.
+    `settings` are as the user gave them; the `store` has the images of the jobs and `adapters` what
+    changes the model for them; with `strict`, prompts that are too long are an error; a `snapshot`
+    that was found for `model` need not be looked for; `parts` are files in place of the model's
+    own. Raises KleinError when there can be no executor.
     """
     with ExitStack() as stack:
-        placement = _with_resident(placement, model, settings, snapshot, listener)
+        adapters = AdapterStore() if adapters is None else adapters
+        placement = _with_resident(placement, model, settings, snapshot, parts, adapters, listener)
+        given = store, adapters, strict, listener, timings, snapshot
         with quick_start():
-            work = _prepared(model, settings, placement, jobs, strict, listener, timings, snapshot)
+            work = _prepared(model, settings, placement, jobs, *given, parts)
             if work.chosen is not None:
                 _report_settings(model, work.chosen, listener, here=True)
             if not work.placement.single and work.placement.resident is None:
@@ -100,15 +113,18 @@ def _with_resident(
     model: str,
     settings: Settings,
     snapshot: Snapshot | None,
+    parts: Parts,
+    adapters: AdapterStore,
     listener: Listener,
 ) -> Placement:
     """The placement with the engine that draws, if one may and will do. Raises KleinError."""
     if placement.server.mode == "off":
         return placement
-    here = snapshot or on_disk(model)
+    here = snapshot or on_disk(model, parts)
     if here is None:  # nobody has what must be downloaded first
         return placement
-    found = find(placement.server, model, here, settings)
+    given = "adapters" if adapters else "parts" if parts else ""
+    found = find(placement.server, model, here, settings, given=given)
     if found.resident is not None:
         listener.detail(f"drawn by the engine at {found.resident.place}")
     else:
@@ -121,22 +137,28 @@ def _prepared(
     settings: Settings,
     placement: Placement,
     jobs: Jobs | Sequence[Job],
+    store: ImageStore,
+    adapters: AdapterStore,
     strict: bool,
     listener: Listener,
     timings: Timings,
     snapshot: Snapshot | None,
+    parts: Parts,
 ) -> Workload:
-    """The model on disk. Prompts are measured before the model loads, and a GPU is found before
-    one is downloaded: here, or by the workers where they are elsewhere.
+    """The model on disk. Prompts are measured and adapters compared with it before it loads, and a
+    GPU is found before one is downloaded: here, or by the workers where they are elsewhere.
     """
     if placement.single:
         wake_gpu(settings.device)
-    snapshot = snapshot or on_disk(model)
+    snapshot = snapshot or on_disk(model, parts)
     tokenizer = None
     if snapshot is not None:
         if placement.single:
-            read_ahead(snapshot.root, settings.device)
+            read_ahead(
+                [file for part in PARTS for file in snapshot.part(part).files], settings.device
+            )
         tokenizer = _tokenizer(snapshot, jobs, strict, listener)
+        check_adapters(adapters, snapshot, listener)
     chosen = None
     if placement.resident is None:
         listener.doing("starting torch")
@@ -144,7 +166,8 @@ def _prepared(
         chosen = None if placement.ray else _chosen(model, settings, snapshot)
     if snapshot is None:
         with listener.downloading() as watch:
-            snapshot = resolve(model, watch)
+            snapshot = resolve(model, watch, parts)
+        check_adapters(adapters, snapshot, listener)
     gpus = 0 if chosen is None else _gpus(chosen)
     return Workload(
         model=model,
@@ -156,7 +179,21 @@ def _prepared(
         gpus=gpus,
         images=len(jobs),
         listener=listener,
+        store=store,
+        adapters=adapters,
+        first=next(iter(jobs)).recipe.adapters,
     )
+
+
+def check_adapters(adapters: AdapterStore, snapshot: Snapshot, listener: Listener) -> None:
+    """Tell how much of the model each adapter changes. Raises ModelError for one that does not
+    fit it.
+    """
+    for number, line in enumerate(adapters.check(snapshot)):
+        (listener.note if number < _TOLD else listener.detail)(line)
+    for file in adapters.files:
+        if file.doubt is not None:
+            listener.warn(file.doubt)
 
 
 def _import_torch(placement: Placement, timings: Timings) -> None:
@@ -178,7 +215,7 @@ def _tokenizer(
     snapshot: Snapshot, jobs: Jobs | Sequence[Job], strict: bool, listener: Listener
 ) -> PromptTokenizer:
     """The model's, which has measured the prompts."""
-    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+    tokenizer = PromptTokenizer.of(snapshot)
     several = len(jobs) > 1
     check_lengths(tokenizer.tokenize, jobs, several=several, strict=strict, listener=listener)
     return tokenizer

@@ -2,7 +2,7 @@
 
 4 bytes           the header's length, big-endian
 the header        a JSON object; "kind" names the message, "parts" the lengths of what follows
-the parts         raw bytes, one after another: the images' pixels
+the parts         raw bytes, one after another: images' pixels, or the files of given images
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ def encoded(message: Message) -> Iterator[bytes | memoryview]:
             **asdict(replace(message, images=[])),
             "images": [],
             "shapes": [image.shape for image in message.images],
+            "levels": [image.dtype.name for image in message.images],
         }
+    elif isinstance(message, DrawRequest):
+        parts = [memoryview(file.data) for file in message.files]
+        bare = replace(message, files=[replace(file, data=b"") for file in message.files])
+        said = asdict(bare)
+        for file in said["files"]:
+            del file["data"]
     else:
         said = asdict(message)
     sizes = [part.nbytes for part in parts]
@@ -89,7 +96,13 @@ def _read(take: Callable[[int], bytearray]) -> Message:
     header = json.loads(take(length))
     parts = [take(size) for size in header["parts"]]
     kind = _KINDS[header["kind"]]
-    return _with_images(header, parts, kind) if "shapes" in header else built(header, kind)
+    if "shapes" in header:
+        return _with_images(header, parts, kind)
+    message: Message = built(header, kind)
+    if isinstance(message, DrawRequest):
+        files = zip(message.files, parts, strict=True)
+        return replace(message, files=[replace(file, data=bytes(part)) for file, part in files])
+    return message
 
 
 def _bytes_of(image: Pixels) -> memoryview:
@@ -113,8 +126,8 @@ def _with_images(header: dict[str, Any], parts: list[bytearray], kind: Any) -> M
     import numpy
 
     images = [
-        numpy.frombuffer(part, numpy.uint8).reshape(shape)
-        for part, shape in zip(parts, header["shapes"], strict=True)
+        numpy.frombuffer(part, level).reshape(shape)
+        for part, shape, level in zip(parts, header["shapes"], header["levels"], strict=True)
     ]
     names = {field.name for field in fields(kind)} - {"images"}
     hints = get_type_hints(kind, localns={"Pixels": object})

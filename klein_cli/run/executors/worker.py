@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klein_cli import errors
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError
+from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Adapter, Recipe
 from klein_cli.run.executors.executor import draw
+from klein_cli.run.executors.files import SentFile
 from klein_cli.run.executors.watched import WatchedSteps
 from klein_cli.settings import Settings
 
@@ -34,11 +37,16 @@ class LoadRequest:
     """What workers are to load: a model by name or absolute path, and how they are to compute.
 
     No `threads` leaves their number to torch.
+    `given` are absolute paths of files in place of the model's own, `adapters` those of all that
+    batches will name, and `first` are the adapters of the first batch.
     """
 
     model: str
     settings: Settings
     threads: int | None
+    given: Mapping[str, str] = field(default_factory=dict)
+    adapters: list[str] = field(default_factory=list)
+    first: list[Adapter] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +59,8 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawRequest:
-    """A batch: recipes of one shape, each decoded in tiles if `tiled`.
+    """A batch: recipes of one shape, each decoded in tiles if `tiled`, and the `files` of the
+    images that they edit.
 
     By its `number` it can be cancelled. If `watched`, the worker says `Stepped` after each step;
     so many `previews` of these, at most, hold an image.
@@ -59,6 +68,7 @@ class DrawRequest:
 
     recipes: list[Recipe]
     tiled: bool
+    files: list[SentFile] = field(default_factory=list)
     number: int = 0
     watched: bool = False
     previews: int = 0
@@ -114,11 +124,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """The answer to a DrawRequest: images or the failure in their place, and the seconds."""
+    """The answer to a DrawRequest: images or the failure in their place, and the seconds.
+
+    `notes` are what there is to say of the images that were given, each with the image's name.
+    """
 
     images: list[Pixels]
     failure: Failure | None
     seconds: float
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Worker:
@@ -127,6 +141,7 @@ class Worker:
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
         self._cancelled: set[int] = set()
+        self._store = ImageStore()
 
     def load(self, request: LoadRequest) -> WorkerInfo | Failure:
         """Get the model ready."""
@@ -142,17 +157,32 @@ class Worker:
     def _load(self, request: LoadRequest) -> WorkerInfo:
         import torch
 
+        from klein_cli.checkpoints.lora.store import AdapterStore
         from klein_cli.checkpoints.resolve import resolve
         from klein_cli.device.choose import choose
         from klein_cli.pipeline import Pipeline
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)
-        snapshot = resolve(request.model)
-        pipeline = Pipeline.load(snapshot, choose(request.settings, snapshot.preset))
+        snapshot = resolve(request.model, parts=request.given)
+        adapters = AdapterStore()
+        for path in request.adapters:
+            adapters.add(Path(path))
+        pipeline = Pipeline.load(
+            snapshot,
+            choose(request.settings, snapshot.preset),
+            adapters=adapters,
+            first=request.first,
+        )
         info = WorkerInfo(origin=pipeline.origin, batch_size=pipeline.default_batch_size)
         self._pipeline = pipeline
         return info
+
+    def expect(self, request: DrawRequest) -> None:
+        """Begin to decode what a batch edits that is next in line; from any thread."""
+        for file in request.files:
+            file.put_into(self._store)
+        self._store.read_ahead(request.recipes)
 
     def cancel(self, number: int) -> None:
         """Have a batch end after its next step; from any thread."""
@@ -170,10 +200,21 @@ class Worker:
         watched = WatchedSteps(
             request, self._pipeline, stepped, lambda: request.number in self._cancelled
         )
-        images, error = draw(self._pipeline, request.recipes, tiled=request.tiled, callback=watched)
+        for file in request.files:
+            file.put_into(self._store)
+        images, error = draw(
+            self._pipeline,
+            request.recipes,
+            tiled=request.tiled,
+            images=self._store,
+            callback=watched,
+        )
+        for file in request.files:  # the next batch brings what it needs
+            self._store.forget(file.sha256)
         self._cancelled.discard(request.number)
         return Drawn(
             images=images,
             failure=None if error is None else Failure.of(error),
             seconds=time.perf_counter() - started,
+            notes=self._store.notes(),
         )

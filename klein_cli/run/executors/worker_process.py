@@ -52,6 +52,8 @@ def _read(
             worker.cancel(request.number)
             continue
         assert isinstance(request, LoadRequest | DrawRequest)
+        if isinstance(request, DrawRequest):
+            worker.expect(request)
         requests.put(request)
     os._exit(0)
 

@@ -41,7 +41,10 @@ def machine_facts() -> dict[str, str]:
 
 
 def model_facts(snapshot: Snapshot) -> dict[str, str]:
-    """Of a model on disk: its name, and its files by size and time, so that none need be read."""
+    """Of a model on disk: its name, and its files by size and time, so that none need be read.
+
+    Not for one with files in place of its own.
+    """
     return {
         "model": f"{snapshot.name} {snapshot.revision or ''}".strip(),
         "weights": _hash(_signatures(snapshot.root)),

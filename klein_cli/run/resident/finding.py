@@ -72,10 +72,18 @@ class Found:
     why: str = ""
 
 
-def find(choice: ServerChoice, model: str, snapshot: Snapshot, settings: Settings) -> Found:
-    """Look for an engine. Raises KleinError where one is required and none will do."""
+def find(
+    choice: ServerChoice, model: str, snapshot: Snapshot, settings: Settings, *, given: str = ""
+) -> Found:
+    """Look for an engine; `given` is what the command gives it that no engine takes from others.
+
+    Raises KleinError where an engine is required and none will do.
+    """
     place = choice.place or Place(path=socket_path())
-    found = look(place, snapshot, settings)
+    if given:
+        found = Found(resident=None, why=f"it has not these {given}")
+    else:
+        found = look(place, snapshot, settings)
     if found.resident is None and choice.mode == "start" and found.why == _NOBODY:
         _start(place, model, settings)
         found = _awaited(place, snapshot, settings)
