@@ -43,6 +43,7 @@ def application(service: Service, rules: Rules, *, stop: Callable[[], None]) -> 
         Route("/v1/models", images.models),
         Route("/v1/models/{name:path}", images.model),
         Route("/v1/images/generations", images.generations, methods=["POST"]),
+        Route("/v1/images/edits", images.edits, methods=["POST"]),
         Route("/v1/images/files/{name}", images.kept),
         Route("/sdapi/v1/txt2img", diffusion.txt2img, methods=["POST"]),
         Route("/sdapi/v1/img2img", diffusion.img2img, methods=["POST"]),

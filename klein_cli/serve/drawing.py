@@ -16,6 +16,7 @@ from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
 from klein_cli.run.batching import Batch
+from klein_cli.run.executors.files import SentFile
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Stepped
 from klein_cli.serve.dispatcher import Dispatcher
 from klein_cli.serve.line import Ticket
@@ -30,10 +31,11 @@ _ENCODERS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """An image as a file, with its record inside, and without it `data`'s recipe."""
+    """An image as a file with its record inside; `size` is WIDTHxHEIGHT in pixels."""
 
     recipe: Recipe
     data: bytes
+    size: str
     seconds: float
 
 
@@ -56,6 +58,7 @@ class Drawing:
         recipes: Sequence[Recipe],
         *,
         job: str,
+        files: Sequence[SentFile] = (),
         bulk: bool = False,
         wait: float | None = None,
         watched: bool = False,
@@ -64,6 +67,7 @@ class Drawing:
     ) -> None:
         self._dispatcher = dispatcher
         self._job = job
+        self._files = list(files)
         self._bulk = bulk
         self._on_look = on_look
         self._until = asyncio.get_running_loop().time() + (WAIT if wait is None else wait)
@@ -107,12 +111,13 @@ class Drawing:
         record = info.origin.record(recipe, step_down)
         data = await encoded(pixels, extension, record, recipe)
         seconds = asyncio.get_running_loop().time() - self.tickets[index].since
-        return Finished(recipe=recipe, data=data, seconds=seconds)
+        height, width = pixels.shape[:2]
+        return Finished(recipe=recipe, data=data, size=f"{width}x{height}", seconds=seconds)
 
     def _ticket(self, recipe: Recipe, index: int, *, tiled: bool) -> Ticket:
         loop = asyncio.get_running_loop()
         ticket = Ticket(
-            request=DrawRequest(recipes=[recipe], tiled=tiled),
+            request=DrawRequest(recipes=[recipe], tiled=tiled, files=self._files),
             bulk=self._bulk,
             result=loop.create_future(),
             until=self._until,

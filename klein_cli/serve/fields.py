@@ -14,7 +14,7 @@ from typing import Any
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
-from klein_cli.prompts.rows import Defaults, Row, ignored, prompt_fault, recipe_of
+from klein_cli.prompts.rows import Defaults, Inputs, Row, ignored, prompt_fault, recipe_of
 from klein_cli.prompts.sizes import parse_size
 from klein_cli.recipe import CPU_SEEDS, MAX_SEED, Recipe
 from klein_cli.serve.errors import ApiError
@@ -24,6 +24,8 @@ _MAX_IMAGES = 10
 _MAX_PARTIAL = 3
 _ANY_MODEL = re.compile(r"(gpt-image-|dall-e-|chatgpt-image-).*")
 """What clients send that know OpenAI's models alone."""
+
+_NO_IMAGES = Inputs()
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _QUALITIES = ("auto", "low", "medium", "high", "xhigh", "max", "standard", "hd")
@@ -83,14 +85,22 @@ class Served:
     names: Collection[str]
 
 
-def parse(body: Mapping[str, Any], served: Served, *, own: Collection[str] = ()) -> Asked:
-    """A request's fields. `own` are those that the caller has seen to. Raises ApiError."""
+def parse(
+    body: Mapping[str, Any],
+    served: Served,
+    *,
+    own: Collection[str] = (),
+    inputs: Inputs = _NO_IMAGES,
+) -> Asked:
+    """A request's fields. `own` are those that the caller has seen to, `inputs` the images that it
+    found in them. Raises ApiError.
+    """
     for name, why in _REFUSED.items():
         if body.get(name) is not None:
             raise ApiError(400, f"{name} is not available: {why}", param=name)
     _check_model(body.get("model"), served)
     warnings = list(_said_in_vain(body, own))
-    recipes = _recipes(body, served.preset, warnings)
+    recipes = _recipes(body, served.preset, inputs, warnings)
     kind = _one_of(body, "output_format", tuple(FORMATS), "png")
     _one_of(body, "background", _BACKGROUNDS, "auto")
     compression = _number(body, "output_compression", int, 0, 100)
@@ -140,7 +150,9 @@ def _said_in_vain(body: Mapping[str, Any], own: Collection[str]) -> list[str]:
     return said
 
 
-def _recipes(body: Mapping[str, Any], preset: Preset, warnings: list[str]) -> list[Recipe]:
+def _recipes(
+    body: Mapping[str, Any], preset: Preset, inputs: Inputs, warnings: list[str]
+) -> list[Recipe]:
     prompt = _text(body, "prompt", _MAX_PROMPT)
     if prompt is None:
         raise ApiError(400, "there is no prompt: say what to draw", param="prompt")
@@ -148,6 +160,9 @@ def _recipes(body: Mapping[str, Any], preset: Preset, warnings: list[str]) -> li
     if fault is not None:
         raise ApiError(400, ": ".join(fault), param="prompt")
     width, height = _size(body)
+    if inputs.mask is not None and (width, height) != (None, None):
+        warnings.append("the size has no effect: with a mask it is the image's own")
+        width = height = None
     row = Row(
         prompt=prompt,
         width=width,
@@ -161,12 +176,12 @@ def _recipes(body: Mapping[str, Any], preset: Preset, warnings: list[str]) -> li
     seed = _seed(body)
     count = _number(body, "n", int, 1, _MAX_IMAGES) or 1
     defaults = Defaults(preset=preset)
-    return [_recipe(row, defaults, seed + number) for number in range(count)]
+    return [_recipe(row, defaults, seed + number, inputs) for number in range(count)]
 
 
-def _recipe(row: Row, defaults: Defaults, seed: int) -> Recipe:
+def _recipe(row: Row, defaults: Defaults, seed: int, inputs: Inputs) -> Recipe:
     try:
-        return recipe_of(row, defaults, seed)
+        return recipe_of(row, defaults, seed, inputs)
     except UsageError as error:
         words = ("width", "height", "steps", "guidance", "seed", "prompt")
         param = next((word for word in words if error.message.startswith(word)), None)

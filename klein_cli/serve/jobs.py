@@ -100,7 +100,7 @@ class Jobs:
 
     async def draw(self, request: Request) -> Response:
         """A batch as klein's processes ask for it; steps as they are done, then the pixels."""
-        asked = _asked(await request.body())
+        asked = _asked(await request.body(), is_owner=bool(request.state.klein_owner))
         ticket = self._ticket(asked, request)
         heard: asyncio.Queue[Stepped | None] = asyncio.Queue()
         if asked.watched:
@@ -143,7 +143,7 @@ class Jobs:
             self._service.dispatcher.cancel(ticket, "left")
 
 
-def _asked(body: bytes) -> DrawRequest:
+def _asked(body: bytes, *, is_owner: bool) -> DrawRequest:
     """A batch from its bytes. Raises ApiError."""
     try:
         message = wire.decoded(body)
@@ -151,6 +151,8 @@ def _asked(body: bytes) -> DrawRequest:
         raise ApiError(400, f"this is not a batch: {str(error)[:200]}") from None
     if not isinstance(message, DrawRequest) or not 1 <= len(message.recipes) <= _MAX_BATCH:
         raise ApiError(400, f"this is not a batch of 1 to {_MAX_BATCH} recipes")
+    if not is_owner and any(file.path is not None or file.stands_in for file in message.files):
+        raise ApiError(403, "only its owner may name files of the engine's machine")
     if len({recipe.shape for recipe in message.recipes}) != 1:
         raise ApiError(400, "the recipes of a batch differ in shape")
     return message

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,12 +14,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from klein_cli.recipe import recorded
+from klein_cli.run.executors.files import SentFile
 from klein_cli.serve.drawing import Drawing, Finished, Look, encoded
 from klein_cli.serve.errors import ApiError
 from klein_cli.serve.fields import Asked, parse
 from klein_cli.serve.kept import KeptFiles
+from klein_cli.serve.openai_body import json_body
 from klein_cli.serve.service import Service
-from klein_cli.tables import parse_json
+from klein_cli.serve.uploads import OWN, Decoders, edit_body
 
 _PING = 15.0
 """Seconds without an event after which a comment keeps a stream open."""
@@ -32,6 +34,7 @@ class Images:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._kept = KeptFiles()
+        self._decoders = Decoders()
 
     async def models(self, request: Request) -> JSONResponse:
         """What is served: one model, by its names."""
@@ -50,6 +53,13 @@ class Images:
         asked = parse(await json_body(request), self._service.served)
         return await self._answer(request, asked, "image_generation")
 
+    async def edits(self, request: Request) -> Response:
+        """Images from words and images."""
+        body, sent = await edit_body(request)
+        inputs, files = await self._decoders.trusted(sent)
+        asked = parse(body, self._service.served, own=OWN, inputs=inputs)
+        return await self._answer(request, asked, "image_edit", files)
+
     async def kept(self, request: Request) -> Response:
         """An image that was given out as a URL."""
         found = self._kept.get(request.path_params["name"])
@@ -62,11 +72,14 @@ class Images:
         created = int(self._service.started)
         return {"id": name, "object": "model", "created": created, "owned_by": "klein"}
 
-    async def _answer(self, request: Request, asked: Asked, kind: str) -> Response:
+    async def _answer(
+        self, request: Request, asked: Asked, kind: str, files: Sequence[SentFile] = ()
+    ) -> Response:
         heard: asyncio.Queue[Look] = asyncio.Queue()
         drawing = Drawing(
             self._service.dispatcher,
             asked.recipes,
+            files=files,
             job=request.state.request_id,
             bulk=asked.bulk,
             wait=asked.timeout,
@@ -100,6 +113,7 @@ class Images:
             "model": self._service.served.preset.name,
             "data": data,
             **self._facts(asked),
+            "size": finished[0].size,
             "warnings": asked.warnings,
         }
 
@@ -158,20 +172,6 @@ class Images:
         return base64.b64encode(data).decode()
 
 
-async def json_body(request: Request) -> Mapping[str, Any]:
-    """A request's JSON object. Raises ApiError for anything else."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "send JSON: Content-Type: application/json")
-    try:
-        body = parse_json((await request.body()).decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise ApiError(400, "the request is not JSON") from None
-    if not isinstance(body, dict):
-        raise ApiError(400, "the request is not a JSON object")
-    return body
-
-
 async def while_there(request: Request, drawing: Drawing, work: Any) -> Any:
     """What `work` comes to, for as long as the client is there; it is broken off when it leaves."""
     task = asyncio.ensure_future(work)
@@ -213,7 +213,7 @@ def _completed(
     return _event(
         f"{kind}.completed",
         b64_json=base64.b64encode(finished.data).decode(),
-        **facts,
+        **{**facts, "size": finished.size},
         image_index=index,
         seed=finished.recipe.seed,
         recipe=recorded(finished.recipe),

@@ -18,7 +18,8 @@ from klein_cli.output.metadata import parameters
 from klein_cli.serve.drawing import Drawing, Finished
 from klein_cli.serve.errors import ApiError
 from klein_cli.serve.fields import Asked, parse
-from klein_cli.serve.openai import json_body, while_there
+from klein_cli.serve.openai import while_there
+from klein_cli.serve.openai_body import json_body
 from klein_cli.serve.service import Service
 
 _SAME = ("prompt", "negative_prompt", "seed", "steps", "width", "height", "cfg_scale")

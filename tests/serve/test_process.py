@@ -243,6 +243,39 @@ def test_an_engine_that_is_unloaded_ends_and_comes_back(near: Served, klein: Kle
     assert near.engine() is not None
 
 
+def test_an_edit_by_the_engine_the_api_and_the_command_alone_is_the_same(
+    near: Served, klein: Klein, empty_folder: Path
+) -> None:
+    from PIL import Image
+
+    drawn = over_the_api(near, size="128x144")
+    Path("a.png").write_bytes(drawn)
+    white = Image.new("L", (128, 144), 0)
+    white.paste(255, (32, 32, 96, 96))
+    white.save("mask.png")
+    hole = Image.new("RGBA", (128, 144), (9, 9, 9, 255))
+    hole.paste((0, 0, 0, 0), (32, 32, 96, 96))
+    file = io.BytesIO()
+    hole.save(file, "PNG")
+    words, options = "make it blue", ["-m", "tiny", "-s", "5"]
+    for mask in ([], ["--mask", "mask.png"]):
+        command = ["edit", "a.png", words, *options, *mask, "-y"]
+        code, _, said = klein(*command, "-o", "engine.png", "--server", "require")
+        assert code == 0, said
+        assert klein(*command, "-o", "alone.png", "--server", "off")[0] == 0
+        alone = Path("alone.png").read_bytes()
+        assert Path("engine.png").read_bytes() == alone
+        sent = [("image", ("x", drawn, "image/png"))]
+        sent += [("mask", ("x", file.getvalue(), "image/png"))] * bool(mask)
+        with near.client() as client:
+            fields = {"prompt": words, "seed": "5"}
+            answer = client.post("/v1/images/edits", data=fields, files=sent)
+            assert answer.status_code == 200, answer.text
+        data = base64.b64decode(answer.json()["data"][0]["b64_json"])
+        pixels = [Image.open(io.BytesIO(each)).tobytes() for each in (data, alone)]
+        assert pixels[0] == pixels[1]
+
+
 def test_previews_change_no_bit(near: Served) -> None:
     with near.client() as client:
         body = {"prompt": WORDS, "seed": 5, "size": "128x128", "stream": True, "partial_images": 3}
