@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
 from klein_cli.prompts.rows import Defaults, Inputs, Row, ignored, prompt_fault, recipe_of
 from klein_cli.prompts.sizes import parse_size
-from klein_cli.recipe import CPU_SEEDS, MAX_SEED, Recipe
+from klein_cli.recipe import CPU_SEEDS, MAX_SEED, Adapter, Recipe
 from klein_cli.serve.errors import ApiError
 
 _MAX_PROMPT = 32_000
@@ -52,7 +52,7 @@ _REFUSED = {
 _USED = {
     *("prompt", "model", "n", "size", "width", "height", "response_format", "output_format"),
     *("output_compression", "background", "stream", "partial_images", "seed"),
-    *("negative_prompt", "progress", "strict", "timeout", "priority"),
+    *("lora", "negative_prompt", "progress", "strict", "timeout", "priority"),
     *(name for names in _ALIASES.values() for name in names),
 }
 
@@ -79,10 +79,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What requests may ask for: the model that is there, and by which `names`."""
+    """What requests may ask for: the model that is there, by which `names`, and by theirs the
+    `adapters`.
+    """
 
     preset: Preset
     names: Collection[str]
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
 
 def parse(
@@ -100,6 +103,7 @@ def parse(
             raise ApiError(400, f"{name} is not available: {why}", param=name)
     _check_model(body.get("model"), served)
     warnings = list(_said_in_vain(body, own))
+    inputs = replace(inputs, adapters=_adapters(body, served.adapters))
     recipes = _recipes(body, served.preset, inputs, warnings)
     kind = _one_of(body, "output_format", tuple(FORMATS), "png")
     _one_of(body, "background", _BACKGROUNDS, "auto")
@@ -137,6 +141,29 @@ def _check_model(name: Any, served: Served) -> None:
             param="model",
             code="model_not_found",
         )
+
+
+def _adapters(body: Mapping[str, Any], known: Mapping[str, Adapter]) -> tuple[Adapter, ...]:
+    """Of "lora": a list of names, each perhaps with "=WEIGHT"."""
+    given = body.get("lora") or []
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        raise ApiError(400, "lora is not a list of names", param="lora")
+    return tuple(_adapter(each, known) for each in given)
+
+
+def _adapter(given: str, known: Mapping[str, Adapter]) -> Adapter:
+    name, has_weight, weight = given.partition("=")
+    if name not in known:
+        there = ", ".join(sorted(known)) or "none"
+        raise ApiError(400, f"there is no adapter {name[:100]!r} here: {there}", param="lora")
+    if not has_weight:
+        return known[name]
+    try:
+        return replace(known[name], weight=float(weight))
+    except (ValueError, UsageError):
+        what = f"{given[:100]!r} has no weight from -100 to 100"
+        raise ApiError(400, what, param="lora") from None
 
 
 def _said_in_vain(body: Mapping[str, Any], own: Collection[str]) -> list[str]:

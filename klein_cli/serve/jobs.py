@@ -151,7 +151,8 @@ def _asked(body: bytes, *, is_owner: bool) -> DrawRequest:
         raise ApiError(400, f"this is not a batch: {str(error)[:200]}") from None
     if not isinstance(message, DrawRequest) or not 1 <= len(message.recipes) <= _MAX_BATCH:
         raise ApiError(400, f"this is not a batch of 1 to {_MAX_BATCH} recipes")
-    if not is_owner and any(file.path is not None or file.stands_in for file in message.files):
+    named = any(file.path is not None or file.stands_in for file in message.files)
+    if not is_owner and (named or message.adapters):
         raise ApiError(403, "only its owner may name files of the engine's machine")
     if len({recipe.shape for recipe in message.recipes}) != 1:
         raise ApiError(400, "the recipes of a batch differ in shape")

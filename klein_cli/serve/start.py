@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from klein_cli.checkpoints.lora.adapter import AdapterFile
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.device.startup import count_gpus
 from klein_cli.errors import UsageError
@@ -47,6 +49,7 @@ class Server:
     keys: tuple[str, ...]
     origins: tuple[str, ...]
     names: tuple[str, ...]
+    adapters: dict[str, AdapterFile]
     keep_alive: float | None
     queue: int
     engines: int | None
@@ -69,7 +72,11 @@ def run(asked: Server, listener: Listener, log: Log) -> None:
         names = dict.fromkeys((asked.snapshot.preset.name, *asked.names))
         service = Service(
             model=asked.model,
-            served=Served(preset=asked.snapshot.preset, names=tuple(names)),
+            served=Served(
+                preset=asked.snapshot.preset,
+                names=tuple(names),
+                adapters={name: file.weighing(1.0) for name, file in asked.adapters.items()},
+            ),
             settings=asked.settings,
             facts=facts,
             dispatcher=dispatcher,
@@ -99,6 +106,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def read_adapters(
+    texts: Sequence[str], snapshot: Snapshot
+) -> tuple[dict[str, AdapterFile], list[str]]:
+    """NICK=FILE of each, and a line for each of how much it changes. Raises UsageError, and
+    ModelError for one that does not fit the model.
+    """
+    store, found = AdapterStore(), {}
+    for text in texts:
+        name, is_named, path = text.partition("=")
+        if not is_named or not name or not path:
+            raise UsageError(f"--lora {text} is not valid", "write it as NAME=FILE")
+        if name in found:
+            raise UsageError(f"--lora names {name} twice", "give each a name of its own")
+        found[name] = store.add(Path(path).expanduser())
+    return found, store.check(snapshot)
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
@@ -155,7 +179,8 @@ def _engines(asked: Server) -> Sequence[Callable[[], Engine]]:
     snapshot = asked.snapshot
     is_folder = snapshot.repo is None and asked.model not in presets()
     model = str(snapshot.root.resolve()) if is_folder else asked.model
-    request = LoadRequest(model=model, settings=asked.settings, threads=None)
+    adapters = [str(file.path) for file in asked.adapters.values()]
+    request = LoadRequest(model=model, settings=asked.settings, threads=None, adapters=adapters)
     count = _count(asked)
     gpus: Sequence[str | None] = visible_gpus(count) if count > 1 else [None]
     return [partial(ChildEngine, request, gpu) for gpu in gpus]

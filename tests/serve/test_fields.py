@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from klein_cli.presets import presets
+from klein_cli.recipe import Adapter
 from klein_cli.serve.errors import ApiError
 from klein_cli.serve.fields import Asked, Served, parse
 
@@ -131,6 +133,20 @@ def test_a_distilled_model_says_that_guidance_has_no_effect() -> None:
     found = asked(DISTILLED, guidance=4, negative_prompt="blue")
     assert len(found.warnings) == 2
     assert found.recipes[0].guidance == 1.0
+
+
+ADAPTER = Adapter(sha256="0a" * 32, name="a.safetensors", weight=1.0)
+
+
+def test_adapters_are_those_that_were_named_at_the_start() -> None:
+    served = Served(preset=presets()["tiny"], names=("tiny",), adapters={"ink": ADAPTER})
+    found = asked(served, lora=["ink", "ink=0.5"]).recipes[0]
+    assert found.adapters == (ADAPTER, replace(ADAPTER, weight=0.5))
+    assert asked(served, lora="ink").recipes[0].adapters == (ADAPTER,)
+    for wrong in (["other"], ["/etc/passwd"], ["ink=nan"], ["ink=1e9"], [3], {"ink": 1}):
+        with pytest.raises(ApiError) as error:
+            asked(served, lora=wrong)
+        assert (error.value.param, error.value.status) == ("lora", 400)
 
 
 def test_auto_is_no_word_worth_a_warning() -> None:

@@ -276,6 +276,27 @@ def test_an_edit_by_the_engine_the_api_and_the_command_alone_is_the_same(
         assert pixels[0] == pixels[1]
 
 
+def test_an_engine_takes_the_adapters_of_a_command_and_leaves_them_out_of_the_next(
+    near: Served, klein: Klein, empty_folder: Path
+) -> None:
+    from adapters import write_for_tiny
+
+    write_for_tiny(Path("a.safetensors"))
+    given = ["generate", WORDS, "-m", "tiny", "-s", "5", "--size", "128x128"]
+    files = {}
+    for name, options in (
+        ("adapted", ["--lora", "a.safetensors=2"]),
+        ("alone", ["--lora", "a.safetensors=2", "--server", "off"]),
+        ("plain", []),
+    ):
+        code, _, said = klein(*given, "-v", "-o", f"{name}.png", *options)
+        assert code == 0, said
+        assert ("drawn by the engine" in said) == (name != "alone")
+        files[name] = Path(f"{name}.png").read_bytes()
+    assert files["adapted"] == files["alone"] != files["plain"]
+    assert files["plain"] == over_the_api(near)
+
+
 def test_previews_change_no_bit(near: Served) -> None:
     with near.client() as client:
         body = {"prompt": WORDS, "seed": 5, "size": "128x128", "stream": True, "partial_images": 3}

@@ -70,6 +70,14 @@ def serve(
             help="Another name by which requests may call the model. Repeatable.",
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        _option(
+            "--lora",
+            metavar="NAME=FILE",
+            help="An adapter that requests may name in their lora. Repeatable.",
+        ),
+    ] = None,
     keep_alive: Annotated[
         str,
         _option(
@@ -104,7 +112,7 @@ def serve(
             raise UsageError(f"--log {log} is not valid", "use text, json or none")
         try:
             from klein_cli.serve.log import Log
-            from klein_cli.serve.start import Server, read_keys
+            from klein_cli.serve.start import Server, read_adapters, read_keys
             from klein_cli.serve.start import run as run_server
         except ModuleNotFoundError as error:
             raise UsageError(
@@ -115,6 +123,9 @@ def serve(
         if snapshot is None:
             with report.bar, report.downloading() as watch:
                 snapshot = resolve(model, watch)
+        adapters, lines = read_adapters(lora or (), snapshot)
+        for line in lines:
+            report.note(line)
         asked = Server(
             model=model,
             snapshot=snapshot,
@@ -125,6 +136,7 @@ def serve(
             keys=() if api_key_file is None else read_keys(api_key_file),
             origins=tuple(cors_origin or ()),
             names=tuple(served_model_name or ()),
+            adapters=adapters,
             keep_alive=seconds(keep_alive),
             queue=queue,
             engines=_engines(gpus),

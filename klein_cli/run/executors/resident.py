@@ -104,8 +104,14 @@ class ResidentExecutor:
         """
         place = self._resident.place
         files = files_of(batch.recipes, self._work.store, by_path=place.path is not None)
+        wanted = dict.fromkeys(batch.recipes[0].adapters)
+        adapters = [str(self._work.adapters.file(adapter).path) for adapter in wanted]
         message = DrawRequest(
-            recipes=batch.recipes, tiled=batch.tiled, files=files, watched=self._single
+            recipes=batch.recipes,
+            tiled=batch.tiled,
+            files=files,
+            adapters=adapters,
+            watched=self._single,
         )
         body = b"".join(wire.encoded(message))
         line = "single" if self._single else "bulk"

@@ -123,7 +123,9 @@ def _with_resident(
     here = snapshot or on_disk(model, parts)
     if here is None:  # nobody has what must be downloaded first
         return placement
-    given = "adapters" if adapters else "parts" if parts else ""
+    given = "parts" if parts else ""
+    if adapters and placement.server.place is not None and placement.server.place.path is None:
+        given = "adapters"  # by path to the owner's engine alone
     found = find(placement.server, model, here, settings, given=given)
     if found.resident is not None:
         listener.detail(f"drawn by the engine at {found.resident.place}")

@@ -22,6 +22,7 @@ from klein_cli.run.executors.watched import WatchedSteps
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
+    from klein_cli.checkpoints.lora.store import AdapterStore
     from klein_cli.pipeline import Pipeline
     from klein_cli.run.fallback import Pixels
 
@@ -59,8 +60,8 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawRequest:
-    """A batch: recipes of one shape, each decoded in tiles if `tiled`, and the `files` of the
-    images that they edit.
+    """A batch: recipes of one shape, each decoded in tiles if `tiled`, the `files` of the images
+    that they edit, and absolute paths of their `adapters` that were not known at the start.
 
     By its `number` it can be cancelled. If `watched`, the worker says `Stepped` after each step;
     so many `previews` of these, at most, hold an image.
@@ -69,6 +70,7 @@ class DrawRequest:
     recipes: list[Recipe]
     tiled: bool
     files: list[SentFile] = field(default_factory=list)
+    adapters: list[str] = field(default_factory=list)
     number: int = 0
     watched: bool = False
     previews: int = 0
@@ -140,6 +142,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
+        self._adapters: AdapterStore | None = None
         self._cancelled: set[int] = set()
         self._store = ImageStore()
 
@@ -165,7 +168,7 @@ class Worker:
         if request.threads is not None:
             torch.set_num_threads(request.threads)
         snapshot = resolve(request.model, parts=request.given)
-        adapters = AdapterStore()
+        adapters = self._adapters = AdapterStore()
         for path in request.adapters:
             adapters.add(Path(path))
         pipeline = Pipeline.load(
@@ -190,8 +193,22 @@ class Worker:
 
     def draw(self, request: DrawRequest, tell: Callable[[Stepped], None] | None = None) -> Drawn:
         """The images of a batch. `tell` hears of its steps if it is watched."""
+        started = time.perf_counter()
+        try:
+            for path in request.adapters:
+                assert self._adapters is not None
+                self._adapters.add(Path(path))
+        except KleinError as error:
+            return Drawn(
+                images=[], failure=Failure.of(error), seconds=time.perf_counter() - started
+            )
+        return self._draw(request, tell, started)
+
+    def _draw(
+        self, request: DrawRequest, tell: Callable[[Stepped], None] | None, started: float
+    ) -> Drawn:
         assert self._pipeline is not None
-        started, steps = time.perf_counter(), request.recipes[0].steps
+        steps = request.recipes[0].steps
 
         def stepped(step: int, images: list[Pixels]) -> None:
             if tell is not None:
