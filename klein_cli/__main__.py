@@ -1,9 +1,13 @@
 """The beginning of `klein`, and of `python -m klein_cli`."""
 
-import contextlib
+from __future__ import annotations
+
 import os
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def run() -> NoReturn:
@@ -22,6 +26,11 @@ def main() -> int:
     try:
         if sys.argv[1:] == ["--version"]:
             return _version()
+        from klein_cli.cli.quick import quick
+
+        code = quick(sys.argv[1:])
+        if code is not None:
+            return code
         from klein_cli.cli.app import main as command_line
 
         return command_line()
@@ -46,6 +55,7 @@ def _end(code: int) -> None:
     Leaves that to Python where a thread is still at work.
     """
     import atexit
+    import contextlib
     import threading
 
     if any(not thread.daemon for thread in threading.enumerate()[1:]):

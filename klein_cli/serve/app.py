@@ -17,6 +17,7 @@ from klein_cli.serve.health import Health
 from klein_cli.serve.jobs import Jobs
 from klein_cli.serve.openai import Images
 from klein_cli.serve.page import page
+from klein_cli.serve.quick import Quick
 from klein_cli.serve.sdapi import StableDiffusion
 from klein_cli.serve.service import Service
 
@@ -37,6 +38,7 @@ def application(service: Service, rules: Rules, *, stop: Callable[[], None]) -> 
         Route("/klein/v1/model", jobs.model),
         Route("/klein/v1/status", jobs.status),
         Route("/klein/v1/draw", jobs.draw, methods=["POST"]),
+        Route("/klein/v1/quick", Quick(service).draw, methods=["POST"]),
         Route("/klein/v1/unload", jobs.unload, methods=["POST"]),
         Route("/klein/v1/stop", jobs.stop, methods=["POST"]),
         Route("/v1/jobs/{job}", jobs.cancel, methods=["DELETE"]),

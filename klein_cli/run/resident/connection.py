@@ -86,11 +86,11 @@ def ask(connection: socket.socket, place: Place, method: str, route: str, body: 
 
 def check_answer(connection: socket.socket) -> None:
     """Read an answer's head. Raises EngineError unless it is a good one, OSError."""
-    status, headers = _head(connection)
+    status, headers = read_head(connection)
     if status == 200:
         return
     try:
-        error = json.loads(_rest(connection))["error"]["message"]
+        error = json.loads(rest(connection))["error"]["message"]
     except (ValueError, KeyError, TypeError):
         error = f"the engine answers with {status}"
     wait = headers.get("retry-after", "0")
@@ -102,15 +102,15 @@ def asked(place: Place, method: str, route: str, *, seconds: float | None = None
     """The JSON that a route answers with. Raises EngineError."""
     with opened(place, method, route, seconds=seconds) as connection:
         try:
-            return json.loads(_rest(connection))
+            return json.loads(rest(connection))
         except (OSError, ValueError):
             raise EngineError(
                 0, f"what answers at {place} is no engine of klein's", "check --server"
             ) from None
 
 
-def _head(connection: socket.socket) -> tuple[int, dict[str, str]]:
-    """Status and headers, and not a byte of what follows."""
+def read_head(connection: socket.socket) -> tuple[int, dict[str, str]]:
+    """An answer's status and headers, and not a byte of what follows. Raises OSError."""
     data = b""
     while not data.endswith(b"\r\n\r\n"):
         peeked = connection.recv(_LINE, socket.MSG_PEEK)
@@ -127,7 +127,8 @@ def _head(connection: socket.socket) -> tuple[int, dict[str, str]]:
     return int(status[0]) if status and status[0].isdigit() else 0, headers
 
 
-def _rest(connection: socket.socket) -> bytes:
+def rest(connection: socket.socket) -> bytes:
+    """All that is still to come. Raises OSError."""
     pieces = []
     while piece := connection.recv(_LINE):
         pieces.append(piece)
