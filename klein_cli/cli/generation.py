@@ -243,6 +243,7 @@ def _make(
             no_metadata=asked.output.no_metadata,
             threads=ready.writers,
             images=asked.images.store,
+            reads_ahead=ready.pipeline is not None,
             carry=asked.carry,
         )
         report.expect(len(planned.jobs))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from klein_cli.errors import UsageError
 from klein_cli.images.files import Source
@@ -28,6 +30,21 @@ DECODED_BYTES = 512_000_000
 Read = TypeVar("Read", Picture, MaskImage)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """(h, w, 3) uint8 `pixels` of a reference as the model sees it."""
+
+    pixels: NDArray[numpy.uint8]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes of memory."""
+        return self.pixels.nbytes
+
+
+Decoded = Picture | MaskImage | Prepared
+
+
 class ImageStore:
     """Where images are, by the SHA-256 of their files; any thread may ask.
 
@@ -36,7 +53,9 @@ class ImageStore:
 
     def __init__(self, decoded_bytes: int = DECODED_BYTES) -> None:
         self._sources: dict[str, tuple[Source, str]] = {}
-        self._decoded: OrderedDict[tuple[type, str], Picture | MaskImage] = OrderedDict()
+        self._decoded: OrderedDict[tuple[Any, ...], Decoded] = OrderedDict()
+        self._gates: dict[tuple[Any, ...], threading.Lock] = {}
+        self._ahead: threading.Thread | None = None
         self._decoded_bytes = decoded_bytes
         self._noted: set[str] = set()
         self._unsaid: list[tuple[str, str]] = []
@@ -87,7 +106,11 @@ class ImageStore:
 
         Raises UsageError as `picture` does, and for a recipe that tells another size.
         """
-        pixels = prepare(self.picture(reference.sha256))
+        prepared = self._kept(
+            (Prepared, reference.sha256), lambda: Prepared(prepare(self.picture(reference.sha256)))
+        )
+        assert isinstance(prepared, Prepared)
+        pixels = prepared.pixels
         _check_size(reference.name, (reference.width, reference.height), pixels.shape)
         return pixels
 
@@ -108,28 +131,64 @@ class ImageStore:
         _check_size(source.name, (recipe.width, recipe.height), masked.painted_size[::-1])
         return masked
 
+    def read_ahead(self, recipes: Iterable[Recipe]) -> None:
+        """Begin to decode, in a thread, what recipes will ask for; at most one lot at a time.
+
+        What is wrong with a file shows when it is asked for.
+        """
+        edits = [recipe for recipe in recipes if recipe.references]
+        if edits and (self._ahead is None or not self._ahead.is_alive()):
+            self._ahead = threading.Thread(target=self._decode, args=(edits,), daemon=True)
+            self._ahead.start()
+
+    def _decode(self, recipes: Iterable[Recipe]) -> None:
+        for recipe in recipes:
+            with suppress(Exception):
+                source, *others = recipe.references
+                if recipe.mask is None:
+                    self.reference(source)
+                else:
+                    self.picture(source.sha256)
+                for other in others:
+                    self.reference(other)
+
     def profile(self, sha256: str) -> bytes | None:
         """The ICC profile that kept pixels of the image are in; None for sRGB."""
         return self.picture(sha256).profile
 
     def _read(self, sha256: str, kind: type[Read], reader: Callable[..., Read]) -> Read:
+        found = self._kept((kind, sha256), lambda: self._as_it_was(sha256, reader))
+        assert isinstance(found, kind)
+        return found
+
+    def _as_it_was(self, sha256: str, reader: Callable[..., Read]) -> Read:
+        source, name = self._sources[sha256]
+        found = reader(source, name=name)
+        if found.sha256 != sha256:
+            raise UsageError(f"{name} has changed since it was first read", "run the command again")
+        return found
+
+    def _kept(self, key: tuple[Any, ...], make: Callable[[], Decoded]) -> Decoded:
+        """What is kept under a key, made if need be: once, while threads may ask for other keys."""
         with self._lock:
-            found = self._decoded.get((kind, sha256))
-            if not isinstance(found, kind):
-                source, name = self._sources[sha256]
-                found = reader(source, name=name)
-                if found.sha256 != sha256:
-                    raise UsageError(
-                        f"{name} has changed since it was first read", "run the command again"
-                    )
-                self._decoded[kind, sha256] = found
+            gate = self._gates.setdefault(key, threading.Lock())
+        with gate:
+            with self._lock:
+                found = self._decoded.get(key)
+            try:
+                found = found or make()
+            finally:
+                with self._lock:
+                    self._gates.pop(key, None)
+            with self._lock:
+                self._decoded[key] = found
+                self._decoded.move_to_end(key)
                 self._note(found)
-            self._decoded.move_to_end((kind, sha256))
-            while len(self._decoded) > 1 and self._held() > self._decoded_bytes:
-                self._decoded.popitem(last=False)
+                while len(self._decoded) > 1 and self._held() > self._decoded_bytes:
+                    self._decoded.popitem(last=False)
             return found
 
-    def _note(self, found: Picture | MaskImage) -> None:
+    def _note(self, found: Decoded) -> None:
         if isinstance(found, Picture) and found.sha256 not in self._noted:
             self._noted.add(found.sha256)
             self._unsaid += [(found.name, note) for note in found.notes]
