@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy
@@ -11,6 +12,8 @@ from image_files import encoded
 
 from klein_cli.errors import UsageError
 from klein_cli.images import store as module
+from klein_cli.images.reading import read
+from klein_cli.images.references import prepare
 from klein_cli.images.store import ImageStore
 from klein_cli.recipe import Mask, Recipe, Reference
 
@@ -148,3 +151,67 @@ def test_the_source_of_a_recipe_with_a_mask(tmp_path: Path) -> None:
     assert store.masked(recipe(reference, 128, 64, grown)).white.shape == (70, 128)
     part = Mask(sha256=mask.sha256, name="mask.png", box=(16, 0, 80, 64))
     assert store.masked(recipe(reference, 64, 64, part)).box == (16, 0, 80, 64)
+
+
+def edit_of(store: ImageStore, path: Path) -> Recipe:
+    probe = store.add(path)
+    given = Reference(sha256=probe.sha256, name=probe.name, width=96, height=64)
+    return Recipe(
+        prompt="a",
+        seed=1,
+        width=96,
+        height=64,
+        steps=1,
+        guidance=1.0,
+        model="tiny",
+        references=(given,),
+    )
+
+
+def test_what_is_read_ahead_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of photos would wait for each to be decoded, as long as to be drawn."""
+    store = ImageStore()
+    recipe = edit_of(store, written(tmp_path / "a.png"))
+    names = count_of_reads(monkeypatch)
+    store.read_ahead([recipe, recipe])
+    assert store._ahead is not None
+    store._ahead.join()
+    assert names == ["a.png"]
+    pixels = store.reference(recipe.references[0])
+    assert names == ["a.png"]
+    assert numpy.array_equal(pixels, prepare(read(tmp_path / "a.png")))
+
+
+def test_who_needs_one_image_does_not_wait_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ImageStore()
+    here, ahead = (edit_of(store, written(tmp_path / name)) for name in ("a.png", "b.png"))
+    store.reference(here.references[0])
+    let_go, begun, read = threading.Event(), threading.Event(), module.read
+
+    def slowly(source: object, *, name: str) -> object:
+        begun.set()
+        assert let_go.wait(20)
+        return read(source, name=name)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "read", slowly)
+    store.read_ahead([ahead])
+    assert begun.wait(20)
+    store.reference(here.references[0])
+    let_go.set()
+    assert store._ahead is not None
+    store._ahead.join()
+
+
+def test_a_fault_that_is_met_ahead_shows_when_the_image_is_needed(tmp_path: Path) -> None:
+    store = ImageStore()
+    recipe = edit_of(store, written(tmp_path / "a.png"))
+    os.remove(tmp_path / "a.png")
+    store.read_ahead([recipe])
+    assert store._ahead is not None
+    store._ahead.join()
+    with pytest.raises(UsageError, match="cannot read"):
+        store.reference(recipe.references[0])
