@@ -2,6 +2,8 @@
 
 import sys
 
+from klein_cli.run.interrupts import end_as_by_ctrl_c, exit_code_of
+
 
 def main() -> int:
     """Run the command line; `klein --version` answers before anything is imported for it.
@@ -11,11 +13,12 @@ def main() -> int:
     try:
         if sys.argv[1:] == ["--version"]:
             return _version()
+        end_as_by_ctrl_c()
         from klein_cli.cli.app import main as run
 
         return run()
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return exit_code_of(interrupt)
 
 
 def _version() -> int:

@@ -21,7 +21,7 @@ from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
 from klein_cli.cli.config import origins
-from klein_cli.cli.terminal.follow import INTERRUPTED, RunReporter, run_command
+from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
@@ -33,6 +33,7 @@ from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_placement, start
 from klein_cli.run.plan import Output, Plan, check_folders, plan
+from klein_cli.run.interrupts import was_interrupted
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resume.folder import OutputFolder, output_folder
 from klein_cli.run.resume.journal import RunJournal
@@ -128,7 +129,7 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
         if files.dry_run:
             return _dry_run(asked, planned, earlier, report)
         code = _draw(asked, seed, planned, earlier, report)
-        if gallery is not None and code != INTERRUPTED:
+        if gallery is not None and not was_interrupted(code):
             with report.bar:
                 page = add_page(gallery, report, overwrite=files.overwrite)
             code = code or page

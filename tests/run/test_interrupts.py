@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 
 LAUNCH = """
 import signal, sys
@@ -34,7 +34,7 @@ def test_an_interrupt_comes_behind_the_block() -> None:
         signal.raise_signal(signal.SIGINT)
         done.append(1)
 
-    with pytest.raises(KeyboardInterrupt), defer_sigint():
+    with pytest.raises(KeyboardInterrupt), defer_interrupts():
         work()
     assert done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -49,7 +49,7 @@ def test_a_second_one_comes_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
         done.append(2)
 
-    with pytest.raises(KeyboardInterrupt), defer_sigint():
+    with pytest.raises(KeyboardInterrupt), defer_interrupts():
         work()
     assert done == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -58,14 +58,14 @@ def test_a_second_one_comes_at_once() -> None:
 def test_where_interrupts_are_ignored_or_somebody_elses_nothing_changes() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with defer_sigint():
+        with defer_interrupts():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
     seen: list[object] = []
 
     def beside() -> None:
-        with defer_sigint():
+        with defer_interrupts():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=beside)

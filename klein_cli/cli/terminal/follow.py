@@ -11,10 +11,8 @@ from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError
 from klein_cli.output.naming import STDOUT
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped
+from klein_cli.run.interrupts import exit_code_of
 from klein_cli.run.jobs import Job
-
-INTERRUPTED = 130
-
 
 class Runnable(Protocol):
     """What makes images of jobs; see `klein_cli.run.runner.Run`."""
@@ -44,8 +42,9 @@ class RunReporter:
         try:
             for event in run.events(jobs):
                 self.tell(event)
-        except KeyboardInterrupt:
-            return self._interrupted(run)
+        except KeyboardInterrupt as interrupt:
+            self._interrupted(run)
+            return exit_code_of(interrupt)
         except BrokenPipeError:
             self._finish(run)
             raise KleinError(
@@ -79,12 +78,11 @@ class RunReporter:
             with suppress(BrokenPipeError):
                 self.tell(event)
 
-    def _interrupted(self, run: Runnable) -> int:
+    def _interrupted(self, run: Runnable) -> None:
         self._finish(run)
         with suppress(BrokenPipeError):  # the same Ctrl-C ends who reads of it
             self._report.event("interrupted", made=self._made, wanted=self._wanted)
         self._report.note(f"interrupted: {self._tally()}{self._more()}")
-        return INTERRUPTED
 
     def _tally(self) -> str:
         return f"{self._made} of {self._wanted} images made"
@@ -111,11 +109,11 @@ def run_command(
     try:
         with report.errors():
             return run(report)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         with suppress(BrokenPipeError):
             report.event("interrupted", made=0, wanted=None)
         report.note("interrupted")
-        return INTERRUPTED
+        return exit_code_of(interrupt)
 
 
 def exit_code(made: int, failures: list[int]) -> int:

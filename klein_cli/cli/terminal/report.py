@@ -61,6 +61,7 @@ class Report:
         except KleinError as error:
             with contextlib.suppress(BrokenPipeError):  # which may be the error
                 self.event("error", message=error.message, hint=error.hint)
+            error.told = self._as_json
             raise
 
     def event(self, kind: str, **fields: Any) -> None:

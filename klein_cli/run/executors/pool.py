@@ -22,7 +22,7 @@ from klein_cli.presets import presets
 from klein_cli.run.batching import Batch
 from klein_cli.run.executors.executor import BatchResult, ReadyExecutor, WorkerDied, Workload
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 
 if TYPE_CHECKING:
     from klein_cli.run.fallback import Pixels
@@ -243,7 +243,7 @@ def started(work: Workload, transport: Transport[L], count: int) -> Iterator[Rea
 
 def _load_request(work: Workload) -> LoadRequest:
     """A folder goes by its full path: workers may stand elsewhere."""
-    with defer_sigint():
+    with defer_interrupts():
         import torch
     is_folder = work.snapshot.repo is None and work.model not in presets()
     model = str(work.snapshot.root.resolve()) if is_folder else work.model

@@ -90,6 +90,10 @@ class RunJournal:
             f"{name} {before[name]}, not {now[name]}" for name in changed
         )
 
+    def check_place(self) -> None:
+        """Raise OSError when the folder or its manifest was moved or removed since it was opened."""
+        self._manifest.check_place()
+
     def begun(self, job: Job, sha256: str) -> None:
         """An image is about to be written whose file tells nothing of it."""
         self._manifest.begun(self._made(job, job.path, sha256))

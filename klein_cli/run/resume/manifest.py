@@ -20,6 +20,7 @@ crash or a full disk left torn is passed over, and cut off by the next run.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -47,6 +48,10 @@ _CHUNK = 1000
 _BLOCK = 65536
 
 
+class MovedError(OSError):
+    """The manifest that a run writes is no longer the one in its folder."""
+
+
 class Manifest:
     """A manifest open for one run. Its methods may be called from several threads.
 
@@ -67,6 +72,16 @@ class Manifest:
     def empty(self) -> bool:
         """Whether nothing was ever written to it."""
         return self._size == 0
+
+    def check_place(self) -> None:
+        """Raise MovedError when the folder, or the file in it, was moved or removed meanwhile."""
+        path = self.folder / FILE
+        try:
+            same = os.path.samestat(os.fstat(self._handle), os.stat(path))
+        except OSError:
+            same = False
+        if not same:
+            raise MovedError(errno.ENOENT, f"{path} is gone")
 
     def begin(self, run: int, *, model: str, seed: int | None) -> None:
         """Begin run number `run`, whose images count from `seed`, or bring their own."""
@@ -106,6 +121,7 @@ class Manifest:
     def _append(self, entries: Iterable[dict[str, Any]]) -> None:
         lines = (json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries)
         with self._lock:
+            self.check_place()
             before = self._size
             try:
                 os.ftruncate(self._handle, before)
