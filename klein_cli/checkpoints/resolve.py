@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from klein_cli.addresses import check_path, hub_id
 from klein_cli.checkpoints.folder import (
     INDEX_FILE,
     FolderCheckpoint,
@@ -181,6 +182,9 @@ def _is_local(model: str) -> bool:
 
 
 def _folder(model: str) -> Snapshot:
+    if repo := hub_id(model):
+        raise ModelError(f"-m {model} is an address", f"give the hub id alone: {repo}")
+    check_path("-m", model)
     root = Path(os.path.expanduser(model))
     if not model.strip():
         raise ModelError("-m is empty", f"give a model by name ({_names()}), a folder or a hub id")

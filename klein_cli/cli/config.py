@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from klein_cli.addresses import check_path
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.errors import UsageError
 from klein_cli.tables import shortened
@@ -74,6 +75,8 @@ class ConfiguredCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error about an option that the file set names the file too."""
         _check_present_folder()
+        for param in self.params:
+            _check_paths(max(param.opts, key=len), ctx.params.get(param.name))
         try:
             return super().invoke(ctx)
         except UsageError as error:
@@ -91,6 +94,13 @@ def _check_present_folder() -> None:
         gone = isinstance(error, FileNotFoundError)
         what = "is gone" if gone else f"cannot be read: {error.strerror}"
         raise UsageError(f"the folder you are in {what}", "cd to one that exists") from None
+
+
+def _check_paths(name: str, value: Any) -> None:
+    """Raise UsageError for an address where the parameter takes files."""
+    for path in value if isinstance(value, list) else [value]:
+        if isinstance(path, Path):
+            check_path(name if name.startswith("-") else "the path", path)
 
 
 def _take_defaults(ctx: Any, given: Mapping[str, Any]) -> None:
@@ -180,6 +190,8 @@ def _read(asked: Any, *, ignored: bool) -> tuple[Path, dict[str, Any]] | None:
 
     if asked is not None and ignored:
         raise UsageError("--config and --no-config exclude each other", "leave one of them out")
+    if asked is not None:
+        check_path("--config", asked)
     file = default_file() if asked is None else Path(asked)
     if ignored or not os.path.isfile(file):  # nor one that may not be looked at
         if asked is not None:

@@ -32,8 +32,8 @@ from klein_cli.prompts.source import PromptSource, prompt_source
 from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_placement, start
-from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.interrupts import was_interrupted
+from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resume.folder import OutputFolder, output_folder
 from klein_cli.run.resume.journal import RunJournal

@@ -22,6 +22,7 @@ from datetime import date
 from pathlib import Path
 from string import Formatter
 
+from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
 from klein_cli.recipe import Recipe
 
@@ -74,6 +75,7 @@ def destination(output: str | None) -> Destination:
         return Destination(template="", single="", folder=Path(), exact=True)
     if not output.strip() or "\0" in output:
         raise UsageError("-o is empty", "give a file, a folder or a template")
+    check_path("-o", output)
     if output.startswith("~"):
         output = os.path.expanduser(output)
     if os.path.isdir(output):
@@ -256,6 +258,7 @@ def _fill(template: str, values: dict[str, object]) -> str:
 
 def _inside(folder: Path, output: str) -> Path:
     """`output` under `folder`. Raises UsageError when it leaves it, by a symbolic link too."""
+    check_path("output", output)
     name = Path(output)
     climbs = Path(os.path.normpath(name)).parts[:1] == ("..",)
     leaves = climbs or name.is_absolute() or name.drive or name.root

@@ -199,7 +199,7 @@ def _record(table: Mapping[str, Any]) -> Record:
         step_down=_text_or_none("step_down", table.get("step_down")),
         unknown=tuple(strange[:_MAX_ENTRIES]),
     )
-    fault = prompt_fault(record.recipe.prompt)
+    fault = prompt_fault(record.recipe.prompt, drawn=True)
     if fault:
         raise ValueError(fault[0])
     (record.recipe.negative_prompt or "").encode("utf-8")

@@ -22,8 +22,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
-from klein_cli.prompts.rows import MAX_IMAGES, Row, prompt_fault
+from klein_cli.prompts.rows import MAX_IMAGES, Row, prompt_fault, text_fault
 from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
 from klein_cli.tables import RepeatedKeyError, WrongTypeError, checked, parse_json, shortened
 
@@ -50,6 +51,7 @@ def read_rows(source: str, stdin: BinaryIO) -> Iterator[Row | BadRow]:
 
     Raises UsageError when the file cannot be read as text or its ending is unknown.
     """
+    check_path("--prompts-file", source)
     parse = _parser(source)
     with _opened(source, stdin) as file:
         yield from parse(lines_of(file, name_of(source)))
@@ -73,7 +75,11 @@ def parse_txt(lines: Iterable[str]) -> Iterator[Row | BadRow]:
     """One prompt a line; blank lines and `#` comments are skipped."""
     for number, line in enumerate(map(_without_ending, lines), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
-            yield Row(prompt=line, line=number)
+            yield _row_or_fault(number, _whole_line, line)
+
+
+def _whole_line(line: str) -> dict[str, Any]:
+    return {"prompt": line}
 
 
 def parse_undeclared(lines: Iterable[str]) -> Iterator[Row | BadRow]:
@@ -171,7 +177,9 @@ def _row(line: int, values: dict[str, Any]) -> Row:
             f"{error.name} must be {error.wanted}, not {_shown(error.value)}",
             f"write {error.name} as {error.wanted}",
         ) from None
-    fault = prompt_fault(given["prompt"])
+    fault = prompt_fault(given["prompt"]) or text_fault(
+        "negative_prompt", given.get("negative_prompt", "")
+    )
     if fault:
         raise UsageError(*fault)
     if not 1 <= given.get("n", 1) <= MAX_IMAGES:

@@ -14,6 +14,12 @@ from klein_cli.recipe import Recipe, check_guidance
 
 MAX_IMAGES = 1_000_000
 
+_INVISIBLE = (
+    ("\0", "a zero character", "take it out"),
+    ("\ufeff", "a byte order mark", "take it out; files put together leave one between them"),
+)
+"""What no prompt means, and what a tokenizer would read all the same."""
+
 _OF_GUIDANCE = ("guidance", "negative_prompt")
 LEFT_OPEN = tuple(
     field.name for field in fields(Recipe) if field.name not in ("prompt", "seed", "model")
@@ -64,6 +70,9 @@ class Defaults:
             raise UsageError(f"--num-images {self.n} is out of range", f"use 1 to {MAX_IMAGES}")
         if self.guidance is not None:
             check_guidance(self.guidance)
+        fault = text_fault("--negative-prompt", self.negative_prompt or "")
+        if fault:
+            raise UsageError(*fault)
 
 
 class Guided(Protocol):
@@ -137,15 +146,32 @@ def row_of(recipe: Recipe, preset: Preset) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None and name not in unsaid}
 
 
-def prompt_fault(prompt: str) -> tuple[str, str] | None:
-    """Why `prompt` cannot be used, as (message, hint), or None."""
+def prompt_fault(prompt: str, *, drawn: bool = False) -> tuple[str, str] | None:
+    """Why `prompt` cannot be used, as (message, hint), or None.
+
+    One that was `drawn` already, by a klein that let invisible characters through, can be.
+    """
     if not prompt.strip():
         return "the prompt is empty", "say what to draw"
+    return unicode_fault("the prompt", prompt) if drawn else text_fault("the prompt", prompt)
+
+
+def text_fault(name: str, text: str) -> tuple[str, str] | None:
+    """Why `text`, called `name`, can be no words of a prompt, as (message, hint), or None."""
+    for character, what, todo in _INVISIBLE:
+        if character in text:
+            at = text.index(character) + 1
+            return f"{name} holds {what} (character {at})", todo
+    return unicode_fault(name, text)
+
+
+def unicode_fault(name: str, text: str) -> tuple[str, str] | None:
+    """Why `text` is not Unicode, as `text_fault`."""
     try:
-        prompt.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
-        what = f"the prompt is not valid Unicode (character {error.start + 1})"
-        return what, "write the prompt as UTF-8"
+        what = f"{name} is not valid Unicode (character {error.start + 1})"
+        return what, f"write {name} as UTF-8"
     return None
 
 

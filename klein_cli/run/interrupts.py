@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-_ENDINGS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+_ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _Handler = Callable[[int, FrameType | None], object]
 
 
@@ -34,7 +32,7 @@ def was_interrupted(code: int) -> bool:
 
 
 def end_as_by_ctrl_c() -> None:
-    """Raise Terminated where one of the signals would kill; one that is ignored (nohup) stays so."""
+    """Raise Terminated where one of the signals would kill; one ignored (by nohup) stays so."""
     for number in _ENDINGS:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminate)

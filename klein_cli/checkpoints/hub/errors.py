@@ -113,7 +113,10 @@ def _not_reached(error: Exception, page: str) -> tuple[str, str]:
             "set SSL_CERT_FILE to the certificates of your network",
         )
     if type(error).__name__.endswith("Timeout"):
-        return f"{hub} does not answer in time{through}", f"{look}; {PATIENCE} is the time in seconds"
+        return (
+            f"{hub} does not answer in time{through}",
+            f"{look}; {PATIENCE} is the time in seconds",
+        )
     return f"{hub} cannot be reached{through}", look
 
 

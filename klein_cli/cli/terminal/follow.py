@@ -14,6 +14,7 @@ from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped
 from klein_cli.run.interrupts import exit_code_of
 from klein_cli.run.jobs import Job
 
+
 class Runnable(Protocol):
     """What makes images of jobs; see `klein_cli.run.runner.Run`."""
 

@@ -91,7 +91,7 @@ class RunJournal:
         )
 
     def check_place(self) -> None:
-        """Raise OSError when the folder or its manifest was moved or removed since it was opened."""
+        """Raise OSError when the folder or its manifest was moved or removed since then."""
         self._manifest.check_place()
 
     def begun(self, job: Job, sha256: str) -> None:
