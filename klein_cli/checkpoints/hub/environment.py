@@ -27,6 +27,7 @@ _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE", 
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _PROXIES = ("all_proxy", "https_proxy", "http_proxy")
 _SOCKS = ("socks5", "socks5h")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _VISIBLE = re.compile(r"[!-~]*")
 _HEADER = re.compile(r"[ -~]*")
 
@@ -52,6 +53,7 @@ def check_connection() -> None:
     origin = "HF_HUB_USER_AGENT_ORIGIN"
     if not _HEADER.fullmatch(os.environ.get(origin, "")):
         raise ModelError(f"{origin} holds a character that no header can", f"unset {origin}")
+    _check_client()
 
 
 def hub_address() -> str:
@@ -154,6 +156,20 @@ def _check_certificates() -> None:
     log = os.environ.get("SSLKEYLOGFILE")
     if log and not os.access(log if os.path.exists(log) else os.path.dirname(log) or ".", os.W_OK):
         raise ModelError(f"SSLKEYLOGFILE cannot be written: {log}", "unset SSLKEYLOGFILE")
+
+
+def _check_client() -> None:
+    """Let the client be made, whose own checks are the last."""
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session()
+    except Exception as error:
+        named = [name for name in (*_CERTIFICATES, *_proxy_variables()) if os.environ.get(name)]
+        raise ModelError(
+            f"the connection to the hub cannot be set up: {first_line(error)}",
+            f"look at {' and '.join(named)}" if named else "look at the proxy and its certificates",
+        ) from None
 
 
 def _check_token() -> None:
