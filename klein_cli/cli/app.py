@@ -22,6 +22,7 @@ from klein_cli import __version__
 from klein_cli.cli.config import configured
 from klein_cli.cli.terminal.stdio import exit_code
 from klein_cli.cli.terminal.text import to_stderr
+from klein_cli.cli.terminal.width import check_width
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.errors import KleinError
 from klein_cli.run.interrupts import exit_code_of
@@ -168,6 +169,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _command_line(words: list[str]) -> int:
     """Run it by Typer, whose own exceptions become ours."""
+    check_width()
     try:
         code = app(args=words, prog_name="klein", standalone_mode=False)
     except COMPLAINTS as complaint:
