@@ -1,4 +1,4 @@
-"""Ctrl-C, and the signals that end a process as it does: SIGTERM, and SIGHUP of a closed terminal."""
+"""Ctrl-C, and the signals that end a process as it does: SIGTERM, SIGHUP of a closed terminal."""
 
 from __future__ import annotations
 

@@ -193,6 +193,7 @@ class Run:
                     self._journal.begun(job, digest)
             path = self._store(job, data)
         except OSError as error:
+            error = self._moved() or error
             failure = self._disk_error(job.path, error)
             if error.errno in _DISK_STOPS or isinstance(error, MovedError):
                 return (Stopped(error=failure),)
@@ -207,6 +208,15 @@ class Run:
         except OSError as error:
             return saved, Stopped(error=self._disk_error(self._journal.manifest, error))
         return (saved,)
+
+    def _moved(self) -> MovedError | None:
+        """What an error of the disk comes of, where the folder is no longer in its place."""
+        try:
+            if self._journal is not None:
+                self._journal.check_place()
+        except MovedError as moved:
+            return moved
+        return None
 
     def _store(self, job: Job, data: bytes) -> Path | None:
         if job.path is None:
