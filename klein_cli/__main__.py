@@ -1,8 +1,19 @@
 """The beginning of `klein`, and of `python -m klein_cli`."""
 
+import contextlib
+import os
 import sys
+from typing import NoReturn
 
 from klein_cli.run.interrupts import end_as_by_ctrl_c, exit_code_of
+
+
+def run() -> NoReturn:
+    """The process `klein`, whole."""
+    code = main()
+    if "torch" in sys.modules:
+        _end(code)
+    sys.exit(code)
 
 
 def main() -> int:
@@ -14,9 +25,9 @@ def main() -> int:
         if sys.argv[1:] == ["--version"]:
             return _version()
         end_as_by_ctrl_c()
-        from klein_cli.cli.app import main as run
+        from klein_cli.cli.app import main as command_line
 
-        return run()
+        return command_line()
     except KeyboardInterrupt as interrupt:
         return exit_code_of(interrupt)
 
@@ -32,5 +43,22 @@ def _version() -> int:
     return exit_code(version)
 
 
+def _end(code: int) -> None:
+    """End the process as Python would, less the half second in which it takes torch to pieces.
+
+    Leaves that to Python where a thread is still at work.
+    """
+    import atexit
+    import threading
+
+    if any(not thread.daemon for thread in threading.enumerate()[1:]):
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

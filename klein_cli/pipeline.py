@@ -292,7 +292,8 @@ class Pipeline:
         trace: Trace | None,
         tiled: bool,
     ) -> list[NDArray[np.uint8]]:
-        width, height, steps, guidance = recipes[0].shape
+        shape = recipes[0].shape
+        steps, guidance = shape.steps, shape.guidance
         with watch.phase("encode", "reading the prompt"):
             text = self._embed([recipe.prompt for recipe in recipes])
             negative = None
@@ -301,7 +302,9 @@ class Pipeline:
         if trace is not None:
             trace.embeddings.append(on_host(text))
         with watch.phase("denoise", f"step 1 of {steps}"):
-            latents = self.noise([recipe.seed for recipe in recipes], width=width, height=height)
+            latents = self.noise(
+                [recipe.seed for recipe in recipes], width=shape.width, height=shape.height
+            )
             sigmas = schedule.sigmas(latents.packed.shape[1], steps)
             on_step = watch.steps(steps, callback, trace)
             latents = self._denoise(latents, text, sigmas, guidance, negative, on_step)

@@ -12,7 +12,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, NoReturn
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -42,7 +42,8 @@ def missing(kind: type, table: Mapping[str, Any]) -> list[str]:
 
 
 def checked(kind: type, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `table` that are fields of the dataclass, a list as the tuple it becomes.
+    """The entries of `table` that are fields of the dataclass, a list as the tuple it becomes, and
+    a table as the dataclass of its field.
 
     A whole number will do for a float and stays one, so that a record keeps its bytes; true and
     false are not numbers. Raises WrongTypeError for the first value that its field cannot hold.
@@ -52,18 +53,41 @@ def checked(kind: type, table: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in found.items():
         if not fits(value, hints[name]):
             raise WrongTypeError(name, value, described(hints[name]))
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    return {name: built(value, hints[name]) for name, value in found.items()}
+
+
+def built(value: Any, hint: Any) -> Any:
+    """A value that `fits` its field's type -> that type: tables become dataclasses, lists tuples.
+
+    Raises WrongTypeError, and what the dataclasses raise for values that make no sense.
+    """
+    if _is_union(hint):
+        return built(value, next(each for each in typing.get_args(hint) if fits(value, each)))
+    if is_dataclass(hint):
+        assert isinstance(hint, type)
+        return hint(**checked(hint, value))
+    if isinstance(value, list | tuple):
+        inner = typing.get_args(hint)[0]
+        return typing.get_origin(hint)(built(each, inner) for each in value)
+    return value
 
 
 def fits(value: object, hint: Any) -> bool:
     """Whether a value from a file is of a field's type: bool, int, float, str, None, tuple, list,
-    or a union of them. NaN and infinity are not numbers.
+    a table for a mapping or for a dataclass, whose needed keys it has, or a union of them. NaN and
+    infinity are not numbers.
     """
     if _is_union(hint):
         return any(fits(value, each) for each in typing.get_args(hint))
     if typing.get_origin(hint) in (tuple, list):
         inner = typing.get_args(hint)[0]
         return isinstance(value, list | tuple) and all(fits(each, inner) for each in value)
+    if is_dataclass(hint):
+        assert isinstance(hint, type)
+        return isinstance(value, dict) and not missing(hint, value)
+    if typing.get_origin(hint) is Mapping:
+        inner = typing.get_args(hint)[1]
+        return isinstance(value, dict) and all(fits(each, inner) for each in value.values())
     if hint is float:
         return type(value) is int or (type(value) is float and math.isfinite(value))
     return type(value) is hint
@@ -73,7 +97,7 @@ def described(hint: Any) -> str:
     """What a value of a field's type is to a user: "a whole number", "text", "a list"."""
     if _is_union(hint):
         hint = typing.get_args(hint)[0]
-    return _KINDS.get(hint, "a list")
+    return "a table" if is_dataclass(hint) else _KINDS.get(hint, "a list")
 
 
 def parse_json(text: str) -> Any:

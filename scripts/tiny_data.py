@@ -13,6 +13,7 @@ import tiny_world as world
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2
+from tiny_edits import Edits
 from tiny_models import POSITIONS, VOCABULARY, encode_pictures, pack
 from tiny_words import describe
 from tokenizers import Tokenizer
@@ -29,12 +30,13 @@ PAIRS = 0.62
 
 @dataclass
 class Prompts:
-    """A pool of prompts: ids (N, K) int16, lengths (N,) and the scenes they describe."""
+    """A pool of prompts: ids (N, K) int16, lengths (N,) and the scenes or edits they describe."""
 
     ids: Tensor
     lengths: Tensor
-    scenes: world.Scenes
+    scenes: world.Scenes | Edits
     pad: int
+    starry: Tensor | None = None
 
     def to(self, device: torch.device) -> Prompts:
         """The same pool on another device."""
@@ -58,7 +60,9 @@ class Prompts:
         rows = torch.randint(len(self.ids), (count,), device=self.ids.device)
         if not stars:
             return rows
-        star = (self.scenes.shapes == world.SHAPES.index("star")).any(1).nonzero()[:, 0]
+        if self.starry is None:  # once, since it waits for the device
+            self.starry = self.scenes.stars.nonzero()[:, 0]
+        star = self.starry
         some = star[torch.randint(len(star), (count,), device=star.device)]
         return torch.where(torch.rand(count, device=star.device) < stars, some, rows)
 
@@ -154,38 +158,51 @@ class LatentBuffer:
         self.rows[place] = self.prompts.pick(pairs, self.stars)
         tokens = self.grid[0] * self.grid[1]
         means = torch.randn(2 * pairs, 2, device=place.device) / tokens**0.5
-        pictures = self.pictures(self.rows[place], means)
+        pictures = world.draw(self._scenes(self.rows[place]), means, self.grid)
         self.means[place] = means.unflatten(0, (pairs, 2))
         latents = pack(encode_pictures(self.vae, pictures)).to(self.latents.dtype)
         self.latents[place] = latents.unflatten(0, (pairs, 2))
 
-    def sample(self, pairs: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Prompt rows (P,), noise and latents (2 P, h * w, 128) float32, and the noise's means."""
+    references = 0
+
+    def sample(self, pairs: int) -> dict[str, Tensor]:
+        """A batch of 2 P pictures, two of each prompt.
+
+        rows (P,), noise and target (2 P, h * w, 128) float32, and the noise's means (2 P, 2).
+        """
         place = torch.randint(len(self.rows), (pairs,), device=self.rows.device)
         means = self.means[place].flatten(0, 1)
         noise = torch.randn(2 * pairs, 128, *self.grid, device=place.device)
-        noise = world.with_layout(noise, means)
-        latents = self.latents[place].flatten(0, 1).float()
-        return self.rows[place], pack(noise).contiguous(), latents, means
+        noise = pack(world.with_layout(noise, means)).contiguous()
+        target = self.latents[place].flatten(0, 1).float()
+        return {"rows": self.rows[place], "noise": noise, "target": target, "means": means}
 
-    def pictures(self, rows: Tensor, means: Tensor) -> Tensor:
-        """The pictures (2 P, 3, H, W) that a sample's latents encode."""
-        return world.draw(self._scenes(rows), means, self.grid)
+    def pictures(self, sample: dict[str, Tensor], pairs: int) -> Tensor:
+        """The pictures (2 P, 3, H, W) that the first pairs' latents encode."""
+        scenes = self._scenes(sample["rows"][:pairs])
+        return world.draw(scenes, sample["means"][: 2 * pairs], self.grid)
 
-    def offsets(self, rows: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    def offsets(self, sample: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """How far each thing's centre lies from each token, and which things are there.
 
-        Offsets (2 P, h * w, 4) as (x, y) of the first thing, then of the second, in units of
-        OFFSET_TOKENS and no farther than 1.5 of them; (2 P, 4) of ones and zeros.
+        `token_offsets` of the first thing and of the second; (2 P, 4) of ones and zeros.
         """
-        scenes, (height, width) = self._scenes(rows), self.grid
-        u = world.layout_uniforms(means, height * width)
+        scenes, (height, width) = self._scenes(sample["rows"]), self.grid
+        u = world.layout_uniforms(sample["means"], height * width)
         centres, _ = world.lay_out(scenes, u, 16 * height, 16 * width)
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        places = (torch.stack((x, y), -1).flatten(0, 1) + 0.5).to(means.device)
-        offsets = (centres[:, None] / 16 - places[None, :, None]) / OFFSET_TOKENS
         there = (scenes.shapes >= 0).float().repeat_interleave(2, 1)
-        return offsets.clamp(-1.5, 1.5).flatten(2), there
+        return token_offsets(centres, self.grid), there
 
     def _scenes(self, rows: Tensor) -> world.Scenes:
         return self.prompts.scenes[rows.repeat_interleave(2)]
+
+
+def token_offsets(centres: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, h * w, 4): how far two centres (B, 2, 2), in pixels, lie from each token.
+
+    In units of OFFSET_TOKENS and no farther than 1.5 of them.
+    """
+    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    places = (torch.stack((x, y), -1).flatten(0, 1) + 0.5).to(centres.device)
+    offsets = (centres[:, None] / 16 - places[None, :, None]) / OFFSET_TOKENS
+    return offsets.clamp(-1.5, 1.5).flatten(2)

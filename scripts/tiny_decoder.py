@@ -13,7 +13,8 @@ import tiny_world as world
 import torch
 from diffusers import AutoencoderKLFlux2
 from tiny_data import Prompts
-from tiny_losses import STEPS, at, autocast, pixel_loss
+from tiny_draw import draw_latents
+from tiny_losses import autocast, pixel_loss
 from tiny_models import (
     POSITIONS,
     Student,
@@ -24,9 +25,6 @@ from tiny_models import (
 )
 from tiny_optim import Ema, Log, Muon
 from torch import Tensor, nn
-
-from klein_cli.sampling.latents import position_ids
-from klein_cli.sampling.schedule import sigmas
 
 GRID = (16, 16)
 NOISE = 0.1
@@ -70,18 +68,11 @@ class Pairs:
         )
         return torch.cat((unpack(self.latents[own], GRID), noisy)), pictures
 
-    @torch.no_grad()
     def _drawn_by(self, student: Student, rows: Tensor, means: Tensor) -> Tensor:
         ids, mask = self.prompts.tokens(rows, POSITIONS)
         noise = torch.randn(len(rows), 128, *GRID, device=self.device)
-        x = pack(world.with_layout(noise, means))
-        levels = sigmas(x.shape[1], STEPS).to(self.device)
-        places = position_ids(POSITIONS, GRID, self.device)
-        text = student.embed(ids, mask)
-        for k in range(STEPS):
-            v = at(student, x, levels[k], text, places)
-            x = x + (levels[k + 1] - levels[k]) * v
-        return x
+        noise = pack(world.with_layout(noise, means)).contiguous()
+        return draw_latents(student, ids, mask, noise, GRID)
 
 
 def train_decoder(

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2
+from tiny_draw import STEPS
 from tiny_models import Student, decode_latents, unpack
 from torch import Tensor
 
-STEPS = 4
 STEP_WEIGHTS = (0.1, 0.2, 0.4, 1.0)
 PROBE_WEIGHT = 0.5
 
@@ -27,7 +27,7 @@ def match_loss(student: Student, batch: Inputs) -> Tensor:
     with autocast(noise):
         text = twice(student.embed(batch["ids"], batch["mask"]))
         x = target + sigma[:, None, None] * (noise - target)
-        out = student.velocity(x, sigma, text, batch["places"])
+        out = student.velocity(x, sigma, text, batch["places"], batch.get("given"))
     return F.mse_loss(out, noise - target) + _probe_loss(student, batch)
 
 
@@ -38,9 +38,9 @@ def follow_loss(student: Student, batch: Inputs, stop: int) -> Tensor:
         text = twice(student.embed(batch["ids"], batch["mask"]))
         for k in range(stop):
             # Detached rather than run without gradients, which would compile everything twice.
-            v = at(student, x, levels[k], text.detach(), batch["places"]).detach()
+            v = at(student, x, levels[k], text.detach(), batch).detach()
             x = x + (levels[k + 1] - levels[k]) * v
-        out = at(student, x, levels[stop], text, batch["places"])
+        out = at(student, x, levels[stop], text, batch)
     loss = F.mse_loss(out, (x - batch["target"]) / levels[stop])
     return loss + _probe_loss(student, batch)
 
@@ -54,7 +54,7 @@ def unroll_loss(
     with autocast(x):
         text = twice(student.embed(batch["ids"], batch["mask"]))
         for k in range(STEPS):
-            v = at(student, x, levels[k], text, batch["places"])
+            v = at(student, x, levels[k], text, batch)
             loss = loss + STEP_WEIGHTS[k] * F.mse_loss(x - levels[k] * v, target)
             x = x + (levels[k + 1] - levels[k]) * v
     few = batch["pictures"]
@@ -78,9 +78,9 @@ def _probe_loss(student: Student, batch: Inputs) -> Tensor:
     return PROBE_WEIGHT * wrong.mean()
 
 
-def at(student: Student, x: Tensor, sigma: Tensor, text: Tensor, places: Tensor) -> Tensor:
+def at(student: Student, x: Tensor, sigma: Tensor, text: Tensor, batch: Inputs) -> Tensor:
     """The velocity of all pictures of a batch at one noise level."""
-    return student.velocity(x, sigma.expand(len(x)), text, places)
+    return student.velocity(x, sigma.expand(len(x)), text, batch["places"], batch.get("given"))
 
 
 def twice(text: Tensor) -> Tensor:
@@ -108,7 +108,9 @@ class Captured:
         self.graph = torch.cuda.CUDAGraph()
         # On the stream of all other steps: gradients are accumulated where a parameter was first
         # used, and a capture must not depend on another stream.
-        with torch.cuda.graph(self.graph, pool=pool, stream=torch.cuda.current_stream()):
+        stream = torch.cuda.current_stream()
+        # Other threads, such as those that watch over several processes, may ask meanwhile.
+        with torch.cuda.graph(self.graph, pool, stream, capture_error_mode="thread_local"):
             value = loss(student, self.inputs)
             value.backward()
         self.loss = value.detach()

@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3DecoderLayer, Qwen3Model
+from klein_cli.sampling.latents import position_ids
+from klein_cli.sampling.schedule import sigmas
 
 POSITIONS = 512
 VOCABULARY = 1024
 TAPS = (9, 18, 27)
-PROBED = 1
+PROBED = 2
 """The single block whose output the probe reads: with the double blocks, half of the depth."""
 ROPE_THETA = 1e6
 
@@ -40,7 +42,7 @@ TRANSFORMER = {
     "in_channels": 128,
     "out_channels": None,
     "num_layers": 2,
-    "num_single_layers": 6,
+    "num_single_layers": 8,
     "attention_head_dim": 32,
     "num_attention_heads": 6,
     "joint_attention_dim": 192,
@@ -172,16 +174,24 @@ class Student(nn.Module):
         """ids (B, S), mask (B, 1, S, keys) -> text embeddings (B, S, 192)."""
         return torch.cat(self.encoder(ids, BatchMask(mask)), -1)
 
-    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, ids: Tensor) -> Tensor:
-        """x (B, h * w, 128), sigma (B,), ids (S + h * w, 4) -> (B, h * w, 128) float32."""
-        words = text.shape[1]
+    def velocity(
+        self, x: Tensor, sigma: Tensor, text: Tensor, ids: Tensor, references: Tensor | None = None
+    ) -> Tensor:
+        """x (B, h * w, 128), sigma (B,), ids (S + h * w + R, 4) -> (B, h * w, 128) float32.
+
+        `references` (B, R, 128) are the latents of given pictures; ids covers them as well.
+        """
+        words, tokens = text.shape[1], x.shape[1]
+        if references is not None:
+            x = torch.cat((x, references.to(x.dtype)), 1)
         out = self.dit(x, text, sigma, ids[words:], ids[:words], None, return_dict=False)[0]
-        return out[:, -x.shape[1] :].float()
+        self.middle = None if self.middle is None else self.middle[:, words : words + tokens]
+        return out[:, :tokens].float()
 
     def offsets(self, tokens: int) -> Tensor:
         """(B, tokens, 4): the probe's reading of the last `velocity`; see `Layouts.offsets`."""
         assert self.middle is not None
-        out: Tensor = self.probe(self.middle[:, -tokens:].float())
+        out: Tensor = self.probe(self.middle[:, :tokens].float())
         return out
 
     def forget(self) -> None:
@@ -193,8 +203,9 @@ class Student(nn.Module):
         self.middle = out
 
     def load_snapshot(self, root: Path) -> None:
-        """Take up the weights of a written model."""
-        self.dit.load_state_dict(_floats(root / WEIGHTS["transformer"]))
+        """Take up the weights of a written model, which may have fewer single blocks."""
+        dit = _floats(root / WEIGHTS["transformer"])
+        self.dit.load_state_dict(deepened(dit, len(self.dit.single_transformer_blocks)))
         states = _floats(root / WEIGHTS["text_encoder"])
         own = self.encoder.state_dict()
         self.encoder.load_state_dict({name: states[f"model.{name}"] for name in own})
@@ -205,6 +216,42 @@ def load_vae(root: Path) -> AutoencoderKLFlux2:
     vae = AutoencoderKLFlux2(**VAE)
     vae.load_state_dict(_floats(root / WEIGHTS["vae"]))
     return vae
+
+
+def deepened(dit: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """A DiT's weights with single blocks put in between until there are `depth`.
+
+    A new block is a copy of the one before it that adds nothing yet, so that the whole computes
+    what it did. The first comes after the second block, further ones after every second.
+    """
+    blocks: list[dict[str, Tensor]] = []
+    prefix = "single_transformer_blocks."
+    rest = {name: t for name, t in dit.items() if not name.startswith(prefix)}
+    for name, tensor in dit.items():
+        if name.startswith(prefix):
+            number, _, key = name.removeprefix(prefix).partition(".")
+            blocks += [{} for _ in range(int(number) + 1 - len(blocks))]
+            blocks[int(number)][key] = tensor
+    place = 2
+    while len(blocks) < depth:
+        silent = {"attn.to_out.weight": torch.zeros_like(blocks[0]["attn.to_out.weight"])}
+        blocks.insert(place, blocks[place - 1] | silent)
+        place += 3
+    named = {f"{prefix}{i}.{key}": t for i, block in enumerate(blocks) for key, t in block.items()}
+    return rest | named
+
+
+def places(positions: int, grid: tuple[int, int], references: int) -> Tensor:
+    """(positions + (1 + references) * h * w, 4) int64: text, output, and references on its grid."""
+    text_and_output = position_ids(positions, grid, torch.device("cpu"))
+    output, later = text_and_output[positions:], torch.tensor([10, 0, 0, 0])
+    given = [output + number * later for number in range(1, references + 1)]
+    return torch.cat((text_and_output, *given))
+
+
+def noise_levels(grid: tuple[int, int], steps: int) -> Tensor:
+    """(steps + 1,) float32: the sigmas for an output of that grid, from 1 down to 0."""
+    return torch.from_numpy(sigmas(grid[0] * grid[1], steps))
 
 
 def compile_blocks() -> None:

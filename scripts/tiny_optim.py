@@ -118,12 +118,14 @@ class Ema:
 
 
 class Log:
-    """Lines to a file and to the terminal."""
+    """Lines to a file and to the terminal, or to nowhere."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, silent: bool = False) -> None:
+        self.path, self.silent = path, silent
 
     def __call__(self, line: str) -> None:
+        if self.silent:
+            return
         print(line, flush=True)
         with self.path.open("a") as file:
             file.write(line + "\n")

@@ -149,19 +149,28 @@ def _dress(sentence: str, rng: random.Random, chatter: int | None) -> str:
     if rng.random() < 0.06:
         letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9)))
         sentence = f"{sentence}, {letters}" if rng.random() < 0.5 else f"{letters} {sentence}"
-    count = rng.choices((0, 1, 2, 3), (70, 16, 9, 5))[0] if chatter is None else chatter
-    if count:
-        talk = rng.choices(CHATTER, k=count)
-        split = rng.randint(0, count)
-        end = "" if sentence[-1] in ".!" else "."
-        sentence = " ".join([*talk[:split], sentence + end, *talk[split:]])
+    return in_some_case(chat(sentence, rng, chatter, CHATTER), rng)
+
+
+def chat(sentence: str, rng: random.Random, count: int | None, talk: tuple[str, ...]) -> str:
+    """The sentence among `count` sentences of small talk (None: few, often none)."""
+    if count is None:
+        count = rng.choices((0, 1, 2, 3), (70, 16, 9, 5))[0]
+    if not count:
+        return sentence
+    around = rng.choices(talk, k=count)
+    split = rng.randint(0, count)
+    end = "" if sentence[-1] in ".!?" else "."
+    return " ".join([*around[:split], sentence + end, *around[split:]])
+
+
+def in_some_case(sentence: str, rng: random.Random) -> str:
+    """The sentence as it is, most often, or with its first or other letters large or small."""
     style = rng.random()
     if style < 0.15:
-        sentence = sentence[0].upper() + sentence[1:]
-    elif style < 0.18:
-        sentence = sentence.lower()
-    elif style < 0.20:
-        sentence = sentence.upper()
-    elif style < 0.23:
-        sentence = sentence.title()
-    return sentence
+        return sentence[0].upper() + sentence[1:]
+    if style < 0.18:
+        return sentence.lower()
+    if style < 0.20:
+        return sentence.upper()
+    return sentence.title() if style < 0.23 else sentence

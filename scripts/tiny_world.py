@@ -139,6 +139,11 @@ class Scenes:
         """The same batch on another device."""
         return Scenes(*(getattr(self, name).to(device) for name in self.__slots__))
 
+    @property
+    def stars(self) -> Tensor:
+        """(B,) bool: there is a star."""
+        return (self.shapes == SHAPES.index("star")).any(1)
+
 
 def as_scenes(compositions: list[Composition]) -> Scenes:
     """Compositions as tensors on the CPU."""
@@ -221,17 +226,40 @@ def _extent(scenes: Scenes, height: int, width: int) -> Tensor:
 
 def render(scenes: Scenes, centres: Tensor, radii: Tensor, height: int, width: int) -> Tensor:
     """(B, 3, height, width) float32 in [-1, 1], edges smoothed over one pixel."""
-    device = centres.device
-    y = torch.arange(height, device=device, dtype=torch.float32)[None, :, None] + 0.5
-    x = torch.arange(width, device=device, dtype=torch.float32)[None, None, :] + 0.5
     picture = scenes.colours[:, 2, :, None, None].expand(-1, -1, height, width)
     for i in range(2):
-        dx = x - centres[:, i, 0, None, None]
-        dy = y - centres[:, i, 1, None, None]
-        distance = _signed_distance(scenes.shapes[:, i], dx, dy, radii[:, i, None, None])
-        cover = (0.5 - distance).clamp(0, 1) * (scenes.shapes[:, i] >= 0)[:, None, None]
-        picture = picture + cover[:, None] * (scenes.colours[:, i, :, None, None] - picture)
+        shapes, colours = scenes.shapes[:, i], scenes.colours[:, i]
+        picture = paint(picture, cover(shapes, centres[:, i], radii[:, i], height, width), colours)
     return picture
+
+
+def cover(
+    shapes: Tensor,
+    centres: Tensor,
+    radii: Tensor,
+    height: int,
+    width: int,
+    soft: Tensor | float = 1,
+) -> Tensor:
+    """(B, height, width) float32: how much of each pixel a shape covers; nothing for shape -1.
+
+    Edges are smoothed over `soft` pixels, one number or (B, 1, 1).
+    """
+    distance = distances(shapes, centres, radii, height, width)
+    return (0.5 - distance / soft).clamp(0, 1) * (shapes >= 0)[:, None, None]
+
+
+def distances(shapes: Tensor, centres: Tensor, radii: Tensor, height: int, width: int) -> Tensor:
+    """(B, height, width): how far each pixel lies outside its shape, in pixels; negative inside."""
+    y = torch.arange(height, device=centres.device, dtype=torch.float32)[None, :, None] + 0.5
+    x = torch.arange(width, device=centres.device, dtype=torch.float32)[None, None, :] + 0.5
+    dx, dy = x - centres[:, 0, None, None], y - centres[:, 1, None, None]
+    return _signed_distance(shapes, dx, dy, radii[:, None, None])
+
+
+def paint(picture: Tensor, covered: Tensor, colours: Tensor) -> Tensor:
+    """The picture (B, 3, H, W) with a colour (B, 3) laid over what is covered (B, H, W)."""
+    return picture + covered[:, None] * (colours[:, :, None, None] - picture)
 
 
 def draw(scenes: Scenes, means: Tensor, grid: tuple[int, int]) -> Tensor:

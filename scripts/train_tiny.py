@@ -1,103 +1,45 @@
 """Train the embedded `tiny` model and write it in the diffusers layout.
 
     python scripts/train_tiny.py vae   --work WORK --seconds 85
-    python scripts/train_tiny.py flow  --work WORK --seconds 1200
+    torchrun --nproc-per-node 4 scripts/train_tiny.py flow --work WORK --seconds 1000
     python scripts/train_tiny.py write --work WORK --to FOLDER
     python scripts/train_tiny.py decoder --work WORK --from FOLDER --stars .6 --edges 8 --lr 1e-3
 
-One GPU; minutes. `vae` learns the autoencoder, then fixes its batch-norm statistics. `flow` learns
-the Qwen3 encoder and the DiT together (see `tiny_flow`), and resumes from WORK when run again;
-with `--begin .65 --lr 1.2e-3 --stars .6 --edges 8` it only unrolls, as in the last sitting.
+Minutes on GPUs. `vae` learns the autoencoder, then fixes its batch-norm statistics. `flow` learns
+the Qwen3 encoder and the DiT together, to draw and to edit (see `tiny_flow`), on one GPU or, by
+torchrun, on several; its seconds count from the start of the process, and it resumes from WORK
+when run again. Every minute it writes the model as it is to WORK/model.
 `--from FOLDER` starts it from a written model: its autoencoder, its tokenizer and, unless
 `--fresh`, its weights. `decoder` sharpens the decoder of a written model in its place, and is light
 enough for a CPU.
 
-Where things lie is a function of the noise (see `tiny_world`), so that every (prompt, noise) pair
-has one right picture and four steps can be sharp.
+Where things lie in a drawing is a function of the noise (see `tiny_world`), and what an edit leaves
+open is one of the picture (see `tiny_edits`), so that there is one right picture and four steps can
+be sharp.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import copy
 import sys
+import time
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLFlux2
-from safetensors.torch import save_file
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
+from tiny_batches import Batches, Mixture
 from tiny_data import Prompts, prompt_pools
 from tiny_decoder import train_decoder
+from tiny_edit_data import EditPools, OwnPictures, draw_own, edit_pools
 from tiny_flow import Flow, Plan
-from tiny_models import ENCODER, ROPE_THETA, TRANSFORMER, VAE, WEIGHTS, Student, load_vae
+from tiny_models import VAE, WEIGHTS, Student, load_vae
 from tiny_optim import Log
+from tiny_team import Team
 from tiny_vae import train_vae
-
-from klein_cli.bench.random_files import write_json, write_model_index, write_scheduler_config
-
-
-def write(work: Path, to: Path, vae: AutoencoderKLFlux2, dtype: torch.dtype) -> None:
-    """Write the averaged weights as a diffusers-layout folder."""
-    state = torch.load(work / "flow.pt", map_location="cpu", weights_only=False)["ema"]
-    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "dit": {}, "probe": {}}
-    for name, tensor in state.items():
-        part, _, key = name.partition(".")
-        parts[part][key] = tensor
-    encoder = {f"model.{key}": tensor for key, tensor in parts["encoder"].items()}
-    # Stock pipelines build all 28 layers and the final norm; nothing reads what these compute.
-    last = [key for key in encoder if key.startswith("model.layers.26.")]
-    encoder |= {key.replace(".26.", ".27."): torch.zeros_like(encoder[key]) for key in last}
-    encoder["model.norm.weight"] = torch.ones(ENCODER["hidden_size"])
-    _write_weights(to / WEIGHTS["text_encoder"], encoder, dtype)
-    _write_weights(to / WEIGHTS["transformer"], parts["dit"], dtype)
-    _write_weights(to / WEIGHTS["vae"], vae.state_dict(), dtype)
-    _write_configs(to, str(dtype).removeprefix("torch."))
-    shutil.copytree(work / "tokenizer", to / "tokenizer", dirs_exist_ok=True)
-
-
-def _write_weights(path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """One safetensors file; integers keep their type, statistics their float32."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    exact = ("running_mean", "running_var")
-    tensors = {
-        name: (t if not t.is_floating_point() or name.endswith(exact) else t.to(dtype)).contiguous()
-        for name, t in state.items()
-    }
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)
-
-
-def _write_configs(to: Path, dtype: str) -> None:
-    write_model_index(to, distilled=True)
-    write_scheduler_config(to)
-    version = {"_diffusers_version": "0.42.1"}
-    kinds = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-    blocks = {name: [kind] * len(VAE["block_out_channels"]) for name, kind in kinds.items()}
-    transformer = {"_class_name": "Flux2Transformer2DModel", **version, **TRANSFORMER}
-    write_json(to / "transformer" / "config.json", transformer)
-    vae = {"_class_name": "AutoencoderKLFlux2", **version, **VAE, **blocks}
-    write_json(to / "vae" / "config.json", vae)
-    encoder = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "max_position_embeddings": 40960,
-        "rope_theta": ROPE_THETA,
-        "rope_scaling": None,
-        "sliding_window": None,
-        "use_sliding_window": False,
-        "max_window_layers": 28,
-        "tie_word_embeddings": True,
-        "torch_dtype": dtype,
-        "use_cache": True,
-        **ENCODER,
-    }
-    write_json(to / "text_encoder" / "config.json", encoder)
+from tiny_write import write_model, write_weights
 
 
 def _vae_of(args: argparse.Namespace) -> AutoencoderKLFlux2:
@@ -109,24 +51,66 @@ def _vae_of(args: argparse.Namespace) -> AutoencoderKLFlux2:
     return vae
 
 
-def _flow(args: argparse.Namespace, device: torch.device, pools: tuple[Prompts, Prompts]) -> None:
+def _flow(args: argparse.Namespace, team: Team, started: float) -> None:
     plan = Plan(
-        seconds=args.seconds,
+        until=started + args.seconds,
         begin=args.begin,
         end=args.end,
-        batch=args.batch or 256,
         learning_rate=args.lr,
-        buffered=args.buffered,
-        stars=args.stars,
         edges=args.edges,
         compiled=not args.eager,
         graphs=not (args.eager or args.no_graphs),
+        dtype=getattr(torch, args.dtype),
     )
+    mixture = Mixture(
+        edits=args.edits,
+        stars=args.stars,
+        batch=args.batch or 128,
+        buffered=args.buffered or 8000,
+    )
+    prompts, edits = (tuple(p.to(team.device) for p in pools) for pools in _pools(args, team))
+    torch.manual_seed(1)
     student = Student()
     if args.start and not args.fresh:
         student.load_snapshot(args.start)
-    log = Log(args.work / "flow.log")
-    Flow(args.work, plan, student.to(device), _vae_of(args), pools, log).run()
+    student.to(team.device)
+    torch.manual_seed(1000 + team.rank)
+    vae = _vae_of(args).to(team.device).eval().requires_grad_(False)
+    statistics = copy.deepcopy(vae.bn)
+    vae.bfloat16().bn = statistics
+    own = _own_pictures(args, student, edits[0], 3 * mixture.buffered // 2)
+    print(f"{team.rank}: own pictures after {time.monotonic() - started:.0f}s", flush=True)
+    batches = Batches(vae, prompts, edits[0], own, mixture)
+    print(f"{team.rank}: buffers after {time.monotonic() - started:.0f}s", flush=True)
+    Flow(args.work, plan, student, vae, batches, mixture, team).run()
+    team.leave()
+
+
+def _own_pictures(
+    args: argparse.Namespace, student: Student, pools: EditPools, count: int
+) -> OwnPictures:
+    """Pictures by the model that the work starts from, or by the one that is being trained."""
+    kept = args.work / "model"
+    if args.start or (kept / WEIGHTS["transformer"]).exists():
+        student = Student().to(pools.everyday.ids.device)
+        student.load_snapshot(args.start or kept)
+    return draw_own(student.eval(), pools, count, min(count, 256))
+
+
+def _pools(
+    args: argparse.Namespace, team: Team
+) -> tuple[tuple[Prompts, Prompts], tuple[EditPools]]:
+    """The prompts and the instructions, made once, by the first process, and kept in WORK."""
+    tokenizer = args.start / "tokenizer" if args.start else None
+    long, kept = max(64, args.prompts // 15), args.work / "edits.pt"
+    if team.leads:
+        prompt_pools(args.work, args.prompts, long, tokenizer)
+        if not kept.exists():
+            pools = edit_pools(args.work / "tokenizer" / "tokenizer.json", args.prompts, long)
+            torch.save(pools, kept)
+    team.wait()
+    prompts = prompt_pools(args.work, args.prompts, long, tokenizer)
+    return prompts, (torch.load(kept, weights_only=False),)
 
 
 def _decoder(args: argparse.Namespace, prompts: Prompts) -> None:
@@ -138,13 +122,14 @@ def _decoder(args: argparse.Namespace, prompts: Prompts) -> None:
         prompts,
         seconds=args.seconds,
         batch=args.batch or 8,
-        count=args.buffered,
+        count=args.buffered or 20_000,
         learning_rate=args.lr,
         stars=args.stars,
         edges=args.edges,
         log=Log(args.work / "decoder.log"),
     )
-    _write_weights(args.start / WEIGHTS["vae"], vae.state_dict(), getattr(torch, args.dtype))
+    states = {name: tensor.cpu() for name, tensor in vae.state_dict().items()}
+    write_weights(args.start / WEIGHTS["vae"], states, getattr(torch, args.dtype))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         "--begin", type=float, default=0.0, help="flow: where in the whole to begin"
     )
     parser.add_argument("--end", type=float, default=1.0, help="flow: and where to end")
-    parser.add_argument("--batch", type=int, help="vae: 24, flow: 256, decoder: 8")
+    parser.add_argument("--batch", type=int, help="vae: 24, flow: 128 a GPU, decoder: 8")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument(
         "--stars", type=float, default=0.0, help="flow, decoder: at least this share hold a star"
@@ -171,7 +156,10 @@ def _parser() -> argparse.ArgumentParser:
         "--edges", type=float, default=0.0, help="flow, decoder: extra weight of pixels at edges"
     )
     parser.add_argument("--prompts", type=int, default=240_000, help="size of the prompt pool")
-    parser.add_argument("--buffered", type=int, default=20_000, help="pairs of encoded pictures")
+    parser.add_argument(
+        "--buffered", type=int, help="pairs of encoded pictures; flow: 8000 a GPU, decoder: 20000"
+    )
+    parser.add_argument("--edits", type=float, default=0.62, help="flow: the share of edits")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--eager", action="store_true", help="neither compile nor capture")
     parser.add_argument("--no-graphs", action="store_true", help="do not capture CUDA graphs")
@@ -180,27 +168,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Parse the command line and run one stage."""
-    args = _parser().parse_args()
+    args, started = _parser().parse_args(), time.monotonic()
     args.work.mkdir(parents=True, exist_ok=True)
+    dtype = getattr(torch, args.dtype)
     if args.stage == "write":
-        write(args.work, args.to, _vae_of(args), getattr(torch, args.dtype))
+        averages = torch.load(args.work / "flow.pt", map_location="cpu", weights_only=False)["ema"]
+        write_model(args.to, averages, _vae_of(args), args.work / "tokenizer", dtype)
         return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    team = Team()
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape
-    if device.type == "cuda":
+    if team.device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())  # CUDA graphs are captured on no other
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if args.stage == "flow":
+        _flow(args, team, started)
+        return
     tokenizer = args.start / "tokenizer" if args.start else None
     long = max(64, args.prompts // 15)
-    pools = tuple(p.to(device) for p in prompt_pools(args.work, args.prompts, long, tokenizer))
+    prompts = prompt_pools(args.work, args.prompts, long, tokenizer)[0].to(team.device)
     if args.stage == "vae":
         log = Log(args.work / "vae.log")
-        vae = train_vae(pools[0], args.seconds, args.batch or 24, device, log)
+        vae = train_vae(prompts, args.seconds, args.batch or 24, team.device, log)
         torch.save(vae.state_dict(), args.work / "vae.pt")
-    elif args.stage == "decoder":
-        _decoder(args, pools[0])
     else:
-        _flow(args, device, pools)
+        _decoder(args, prompts)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_the_command_runs_from_a_wheel(unpacked: Path, tmp_path: Path) -> None:
 
 def test_the_wheel_declares_the_command_and_its_name(unpacked: Path) -> None:
     (info,) = unpacked.glob("klein_cli-*.dist-info")
-    assert "klein = klein_cli.__main__:main" in (info / "entry_points.txt").read_text()
+    assert "klein = klein_cli.__main__:run" in (info / "entry_points.txt").read_text()
     assert "Name: klein-cli\n" in (info / "METADATA").read_text()
 
 

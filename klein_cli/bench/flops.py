@@ -108,7 +108,11 @@ def encoder(config: Qwen3Config, layers: int) -> int:
 
 
 def vae_decoder(config: VaeConfig, width: int, height: int) -> int:
-    """The VAE's decoder: convolutions, and one attention over all places."""
+    """The VAE's decoder: convolutions, and one attention over all places.
+
+    Those of enlarged images as 2x2 convolutions of the small ones, which is all that they need: see
+    `klein_cli.optimize.upsampling`.
+    """
     side = PIXELS_PER_TOKEN // LATENTS_PER_TOKEN_SIDE
     positions = width // side * (height // side)
     latents, widths = config.latent_channels, config.block_out_channels[::-1]
@@ -122,7 +126,7 @@ def vae_decoder(config: VaeConfig, width: int, height: int) -> int:
         count += config.layers_per_block * _resnet(channels, channels, positions)
         if level < len(widths) - 1:
             positions *= 4
-            count += positions * 9 * channels * channels
+            count += positions * 4 * channels * channels
         before = channels
     count += positions * 9 * last * 3
     return 2 * count

@@ -104,10 +104,12 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
+        x = self.mid_block(*self.ops.convolve(x, self.conv_in))
+        wider = Convolved(x)
         for block in self.up_blocks:
-            x = block(x)
-        out: Tensor = self.conv_out(self.ops.normalise(x, self.conv_norm_out, silu=True))
+            wider = block(*wider)
+        normal = self.ops.normalise(wider.values, self.conv_norm_out, silu=True, bias=wider.bias)
+        out: Tensor = self.conv_out(normal)
         return out
 
 
@@ -119,8 +121,8 @@ class MiddleBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(width, width, groups, ops) for _ in range(2))
         self.attentions = nn.ModuleList([SpatialAttention(width, groups, ops)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x))
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, bias))
         out: Tensor = self.resnets[1](x)
         return out
 
@@ -137,14 +139,18 @@ class UpBlock(nn.Module):
         )
         self.upsamplers = nn.ModuleList([Upsample(width, ops)] if upsample else [])
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in (*self.resnets, *self.upsamplers):
-            x = block(x)
-        return x
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Convolved:
+        for block in self.resnets:
+            x, bias = block(x, bias), None
+        out: Convolved = self.upsamplers[0](x) if self.upsamplers else Convolved(x)
+        return out
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised convolutions beside a shortcut."""
+    """Two normalised convolutions beside a shortcut.
+
+    It is given what a convolution made: an image, and the bias that is still to be added, if any.
+    """
 
     def __init__(self, before: int, width: int, groups: int, ops: VaeOps) -> None:
         super().__init__()
@@ -156,12 +162,12 @@ class ResnetBlock(nn.Module):
         if before != width:
             self.conv_shortcut = nn.Conv2d(before, width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        ops, shortcut = self.ops, Convolved(x)
-        out = ops.convolve(ops.normalise(x, self.norm1, silu=True), self.conv1)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        ops, shortcut = self.ops, Convolved(x, bias)
+        out = ops.convolve(ops.normalise(x, self.norm1, silu=True, bias=bias), self.conv1)
         normal = ops.normalise(out.values, self.norm2, silu=True, bias=out.bias)
         if hasattr(self, "conv_shortcut"):
-            shortcut = ops.convolve(x, self.conv_shortcut)
+            shortcut = ops.convolve(x, self.conv_shortcut, bias=bias)
         return ops.add(shortcut, ops.convolve(normal, self.conv2))
 
 
@@ -190,11 +196,10 @@ class Upsample(nn.Module):
     def __init__(self, width: int, ops: VaeOps) -> None:
         super().__init__()
         self.ops = ops
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv: nn.Module = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(self.ops.upsample(x))
-        return out
+    def forward(self, x: Tensor) -> Convolved:
+        return self.ops.upsample(x, self.conv)
 
 
 class Convolved(NamedTuple):
@@ -210,27 +215,31 @@ class Convolved(NamedTuple):
 class VaeOps:
     """What `klein_cli.optimize` has in fewer passes; here in plain torch."""
 
-    def convolve(self, x: Tensor, conv: nn.Conv2d) -> Convolved:
-        """(B, C, H, W) through a convolution, here with its bias."""
+    def convolve(self, x: Tensor, conv: nn.Conv2d, *, bias: Tensor | None = None) -> Convolved:
+        """(B, C, H, W) through a convolution, here with its bias.
+
+        `bias` is what `convolve` or `upsample` left: only for a convolution of single pixels.
+        """
+        assert bias is None
         return Convolved(conv(x))
 
     def normalise(
         self, x: Tensor, norm: nn.GroupNorm, *, silu: bool, bias: Tensor | None = None
     ) -> Tensor:
-        """Group norm of (B, C, H, W) with the bias that `convolve` left, then SiLU if asked."""
+        """Group norm of (B, C, H, W) with the bias that was left, then SiLU if asked."""
         assert bias is None
         out: Tensor = norm(x)
         return F.silu(out) if silu else out
 
     def add(self, x: Convolved, y: Convolved) -> Tensor:
-        """The sum of both and of what biases `convolve` left; `y` may be written to."""
+        """The sum of both and of what biases were left; `y` may be written to."""
         assert x.bias is None
         assert y.bias is None
         return x.values + y.values
 
-    def upsample(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W): every pixel becomes four."""
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    def upsample(self, x: Tensor, conv: nn.Module) -> Convolved:
+        """(B, C, H, W) -> (B, C, 2H, 2W): every pixel becomes four, then `conv`."""
+        return Convolved(conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of one head, (B, positions, width) each, in the same shape."""

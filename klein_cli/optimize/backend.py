@@ -17,6 +17,7 @@ from klein_cli.models.qwen3 import Qwen3Ops
 from klein_cli.models.vae import VaeOps
 from klein_cli.optimize.graphs import Graphs, Run, direct
 from klein_cli.optimize.linears import pack
+from klein_cli.optimize.upsampling import fold_upsampling
 from klein_cli.settings import Settings
 
 _CUDNN_ATTENTION = (9, 10)
@@ -73,7 +74,7 @@ def backend_for(settings: Settings) -> Backend:
         steps={
             "text_encoder": (_check_heads, pack),
             "transformer": (_check_heads, linears),
-            "vae": (_channels_last,),
+            "vae": (_channels_last, fold_upsampling),
         },
         run=run,
         get_ready=_import_kernels,

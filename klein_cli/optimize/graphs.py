@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -46,7 +47,10 @@ direct = Direct()
 
 
 class Graphs:
-    """Runs functions of tensors as CUDA graphs, captured at the first use for each shape.
+    """Runs functions of tensors as CUDA graphs, captured at the second use for each shape.
+
+    The first use compiles kernels and makes workspaces, which a graph cannot record, and is all
+    that a process of one image needs of most functions.
 
     The functions read their inputs and what never changes, such as weights, wait for nothing and
     leave nothing behind. The graphs share one pool of memory: never run two at once. A pool gives
@@ -59,12 +63,17 @@ class Graphs:
         self._most = most
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = None
+        self._used: set[_Key] = set()
         self._captured: dict[_Key, _Captured] = {}
         self._too_large: set[_Key] = set()
 
     def __call__(self, function: TensorFunction, *inputs: Tensor) -> Tensor:
         """function(*inputs), in memory of its own."""
         key = (function, *((x.shape, x.stride(), x.dtype) for x in inputs))
+        if key not in self._used:
+            result = self._directly(partial(self._on_stream, function), inputs)
+            self._used.add(key)
+            return result
         if key not in self._captured and key not in self._too_large:
             if len(self._captured) >= self._most:
                 self.clear()
@@ -86,6 +95,15 @@ class Graphs:
         self._captured.clear()
         torch.cuda.empty_cache()
 
+    def _on_stream(self, function: TensorFunction, *inputs: Tensor) -> Tensor:
+        """On the stream that graphs are captured on, whose workspaces are made by this."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            output = function(*inputs)
+        current.wait_stream(self._stream)
+        return output
+
     def _directly(self, function: TensorFunction, inputs: tuple[Tensor, ...]) -> Tensor:
         """Without a graph, if need be in the memory of those that there are."""
         try:
@@ -97,16 +115,14 @@ class Graphs:
         return function(*inputs)
 
     def _capture(self, function: TensorFunction, inputs: tuple[Tensor, ...]) -> _Captured:
-        """The first call compiles kernels and makes workspaces, which a graph cannot record."""
         if not self._captured:  # a pool that was given back cannot be used again
             self._pool = torch.cuda.graph_pool_handle()
         held = tuple(torch.empty_like(x).copy_(x) for x in inputs)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
-            function(*held)
             torch.cuda.synchronize(self._device)
-            torch.cuda.empty_cache()  # what the call held, the graph will hold
+            torch.cuda.empty_cache()  # what the first use held, the graph will hold
             # Other threads go on reading weights meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:

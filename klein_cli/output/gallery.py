@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -202,7 +202,7 @@ def _lines(record: Record | None) -> Iterator[str]:
     if record is None:
         yield "<dt>recipe</dt><dd>the file holds none</dd>"
         return
-    said = asdict(record)
+    said = record.table()
     tables = {**said.pop("recipe"), **said.pop("settings"), **said.pop("provenance")}
     for name, value in (tables | said).items():
         if isinstance(value, list | tuple):

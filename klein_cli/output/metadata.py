@@ -7,6 +7,8 @@ The record's `format` says which of these it is; `klein_cli.output.reading` read
 
     1   recipe, settings, the model's name and revision, provenance, step_down
     2   also sigmas, and the model's repo and weights
+    3   also references, mask and adapters in the recipe, parts in the model; written for those
+        images alone that have any of them
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from klein_cli import __version__
-from klein_cli.recipe import Model, Recipe
+from klein_cli.recipe import Model, Recipe, recorded, recorded_model
 from klein_cli.settings import Settings
 
-FORMAT = 2
+FORMAT = 3
+_OF_WORDS_ALONE = 2
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 """What no text field should hold; line breaks of every kind stay."""
@@ -49,13 +52,14 @@ class Origin:
         """
         from klein_cli.sampling.schedule import noise_levels
 
+        of_words_alone = not (recipe.references or recipe.adapters or self.model.parts)
         written: dict[str, Any] = {
-            "format": FORMAT,
+            "format": _OF_WORDS_ALONE if of_words_alone else FORMAT,
             "klein": __version__,
-            "recipe": asdict(recipe),
+            "recipe": recorded(recipe),
             "settings": asdict(self.settings),
             "sigmas": noise_levels(recipe.width, recipe.height, recipe.steps),
-            "model": {**asdict(self.model), "name": recipe.model},
+            "model": {**recorded_model(self.model), "name": recipe.model},
             "provenance": dict(self.provenance),
         }
         if step_down is not None:

@@ -20,9 +20,9 @@ from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.metadata import FORMAT
 from klein_cli.output.png import ASCII_COMMENT, EXIF_IFD, USER_COMMENT
 from klein_cli.prompts.rows import prompt_fault
-from klein_cli.recipe import MAX_SIDE, Recipe
+from klein_cli.recipe import MAX_SIDE, Adapter, Mask, PartFile, Recipe, Reference, recorded
 from klein_cli.settings import Settings
-from klein_cli.tables import checked, fits, missing, parse_json, unknown
+from klein_cli.tables import built, checked, fits, missing, parse_json, unknown
 
 if TYPE_CHECKING:
     import numpy
@@ -49,9 +49,10 @@ class Record:
     """What an image says of itself.
 
     `repo` and `revision` are the model's place on the hub, None for a folder or the embedded
-    model; `weights` is its fingerprint; `sigmas` are the noise levels; `provenance` names versions
-    and machine; `step_down` what was done because memory ran out. An older `format` leaves some of
-    them empty. `unknown` names what a klein of this format said that this klein does not know.
+    model; `weights` is its fingerprint, `parts` the files in place of its own; `sigmas` are the
+    noise levels; `provenance` names versions and machine; `step_down` what was done because memory
+    ran out. An older `format` leaves some of them empty. `unknown` names what a klein of this
+    format said that this klein does not know.
     """
 
     format: int
@@ -65,6 +66,14 @@ class Record:
     provenance: dict[str, str]
     step_down: str | None = None
     unknown: tuple[str, ...] = ()
+    parts: tuple[PartFile, ...] = ()
+
+    def table(self) -> dict[str, Any]:
+        """All of it, ready for JSON; of words alone, as it was before there was anything else."""
+        said = {**asdict(self), "recipe": recorded(self.recipe)}
+        if not self.parts:
+            del said["parts"]
+        return said
 
 
 def read_record(path: Path) -> Record:
@@ -183,7 +192,7 @@ def _record(table: Mapping[str, Any]) -> Record:
             raise TypeError(f"{name} is not a table")
     recipe, settings, model = table["recipe"], table["settings"], table["model"]
     strange = [
-        *(f"recipe.{_word('a key', name)}" for name in unknown(Recipe, recipe)),
+        *(f"recipe.{_word('a key', name)}" for name in _unknown_of_recipe(recipe)),
         *(f"settings.{_word('a key', name)}" for name in unknown(Settings, settings)),
     ]
     record = Record(
@@ -198,6 +207,7 @@ def _record(table: Mapping[str, Any]) -> Record:
         provenance=_words("provenance", table["provenance"]),
         step_down=_text_or_none("step_down", table.get("step_down")),
         unknown=tuple(strange[:_MAX_ENTRIES]),
+        parts=_parts(model.get("parts", [])),
     )
     fault = prompt_fault(record.recipe.prompt, drawn=True)
     if fault:
@@ -215,7 +225,40 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:
     """The recipe in a table; what an older klein did not know yet may be left out."""
     for name in missing(Recipe, table):
         raise KeyError(name)
-    return Recipe(**checked(Recipe, table))
+    recipe = Recipe(**checked(Recipe, table))
+    names = [reference.name for reference in recipe.references]
+    names += [adapter.name for adapter in recipe.adapters]
+    names += [recipe.mask.name or ""] if recipe.mask else []
+    for name in names:
+        name.encode("utf-8")
+    return recipe
+
+
+def _unknown_of_recipe(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """What a recipe, or a file in it, says that this klein does not know."""
+    yield from unknown(Recipe, recipe)
+    mask = recipe.get("mask")
+    given = {
+        "references": (Reference, recipe.get("references")),
+        "mask": (Mask, None if mask is None else [mask]),
+        "adapters": (Adapter, recipe.get("adapters")),
+    }
+    for name, (kind, tables) in given.items():
+        told = [table for table in tables or () if isinstance(table, dict)]
+        yield from dict.fromkeys(f"{name}.{key}" for table in told for key in unknown(kind, table))
+
+
+def _parts(tables: Any) -> tuple[PartFile, ...]:
+    wanted = tuple[PartFile, ...]
+    if not fits(tables, wanted) or len(tables) > _MAX_ENTRIES:
+        raise TypeError("parts are not a short list of tables")
+    found: tuple[PartFile, ...] = built(tables, wanted)
+    for part in found:
+        _word("part", part.part)
+        _word("name", part.name)
+        _word("kind", part.kind)
+        _commit("weights", part.weights)
+    return found
 
 
 def _sigmas(levels: Any) -> tuple[float, ...]:

@@ -21,9 +21,8 @@ _INVISIBLE = (
 """What no prompt means, and what a tokenizer would read all the same."""
 
 _OF_GUIDANCE = ("guidance", "negative_prompt")
-LEFT_OPEN = tuple(
-    field.name for field in fields(Recipe) if field.name not in ("prompt", "seed", "model")
-)
+_SAID_OTHERWISE = ("prompt", "seed", "model", "references", "mask", "adapters")
+LEFT_OPEN = tuple(field.name for field in fields(Recipe) if field.name not in _SAID_OTHERWISE)
 """What a row may leave to the options, and these to the preset."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Recipe, Shape
 from klein_cli.run.jobs import Job
 
 WINDOW = 256
@@ -56,7 +56,7 @@ def batches(jobs: Iterable[Job], size: int, *, window: int = WINDOW) -> Iterator
     assert window > 0
     jobs = iter(jobs)
     while ahead := list(islice(jobs, window)):
-        by_shape: dict[tuple[int, int, int, float], dict[str, list[Job]]] = {}
+        by_shape: dict[Shape, dict[str, list[Job]]] = {}
         for job in ahead:
             by_prompt = by_shape.setdefault(job.recipe.shape, {})
             by_prompt.setdefault(job.recipe.prompt, []).append(job)

@@ -1,6 +1,6 @@
 """Images -> files, beside the drawing of the next: threads, with no more waiting than they take.
 
-Encoding a PNG takes a fifth of the time of drawing it on a fast GPU, and Python's lock is let go
+Encoding and the disk take a part of the time of drawing on a fast GPU, and Python's lock is let go
 meanwhile. A run of one image has no threads: it is written where it stands.
 """
 

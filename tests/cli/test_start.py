@@ -38,6 +38,44 @@ def test_the_version_needs_nothing_but_itself() -> None:
     assert not {"typer", "click", "rich"} & imported("--version")
 
 
+ENDING = """
+import atexit, sys, threading, time
+import klein_cli.__main__ as klein
+atexit.register(print, "goodbye")
+class LooksAtTheEnd:
+    def __del__(self): print("taken to pieces")
+sys.modules["torch"] = LooksAtTheEnd()
+def main():
+    print("said", end="")
+    {more}
+    return 3
+klein.main = main
+klein.run()
+"""
+
+
+@pytest.mark.process
+def test_the_process_ends_without_taking_torch_to_pieces() -> None:
+    """Which takes half a second; all that is to be done at the end is done."""
+    done = ended("pass")
+    assert (done.returncode, done.stdout) == (3, "saidgoodbye\n")
+
+
+@pytest.mark.process
+def test_a_thread_at_work_is_waited_for() -> None:
+    """A file may still be on its way to the disk."""
+    work = "threading.Thread(target=lambda: (time.sleep(.2), print(' written'))).start()"
+    done = ended(work)
+    assert done.returncode == 3
+    assert done.stdout.startswith("said written\ngoodbye\n")
+
+
+def ended(more: str) -> subprocess.CompletedProcess[str]:
+    """`klein` as it ends, after doing more."""
+    script = ENDING.format(more=more)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
 @pytest.mark.process
 def test_commands_are_imported_when_they_run() -> None:
     """One of them imported at the top would be paid by all."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from records import record
 
 from klein_cli import __version__
-from klein_cli.output.metadata import FORMAT, parameters, to_json
+from klein_cli.output.metadata import parameters, to_json
 from klein_cli.output.png import encode
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
@@ -49,7 +49,7 @@ def test_the_record_gives_back_recipe_and_settings_exactly() -> None:
     assert len(back["sigmas"]) == RECIPE.steps + 1
     assert (back["sigmas"][0], back["sigmas"][-1]) == (1.0, 0.0)
     assert back["provenance"] == {"torch": "2.13"}
-    assert (back["format"], back["klein"]) == (FORMAT, __version__)
+    assert (back["format"], back["klein"]) == (2, __version__)
 
 
 def test_the_record_is_one_line_of_ascii() -> None:

@@ -17,10 +17,10 @@ from records import record
 
 from klein_cli import __version__
 from klein_cli.errors import UsageError
-from klein_cli.output.metadata import FORMAT, parameters
+from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
 from klein_cli.output.reading import MAX_FILE_BYTES, MAX_RECORD_BYTES, read_pixels, read_record
-from klein_cli.recipe import MAX_PROMPT, Recipe
+from klein_cli.recipe import MAX_PROMPT, Adapter, Mask, PartFile, Recipe, Reference
 from klein_cli.settings import Settings
 
 RECIPE = Recipe(
@@ -89,11 +89,74 @@ def test_every_format_gives_the_record_back(tmp_path: Path, extension: str) -> N
     found = read_record(path)
     assert found.recipe == RECIPE
     assert found.settings == SETTINGS
-    assert (found.format, found.klein, found.step_down) == (FORMAT, __version__, "alone")
+    assert (found.format, found.klein, found.step_down) == (2, __version__, "alone")
     assert (found.repo, found.revision, found.weights) == ("owner/name", COMMIT, WEIGHTS)
     assert found.sigmas == (1.0, 0.75, 0.5, 0.25, 0.0)
     assert found.provenance == {"torch": "2.13"}
     assert found.unknown == ()
+
+
+GIVEN = {
+    "references": [{"sha256": WEIGHTS * 2, "name": "photo.jpg", "width": 64, "height": 32}],
+    "mask": {"sha256": WEIGHTS * 2, "name": "mask.png", "box": [0, 0, 60, 30]},
+    "adapters": [{"sha256": WEIGHTS * 2, "name": "style.safetensors", "weight": 1}],
+}
+PART = {"part": "vae", "name": "small.safetensors", "weights": WEIGHTS, "kind": "bf16"}
+
+
+def test_what_was_given_is_read_again(tmp_path: Path) -> None:
+    """Format 3, which only such images have."""
+    recipe = replace(
+        RECIPE,
+        references=(Reference(sha256=WEIGHTS * 2, name="photo.jpg", width=64, height=32),),
+        mask=Mask(sha256=WEIGHTS * 2, name="mask.png", box=(0, 0, 60, 30)),
+        adapters=(Adapter(sha256=WEIGHTS * 2, name="style.safetensors", weight=1.0),),
+    )
+    part = PartFile(part="vae", name="small.safetensors", weights=WEIGHTS, kind="bf16")
+    written = record(recipe, SETTINGS, parts=(part,), provenance={})
+    assert written["format"] == 3
+    found = read_record(png(tmp_path / "a.png", json.dumps(written)))
+    assert found.recipe == recipe
+    assert found.recipe.references[0].name == "photo.jpg"
+    assert found.parts == (part,)
+    assert json.loads(json.dumps(found.table()))["parts"] == [PART]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"references": "photo.jpg"},
+        {"references": [["photo.jpg"]]},
+        {"references": [{**GIVEN["references"][0], "sha256": "../../etc/passwd"}]},
+        {"references": [{**GIVEN["references"][0], "name": "../secret.png"}]},
+        {"references": [{**GIVEN["references"][0], "name": "\ud800"}]},
+        {"references": GIVEN["references"] * 11},
+        {"references": [{"sha256": WEIGHTS * 2}]},
+        {"references": [], "mask": GIVEN["mask"]},
+        {**GIVEN, "mask": {**GIVEN["mask"], "box": [0, 0, 60]}},
+        {**GIVEN, "mask": {**GIVEN["mask"], "box": [0, 0, "60", 30]}},
+        {"adapters": [{**GIVEN["adapters"][0], "weight": 1e9}]},
+    ],
+)
+def test_given_files_that_make_no_sense_are_no_recipe(
+    tmp_path: Path, recipe: dict[str, object]
+) -> None:
+    text = changed(format=3, recipe={**WRITTEN["recipe"], **recipe})
+    with pytest.raises(UsageError, match="is not valid"):
+        read_record(png(tmp_path / "a.png", text))
+
+
+@pytest.mark.parametrize("parts", ["vae", [PART] * 101, [{**PART, "weights": "/etc"}], [{}]])
+def test_parts_that_make_no_sense_are_no_recipe(tmp_path: Path, parts: object) -> None:
+    text = changed(format=3, model={**WRITTEN["model"], "parts": parts})
+    with pytest.raises(UsageError, match="is not valid"):
+        read_record(png(tmp_path / "a.png", text))
+
+
+def test_what_a_later_klein_says_of_a_reference_is_named(tmp_path: Path) -> None:
+    told = {**GIVEN["references"][0], "crop": "left"}
+    text = changed(format=3, recipe={**WRITTEN["recipe"], "references": [told]})
+    assert read_record(png(tmp_path / "a.png", text)).unknown == ("recipe.references.crop",)
 
 
 def test_an_older_format_leaves_empty_what_it_did_not_know(tmp_path: Path) -> None:

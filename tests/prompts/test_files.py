@@ -23,7 +23,7 @@ from klein_cli.prompts.files import (
 )
 from klein_cli.prompts.rows import Defaults, Row, own_seeds, prompt_fault, recipe_of
 from klein_cli.prompts.utf8 import decode, lines_of
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Recipe, Shape
 
 DEFAULTS = Defaults(preset=presets()["klein-base-4b"], width=256, height=256, steps=4, guidance=1.0)
 NO_STDIN = io.BytesIO()
@@ -354,14 +354,14 @@ def test_prompt_fault_catches_bytes_that_were_no_text() -> None:
 def test_a_silent_row_takes_the_defaults() -> None:
     (recipe,) = recipes(Row(prompt="a cat"), DEFAULTS, 5)
     assert (recipe.prompt, recipe.seed, recipe.model) == ("a cat", 5, "klein-base-4b")
-    assert recipe.shape == (256, 256, 4, 1.0)
+    assert recipe.shape == Shape(256, 256, 4, 1.0)
     assert recipe.negative_prompt is None
 
 
 def test_a_row_overrides_the_defaults_field_by_field() -> None:
     row = Row(prompt="a cat", width=128, guidance=0.0, negative_prompt="")
     (recipe,) = recipes(row, DEFAULTS, 5)
-    assert recipe.shape == (128, 256, 4, 0.0)
+    assert recipe.shape == Shape(128, 256, 4, 0.0)
     assert recipe.negative_prompt == ""
 
 

@@ -35,16 +35,17 @@ class HostTraffic(TorchDispatchMode):
         return out
 
 
-def inputs() -> Inputs:
+def inputs(references: int) -> Inputs:
     tokens = GRID[0] * GRID[1]
-    return {
+    given = {"given": torch.randn(2 * PAIRS, references * tokens, 128)} if references else {}
+    return given | {
         "ids": torch.zeros(PAIRS, TEXT, dtype=torch.long),
         "mask": torch.ones(PAIRS, 1, TEXT, 96, dtype=torch.bool),
         "noise": torch.randn(2 * PAIRS, tokens, 128),
         "target": torch.randn(2 * PAIRS, tokens, 128),
         "levels": torch.rand(5),
         "sigma": torch.rand(2 * PAIRS),
-        "places": torch.zeros(TEXT + tokens, 4, dtype=torch.long),
+        "places": torch.zeros(TEXT + (1 + references) * tokens, 4, dtype=torch.long),
         "offsets": torch.rand(2 * PAIRS, tokens, 4),
         "there": torch.ones(2 * PAIRS, 4),
         "pictures": torch.rand(2, 3, 16 * GRID[0], 16 * GRID[1]),
@@ -52,12 +53,15 @@ def inputs() -> Inputs:
 
 
 @pytest.mark.lengthy
-@pytest.mark.parametrize("kind", ["match", "follow", "unroll"])
-def test_no_loss_asks_the_host(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "references"),
+    [("match", 0), ("match", 2), ("follow", 1), ("unroll", 0), ("unroll", 1)],
+)
+def test_no_loss_asks_the_host(kind: str, references: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy from the host ends the capture of a CUDA graph. Meta tensors stand for a device's."""
     monkeypatch.setattr(tiny_losses, "autocast", lambda like: nullcontext())
     with torch.device("meta"):
-        student, batch = Student(), inputs()
+        student, batch = Student(), inputs(references)
         vae = AutoencoderKLFlux2(**VAE).requires_grad_(False).eval()
     loss: Loss = {
         "match": match_loss,

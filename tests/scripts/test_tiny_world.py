@@ -8,9 +8,9 @@ import numpy
 import pytest
 import tiny_world as world
 import torch
-from eval_tiny import judge
 from numpy.typing import NDArray
 from tiny_data import LatentBuffer, Prompts
+from tiny_judge import judge
 from tiny_models import VAE, pack
 from tiny_words import canonical, describe
 
@@ -129,8 +129,9 @@ def test_a_buffer_pairs_fresh_noise_with_the_latents_it_decides() -> None:
     scenes = world.as_scenes(compositions(20, seed=7))
     prompts = Prompts(torch.zeros(20, 8, dtype=torch.int16), torch.full((20,), 8), scenes, 0)
     buffer = LatentBuffer(vae, prompts, 4, (8, 8), stars=0.0)
-    rows, noise, latents, _ = buffer.sample(3)
-    means = world.layout_means(noise.transpose(1, 2).unflatten(2, (8, 8)))
+    sample = buffer.sample(3)
+    rows, latents = sample["rows"], sample["target"]
+    means = world.layout_means(sample["noise"].transpose(1, 2).unflatten(2, (8, 8)))
     pictures = world.draw(scenes[rows.repeat_interleave(2)], means, (8, 8))
     with torch.no_grad():
         expected = pack(encode_pictures(vae, pictures))

@@ -39,7 +39,7 @@ def info(
             to_stderr(f"error: {error.message}")
             continue
         if as_json:
-            typer.echo(json.dumps({"file": str(path), **asdict(record)}))
+            typer.echo(json.dumps({"file": str(path), **record.table()}))
         else:
             typer.echo(("\n" if number else "") + described(path, record))
             if shown is not None:

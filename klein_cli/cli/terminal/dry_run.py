@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from klein_cli.cli.terminal.report import Report
-from klein_cli.recipe import Shape
+from klein_cli.recipe import Shape, recorded_shape
 from klein_cli.run.jobs import Job
 from klein_cli.run.resume.history import History
 from klein_cli.text.tokenizer import TokenizedPrompt
@@ -43,7 +43,7 @@ def dry_run(
         "plan",
         pictures=images,
         there=there,
-        groups=[{**group._asdict(), "pictures": count} for group, count in groups.items()],
+        groups=[{**recorded_shape(group), "pictures": count} for group, count in groups.items()],
         seconds=None if known is None or unknown else round(known, 1),
     )
     report.note(_summary(images, there, groups))
@@ -55,8 +55,8 @@ def dry_run(
 
 def _summary(images: int, there: int, groups: Counter[Shape]) -> str:
     parts = [
-        f"{count} of {width}x{height}, {steps} step{'s' * (steps > 1)}"
-        for (width, height, steps, _), count in groups.most_common(_GROUPS)
+        f"{count} of {group.width}x{group.height}, {group.steps} step{'s' * (group.steps > 1)}"
+        for group, count in groups.most_common(_GROUPS)
     ]
     if len(groups) > _GROUPS:
         parts.append(f"and {len(groups) - _GROUPS} more groups")

@@ -7,19 +7,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from klein_cli.optimize.kernels.options import options
+from klein_cli.optimize.kernels.options import options, row_options
 
 _TILE = 8192
 """Values of one tile: 64 pixels of 128 channels."""
 
+_STAGES = 4
+"""Tiles of a chunk that are in a multiprocessor at a time, all but one on their way."""
+
 _MOST_CHUNKS = 512
 """Parts of an image whose statistics are taken apart and then merged."""
+
+_WHOLE_ROW = 16384
+"""Scores of a row, at most, that are held in registers: those of an image of 1024x1024."""
 
 
 @triton.jit
 def _moments(
     x, means, squares, pixels, chunk,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of every channel over one chunk of one image.
 
@@ -39,15 +45,13 @@ def _moments(
     origin = tl.sum(first.to(tl.float32), axis=0, keep_dims=True) / count
     sums = tl.zeros((PIXELS, BLOCK), tl.float32)
     squared = tl.zeros((PIXELS, BLOCK), tl.float32)
-    start = begin
-    while start < end:
+    for start in tl.range(begin, end, PIXELS, num_stages=STAGES):
         pixel = start + tl.arange(0, PIXELS)[:, None]
         inside = (pixel < end) & (channel < CHANNELS)
         value = tl.load(source + pixel * CHANNELS + channel, mask=inside, other=0.0)
         away = tl.where(inside, value.to(tl.float32) - origin, 0.0)
         sums += away
         squared += away * away
-        start += PIXELS
     apart = tl.sum(sums, axis=0, keep_dims=True) / (end - begin).to(tl.float32)
     square = tl.sum(squared - sums * apart, axis=0, keep_dims=True)
     target = (image * tl.num_programs(0) + part) * CHANNELS + channel
@@ -110,6 +114,18 @@ def _apply(
 
 
 @triton.jit
+def _softmax_whole(scores, out, columns, scale, BLOCK: tl.constexpr):
+    """A row that fits in registers: read once."""
+    row = tl.program_id(0).to(tl.int64) * columns
+    place = tl.arange(0, BLOCK)
+    inside = place < columns
+    score = tl.load(scores + row + place, mask=inside, other=-float("inf")) * scale
+    y = tl.exp(score - tl.max(score, axis=0))
+    y = y / tl.sum(y, axis=0)
+    tl.store(out + row + place, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _softmax(scores, out, columns, scale, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
@@ -159,8 +175,9 @@ def group_norm(
     means, squares = torch.empty(shape, dtype=torch.float32, device=x.device)
     factors, offsets = torch.empty_like(means[:, 0]), torch.empty_like(means[:, 0])
     _moments[(chunks, images)](
-        x, means, squares, pixels, chunk, CHANNELS=channels, BLOCK=block, PIXELS=tile, **options(8)
-    )
+        x, means, squares, pixels, chunk,
+        CHANNELS=channels, BLOCK=block, PIXELS=tile, STAGES=_STAGES, **options(8),
+    )  # fmt: skip
     size = channels // groups
     _merge[(groups, images)](
         means, squares, bias if before is None else before, weight, bias, factors, offsets,
@@ -181,6 +198,9 @@ def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     assert scores.is_contiguous()
     rows, columns = scores.shape
     out = torch.empty(scores.shape, dtype=dtype, device=scores.device)
-    block = min(4096, triton.next_power_of_2(columns))
-    _softmax[(rows,)](scores, out, columns, scale, BLOCK=block, **options(8))
+    block = triton.next_power_of_2(columns)
+    if block <= _WHOLE_ROW:
+        _softmax_whole[(rows,)](scores, out, columns, scale, BLOCK=block, **row_options(block))
+    else:
+        _softmax[(rows,)](scores, out, columns, scale, BLOCK=4096, **options(8))
     return out

@@ -17,6 +17,7 @@ from klein_cli.models.flux2 import Flux2Ops, Operand, Projected, Rotary
 from klein_cli.models.layers import split_heads
 from klein_cli.models.qwen3 import Qwen3Ops, Qwen3RMSNorm
 from klein_cli.models.vae import Convolved, VaeOps
+from klein_cli.optimize.upsampling import FoldedConv
 
 _MOST_SCORES = 2**26
 """Scores that the VAE's attention holds at once: 256 MB of float32, whatever the image."""
@@ -97,12 +98,17 @@ class FusedQwen3Ops(Qwen3Ops):
 class FusedVaeOps(VaeOps):
     """See `VaeOps`. Images are channels_last.
 
-    torch adds a bias in a pass of its own, after cuDNN; in residual blocks it goes with what comes
-    next.
+    torch adds a bias in a pass of its own, after cuDNN; here it goes with what comes next.
     """
 
-    def convolve(self, x: Tensor, conv: nn.Conv2d) -> Convolved:
-        return Convolved(F.conv2d(x, conv.weight, None, conv.stride, conv.padding), conv.bias)
+    def convolve(self, x: Tensor, conv: nn.Conv2d, *, bias: Tensor | None = None) -> Convolved:
+        out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+        if bias is None:
+            return Convolved(out, conv.bias)
+        assert conv.bias is not None
+        assert conv.kernel_size == (1, 1)  # at an edge, others see zeros instead of the bias
+        through = torch.addmv(conv.bias.float(), conv.weight.flatten(1).float(), bias.float())
+        return Convolved(out, through)
 
     def normalise(
         self, x: Tensor, norm: nn.GroupNorm, *, silu: bool, bias: Tensor | None = None
@@ -118,10 +124,12 @@ class FusedVaeOps(VaeOps):
         biases = [bias.float() for bias in (x.bias, y.bias) if bias is not None]
         return add_biased(x.values, y.values, sum(biases[1:], biases[0]))
 
-    def upsample(self, x: Tensor) -> Tensor:
-        from klein_cli.optimize.kernels.upsample import upsample
+    def upsample(self, x: Tensor, conv: nn.Module) -> Convolved:
+        """By a `FoldedConv`."""
+        from klein_cli.optimize.kernels.upsample import interleave
 
-        return upsample(x)
+        assert isinstance(conv, FoldedConv)
+        return Convolved(interleave(conv(x)), conv.bias)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Scores in float32, some queries at a time.

@@ -34,16 +34,21 @@ def _add_biased(
 
 
 @triton.jit
-def _upsample(
-    x, out, pixels, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr
+def _interleave(
+    phases, out, pixels, height, width,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
+    """By the pixels of the large image, which is `height` by `width`."""
     pixel, channel, inside = _tile(pixels, CHANNELS, BLOCK, PIXELS)
-    value = tl.load(x + pixel * CHANNELS + channel, mask=inside)
     row, column = pixel // width, pixel % width
-    for down in tl.static_range(2):
-        for across in tl.static_range(2):
-            target = (2 * row + down) * (2 * width) + 2 * column + across
-            tl.store(out + target * CHANNELS + channel, value, mask=inside)
+    image, row = row // height, row % height
+    down, across = row % 2, column % 2
+    # The phases have a row and a column more than the small image.
+    place = image * (height // 2 + 1) + row // 2 + down
+    place = place * (width // 2 + 1) + column // 2 + across
+    source = (place * 4 + 2 * down + across) * CHANNELS + channel
+    value = tl.load(phases + source, mask=inside)
+    tl.store(out + pixel * CHANNELS + channel, value, mask=inside)
 
 
 def add_biased(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
@@ -57,15 +62,19 @@ def add_biased(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def upsample(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 2H, 2W) in channels_last: every pixel becomes four."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    images, channels, height, width = x.shape
-    out = x.new_empty(images, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
-    channels, block, tile, pixels = _tiles(x)
-    _upsample[(triton.cdiv(pixels, tile),)](
-        x, out, pixels, width, CHANNELS=channels, BLOCK=block, PIXELS=tile, **options(8)
-    )
+def interleave(phases: Tensor) -> Tensor:
+    """The four phases of an image, (B, 4C, H + 1, W + 1), -> the image (B, C, 2H, 2W) in
+    channels_last. See `klein_cli.optimize.upsampling.FoldedConv`.
+    """
+    phases = phases.contiguous(memory_format=torch.channels_last)
+    images, channels, height, width = phases.shape
+    height, width = 2 * (height - 1), 2 * (width - 1)
+    out = phases.new_empty(images, height, width, channels // 4).permute(0, 3, 1, 2)
+    channels, block, tile, pixels = _tiles(out)
+    _interleave[(triton.cdiv(pixels, tile),)](
+        phases, out, pixels, height, width,
+        CHANNELS=channels, BLOCK=block, PIXELS=tile, **options(8),
+    )  # fmt: skip
     return out
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from socket import socket
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args
 
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
+from klein_cli.tables import built
 
 if TYPE_CHECKING:
     from klein_cli.run.fallback import Pixels
@@ -54,7 +55,7 @@ def receive(connection: socket) -> Message | None:
     except (EOFError, ConnectionError):
         return None
     kind = _KINDS[header["kind"]]
-    return _drawn(header, parts) if kind is Drawn else _built(kind, header)
+    return _drawn(header, parts) if kind is Drawn else built(header, kind)
 
 
 def _bytes_of(image: Pixels) -> memoryview:
@@ -74,17 +75,6 @@ def _exactly(connection: socket, size: int) -> bytearray:
     return data
 
 
-def _built(hint: Any, value: Any) -> Any:
-    """What JSON holds -> a value of this type: dataclasses, lists of them, and plain values."""
-    if isinstance(hint, type) and is_dataclass(hint):
-        hints = get_type_hints(hint)
-        return hint(**{name: _built(hints[name], value[name]) for name in hints})
-    if get_origin(hint) is list:
-        (kind,) = get_args(hint)
-        return [_built(kind, each) for each in value]
-    return value
-
-
 def _drawn(header: dict[str, Any], parts: list[bytearray]) -> Drawn:
     import numpy
 
@@ -92,5 +82,5 @@ def _drawn(header: dict[str, Any], parts: list[bytearray]) -> Drawn:
         numpy.frombuffer(part, numpy.uint8).reshape(shape)
         for part, shape in zip(parts, header["shapes"], strict=True)
     ]
-    failure = header["failure"] and _built(Failure, header["failure"])
+    failure = header["failure"] and built(header["failure"], Failure)
     return Drawn(images=images, failure=failure, seconds=header["seconds"])

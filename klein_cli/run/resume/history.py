@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import EXTENSIONS
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Recipe, identity
 
 FILE = "manifest.jsonl"
 FORMAT = 1
@@ -223,7 +223,7 @@ def is_foreign(beginning: bytes) -> bool:
 
 def recipe_hash(recipe: Recipe) -> str:
     """A hash of everything that an image depends on but how it is computed, in hexadecimal."""
-    return hashlib.sha256(_canonical(asdict(recipe))).hexdigest()
+    return hashlib.sha256(_canonical(identity(recipe))).hexdigest()
 
 
 def row_hash(said: Mapping[str, object]) -> str:

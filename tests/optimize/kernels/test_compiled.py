@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 COMPILE = Path(__file__).parents[2] / "fixtures" / "compile_kernels.py"
 KERNELS = {
     *("_modulate", "_rms_norm", "_add_gated", "_gate", "_gate_fp8", "_quantise", "_heads"),
-    *("_moments", "_merge", "_apply", "_softmax", "_add_biased", "_upsample"),
+    *("_moments", "_merge", "_apply", "_softmax", "_softmax_whole", "_add_biased", "_interleave"),
 }
 
 

@@ -241,7 +241,7 @@ def test_group_norm_keeps_a_small_variance_beside_a_large_mean(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 16, 3, 5), (2, 24, 41, 9), (3, 200, 4, 4)])
-def test_pictures_are_added_and_enlarged(
+def test_pictures_are_added(
     dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from klein_cli.optimize.kernels import upsample
@@ -261,17 +261,41 @@ def test_pictures_are_added_and_enlarged(
     again = upsample.add_biased(*narrow, bias)
     close(again, x.double() + kept.double() + bias.double()[:, None, None], ROUNDING[dtype])
     assert torch.equal(narrow[1], kept)
-    assert torch.equal(upsample.upsample(x.contiguous()), upsample.upsample(x))
-    larger = upsample.upsample(x)
-    assert torch.equal(larger, F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    assert larger.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 16, 3, 5), (2, 24, 41, 9), (3, 200, 1, 4)])
+def test_phases_are_interleaved(
+    dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from klein_cli.optimize.kernels import upsample
+
+    monkeypatch.setattr(upsample, "_TILE", 1024)
+    images, channels, height, width = shape
+    phases = randn(images, 4 * channels, height + 1, width + 1, dtype=dtype)
+    wanted = torch.empty(images, channels, 2 * height, 2 * width, dtype=dtype, device=DEVICE)
+    for down in range(2):
+        for across in range(2):
+            phase = phases.chunk(4, 1)[2 * down + across]
+            moved = phase[:, :, down : down + height, across : across + width]
+            wanted[:, :, down::2, across::2] = moved
+    found = upsample.interleave(phases.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(found, wanted)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(upsample.interleave(phases), found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [40, 4096 + 17])
-def test_softmax(dtype: torch.dtype, columns: int) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_softmax(
+    dtype: torch.dtype, columns: int, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows in registers, and rows that are too long for it."""
+    from klein_cli.optimize.kernels import group_norm
     from klein_cli.optimize.kernels.group_norm import softmax
 
+    monkeypatch.setattr(group_norm, "_WHOLE_ROW", 8192 if whole else 0)
     scores = randn(3, columns) * 30
     scores[0, -1] = scores[1, 0] = 400.0  # the largest in the last block, and in the first
     wanted = (scores.double() * 0.3).softmax(-1)

@@ -1,0 +1,1 @@
+"""Image files that a user gives -> checked RGB pixels, references and masks: no torch."""
