@@ -28,6 +28,7 @@ from klein_cli.presets import Preset, presets, unnamed_preset
 from klein_cli.recipe import Model
 
 PIPELINE_CLASS = "Flux2KleinPipeline"
+KV_PIPELINE_CLASS = "Flux2KleinKVPipeline"
 EMBEDDED_MODEL = "tiny"
 
 _STEMS = ("model", "diffusion_pytorch_model")
@@ -209,18 +210,19 @@ def _preset_of_folder(root: Path, name: str) -> Preset:
             "give a folder in the diffusers layout, with text_encoder, tokenizer, transformer, vae",
         )
     index = read_json(root / INDEX_FILE)
-    if index.get("_class_name") != PIPELINE_CLASS:
+    kv_cache = index.get("_class_name") == KV_PIPELINE_CLASS
+    if not kv_cache and index.get("_class_name") != PIPELINE_CLASS:
         raise ModelError(
             f"{root} holds a {index.get('_class_name')}, not a {PIPELINE_CLASS}",
             f"klein runs FLUX.2 [klein] only: {_names()}",
         )
-    distilled = index.get("is_distilled", False)
+    distilled = index.get("is_distilled", kv_cache)
     if not isinstance(distilled, bool):
         raise ModelError(
             f"{root / INDEX_FILE}: is_distilled is {distilled!r}, not true or false",
             "fix the file, or download the model again",
         )
-    return unnamed_preset(name, distilled=distilled)
+    return unnamed_preset(name, distilled=distilled, kv_cache=kv_cache)
 
 
 def _embedded(preset: Preset) -> Snapshot:

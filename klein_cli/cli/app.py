@@ -36,6 +36,7 @@ _STYLE: dict[str, Any] = {
 
 SUMMARIES = {
     "generate": "Draw images from words. Paths go to standard output, all else to standard error.",
+    "edit": "Change an image by words, or each image of a folder.",
     "verify": "Prove that klein computes what the official model computes: exit code 0 if so, 1 "
     "if not.",
     "info": "Show the recipe that travels inside an image.",

@@ -142,36 +142,53 @@ def masked_source(
     UsageError for a mask of another size, one without white, an alpha that is not there, and a
     source that becomes too large.
     """
-    import numpy
-
-    white = numpy.zeros(picture.rgb.shape[:2], dtype=bool)
-    if mask is not None:
-        _check_fits(mask, picture)
-        white |= mask.white
-    if alpha:
-        white |= _transparent(picture)
+    transparent = _transparent(picture) if alpha else None
+    white = repainted(
+        picture.width, picture.height, picture.name, mask, transparent=transparent, expand=expand
+    )
     if expand is not None:
         picture = expanded(picture, expand)
+    return MaskedSource(picture=picture, white=white, box=_checked(box, white))
+
+
+def repainted(
+    width: int,
+    height: int,
+    name: str,
+    mask: MaskImage | None,
+    *,
+    transparent: NDArray[numpy.bool_] | None = None,
+    expand: Expand | None = None,
+) -> NDArray[numpy.bool_]:
+    """(H, W) bool of the source `name`, expanded: where it is repainted. As `masked_source`, for
+    a source that need not be decoded.
+    """
+    import numpy
+
+    white = numpy.zeros((height, width), dtype=bool)
+    if mask is not None:
+        _check_fits(mask, width, height, name)
+        white |= mask.white
+    if transparent is not None:
+        white |= transparent
+    if expand is not None:
+        _check_expand(width, height, name, expand)
         left, top, right, bottom = expand
         white = numpy.pad(white, ((top, bottom), (left, right)), constant_values=True)
     if not white.any():
-        named = f"the mask {mask.name}" if mask is not None else f"the alpha of {picture.name}"
+        named = f"the mask {mask.name}" if mask is not None else f"the alpha of {name}"
         raise UsageError(
             f"{named} leaves nothing to repaint", "white (with alpha: transparent) is repainted"
         )
-    return MaskedSource(picture=picture, white=white, box=_checked(box, white))
+    return white
 
 
 def expanded(picture: Picture, expand: Expand) -> Picture:
     """`picture` with room beyond its edges, where its outermost pixels are repeated."""
     import numpy
 
+    _check_expand(picture.width, picture.height, picture.name, expand)
     left, top, right, bottom = expand
-    if min(expand) < 0 or not any(expand):
-        raise UsageError(f"{expand} is not a valid expansion", "give pixels, as 256 or 0,0,256,0")
-    check_size(
-        picture.width + left + right, picture.height + top + bottom, f"{picture.name}, expanded,"
-    )
     room = ((top, bottom), (left, right))
 
     def grown(array: NDArray[Any]) -> NDArray[Any]:
@@ -194,7 +211,7 @@ def box_of(white: NDArray[numpy.bool_]) -> Box:
         return (0, 0, width, height)
     columns, rows = (numpy.flatnonzero(white.any(axis=axis)) for axis in (0, 1))
     across, down = (int(columns[0]), int(columns[-1]) + 1), (int(rows[0]), int(rows[-1]) + 1)
-    longest = max(_with_room(*across), _with_room(*down))
+    longest = max(min(_with_room(*across), width), min(_with_room(*down), height))
     least = max(MIN_BOX, -(-longest // MAX_BOX_ASPECT))
     left, right = _span(*across, least, width)
     top, bottom = _span(*down, least, height)
@@ -243,14 +260,20 @@ def _transparent(picture: Picture) -> NDArray[numpy.bool_]:
     return picture.alpha < WHITE
 
 
-def _check_fits(mask: MaskImage, picture: Picture) -> None:
-    height, width = mask.white.shape
-    if (width, height) != (picture.width, picture.height):
+def _check_fits(mask: MaskImage, width: int, height: int, name: str) -> None:
+    high, wide = mask.white.shape
+    if (wide, high) != (width, height):
         raise UsageError(
-            f"the mask {mask.name} is {width}x{height}, and {picture.name} is "
-            f"{picture.width}x{picture.height}",
+            f"the mask {mask.name} is {wide}x{high}, and {name} is {width}x{height}",
             "give a mask of the size of the image",
         )
+
+
+def _check_expand(width: int, height: int, name: str, expand: Expand) -> None:
+    left, top, right, bottom = expand
+    if min(expand) < 0 or not any(expand):
+        raise UsageError(f"{expand} is not a valid expansion", "give pixels, as 256 or 0,0,256,0")
+    check_size(width + left + right, height + top + bottom, f"{name}, expanded,")
 
 
 def _checked(box: Box | None, white: NDArray[numpy.bool_]) -> Box:

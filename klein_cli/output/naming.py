@@ -67,8 +67,8 @@ class Destination:
         return self if several else replace(self, template=self.single)
 
 
-def destination(output: str | None) -> Destination:
-    """Read -o. Raises UsageError."""
+def destination(output: str | None, *, is_folder: bool = False) -> Destination:
+    """Read -o, which names a folder whatever it looks like if `is_folder`. Raises UsageError."""
     if output is None:
         return Destination(template=_FOLDER_NAME, single=_ONE_NAME, folder=Path(), exact=False)
     if output == STDOUT:
@@ -78,7 +78,7 @@ def destination(output: str | None) -> Destination:
     check_path("-o", output)
     if output.startswith("~"):
         output = os.path.expanduser(output)
-    if os.path.isdir(output):
+    if is_folder or os.path.isdir(output):
         return _in_folder(_escape(output), Path(output))
     if "{" in output or "}" in output:
         return _templated(output)
@@ -155,14 +155,14 @@ class Names:
         _check_length(path)
         if not self._where.exact:
             return self._free(path)
-        if _key(path) in self._outputs:
+        if name_key(path) in self._outputs:
             raise UsageError(
                 f"{path} is the output of a row, and what another would be called",
                 "give one of them another name",
             )
         if not self._overwrite and self._exists(path):
             raise UsageError(f"{path} already exists", "-y replaces it; or give another name")
-        self._given.add(_key(path))
+        self._given.add(name_key(path))
         return path
 
     def of_row(self, output: str, number: int | None) -> Path:
@@ -171,20 +171,20 @@ class Names:
         if number is not None:
             path = path.with_name(f"{path.stem}-{number:04d}{path.suffix}")
         _check_length(path)
-        above = [_key(folder) for folder in path.parents]
-        if not self._given.isdisjoint(above) or _key(path) in self._folders:
+        above = [name_key(folder) for folder in path.parents]
+        if not self._given.isdisjoint(above) or name_key(path) in self._folders:
             raise UsageError(
                 f"output {output!r} needs a folder where another row's image goes",
                 "give one of them another name",
             )
         self._folders.update(above)
         given = self._free(path)
-        self._outputs.add(_key(given))
+        self._outputs.add(name_key(given))
         return given
 
     def reserve(self, path: Path) -> None:
         """Give this path to nobody else."""
-        self._given.add(_key(path))
+        self._given.add(name_key(path))
 
     def another(self, path: Path) -> Path:
         """The next free name after `path`, which is somebody else's."""
@@ -192,12 +192,12 @@ class Names:
         return self._free(path)
 
     def _free(self, path: Path) -> Path:
-        base, tried = _key(path), path
-        while _key(tried) in self._given or (not self._overwrite and self._exists(tried)):
+        base, tried = name_key(path), path
+        while name_key(tried) in self._given or (not self._overwrite and self._exists(tried)):
             number = self._numbers.get(base, 1) + 1
             self._numbers[base] = number
             tried = _with_number(path, number)
-        self._given.add(_key(tried))
+        self._given.add(name_key(tried))
         return tried
 
 
@@ -301,7 +301,8 @@ def _with_number(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def _key(path: Path) -> str:
+def name_key(path: Path) -> str:
+    """What paths share that may be one file: on some disks, case and composition do not count."""
     return unicodedata.normalize("NFC", os.path.normpath(path)).casefold()
 
 

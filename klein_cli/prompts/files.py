@@ -25,15 +25,18 @@ from typing import Any, BinaryIO, NoReturn
 from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
 from klein_cli.prompts.rows import MAX_IMAGES, Row, prompt_fault, text_fault
+from klein_cli.prompts.sizes import checked_expand, parse_expand
 from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
 from klein_cli.tables import RepeatedKeyError, WrongTypeError, checked, parse_json, shortened
 
 STDIN = "-"
-KEYS = tuple(field.name for field in fields(Row) if field.name != "line")
+KEYS = tuple(field.name for field in fields(Row) if field.name not in ("line", "name"))
 IGNORED_KEYS = ("error",)
 """What klein itself writes into failed.jsonl and does not need to read again."""
 
 _NUMBERS = ("seed", "width", "height", "steps", "guidance", "n")
+_SEVERAL = ("image",)
+"""Of these a .csv file may have several columns, and a cell several values between semicolons."""
 _LISTED = 20
 
 
@@ -170,6 +173,9 @@ def _row(line: int, values: dict[str, Any]) -> Row:
     given = {key: values[key] for key in KEYS if values.get(key) is not None}
     if "prompt" not in given:
         raise UsageError("there is no prompt", 'every row needs a "prompt"')
+    for key, read in (("image", _paths), ("expand", _expand)):
+        if key in given:
+            given[key] = read(given[key])
     try:
         given = checked(Row, given)
     except WrongTypeError as error:
@@ -187,6 +193,32 @@ def _row(line: int, values: dict[str, Any]) -> Row:
     if "guidance" in given:
         given["guidance"] = _decimal(given["guidance"])
     return Row(line=line, **given)
+
+
+def _paths(value: Any) -> list[str]:
+    """A path or a list of paths."""
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise UsageError(
+            f"image must be a path or a list of paths, not {_shown(value)}",
+            'write it as "photo.jpg" or ["photo.jpg", "style.png"]',
+        )
+    if not all(path.strip() and "\0" not in path for path in paths):
+        raise UsageError("image holds an empty path", "leave it out")
+    return paths
+
+
+def _expand(value: Any) -> tuple[int, int, int, int]:
+    """Pixels for all edges, or for each, as numbers or as --expand takes them."""
+    if isinstance(value, str):
+        return parse_expand(value)
+    sides = [value] * 4 if type(value) is int else value
+    if not isinstance(sides, list) or [type(side) for side in sides] != [int] * 4:
+        raise UsageError(
+            f"expand must be pixels, not {_shown(value)}",
+            "write 64 for all edges, or [left, top, right, bottom]",
+        )
+    return checked_expand(sides)
 
 
 def _decimal(value: float) -> float:
@@ -222,7 +254,7 @@ def _header_fault(header: list[str]) -> tuple[str, str] | None:
     for name in header:
         if name not in KEYS:
             return f"unknown column {name!r} in the header", names
-        if header.count(name) > 1:
+        if header.count(name) > 1 and name not in _SEVERAL:
             return f"the column {name!r} is there twice", "give each column once"
     if "prompt" not in header:
         return "the header has no prompt column", names
@@ -242,8 +274,13 @@ def _csv_values(header: list[str], cells: list[str]) -> dict[str, Any]:
             f"{len(cells)} cells under {len(header)} columns",
             "put text that holds a comma in double quotes",
         )
-    given = {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
-    return {name: _csv_number(name, cell) for name, cell in given.items()}
+    given = [(name, cell) for name, cell in zip(header, cells, strict=False) if cell.strip()]
+    values: dict[str, Any] = {name: _csv_number(name, cell) for name, cell in given}
+    for several in _SEVERAL:
+        if several in values:
+            parts = (cell.split(";") for name, cell in given if name == several)
+            values[several] = [part.strip() for part in chain.from_iterable(parts) if part.strip()]
+    return values
 
 
 def _csv_number(name: str, cell: str) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from klein_cli.checkpoints.resolve import Snapshot, on_disk
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError, ModelError
+from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset
@@ -75,7 +76,7 @@ class Overrides:
 
 
 class Reproduction:
-    """The images of one command, drawn by one model after another."""
+    """The images of one command, drawn by one model after another; `images` has what they edit."""
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class Reproduction:
         jobs: Sequence[Job],
         overrides: Overrides,
         listener: Listener,
+        images: ImageStore,
     ) -> None:
         origins = [source for source in sources for _ in source.recipes]
         self._origin = dict(zip((job.index for job in jobs), origins, strict=True))
@@ -91,6 +93,7 @@ class Reproduction:
         self._compared = self._same = 0
         self._overrides = overrides
         self._listener = listener
+        self._images = images
         self._run: Run | None = None
 
     def tokens(self) -> dict[int, TokenizedPrompt]:
@@ -151,6 +154,7 @@ class Reproduction:
                 stdout=sys.stdout.buffer,
                 no_metadata=overrides.output.no_metadata,
                 threads=ready.writers,
+                images=self._images,
             )
             for event in self._run.events(jobs):
                 yield event
@@ -172,6 +176,7 @@ class Reproduction:
             settings,
             Placement(),
             jobs,
+            store=self._images,
             strict=overrides.strict,
             listener=self._listener,
             timings=timings,

@@ -105,7 +105,7 @@ class Memory:
         self.tried: list[Recipe] = []
 
     def render(self, recipes: Sequence[Recipe], **options: Any) -> list[Any]:
-        assert options == {"tiled": True}
+        assert options == {"tiled": True, "images": None}
         self.tried += recipes
         if recipes[0].width * recipes[0].height > self.most:
             raise ERROR

@@ -87,6 +87,7 @@ def _wanted(
         peer=what.peer,
         compile_vae=what.compile_vae,
         batch_size=batch_size,
+        references=what.references,
         **images_of(preset, steps, what.size, what.quick),
     )
     if what.peer:

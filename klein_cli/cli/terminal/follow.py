@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 from klein_cli.cli.terminal.report import Report
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.naming import STDOUT
+from klein_cli.prompts.rows import Row
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped
 from klein_cli.run.interrupts import exit_code_of
 from klein_cli.run.jobs import Job
+from klein_cli.run.resume.journal import RunJournal
 
 
 class Runnable(Protocol):
@@ -52,6 +54,18 @@ class RunReporter:
                 f"standard output was closed, so the run ends: {self._tally()}{self._more()}",
                 "send it to a file, or to a program that reads all of it",
             ) from None
+        return self.finish()
+
+    def refuse(self, refused: Iterable[tuple[Row, UsageError]], journal: RunJournal | None) -> None:
+        """Report the images of a folder that cannot be edited, and put them on record."""
+        for row, error in refused:
+            self._codes.append(error.exit_code)
+            self._report.refused(row, error)
+            if journal is not None:
+                journal.refused(row, error.message)
+
+    def finish(self) -> int:
+        """Report the end of the run; its exit code."""
         self._report.event("finished", made=self._made, failed=len(self._codes))
         missing = self._wanted - self._made
         if missing and self._wanted > 1:

@@ -11,17 +11,21 @@ threads, and are distinguished in the records of their images where their machin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from klein_cli.errors import KleinError, first_line
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import presets
+from klein_cli.recipe import Recipe
 from klein_cli.run.batching import Batch
 from klein_cli.run.executors.executor import BatchResult, ReadyExecutor, WorkerDied, Workload
+from klein_cli.run.executors.files import SentFile, files_of
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
+from klein_cli.run.inputs import ImageNotes
 from klein_cli.run.interrupts import defer_interrupts
 
 if TYPE_CHECKING:
@@ -51,6 +55,7 @@ class Link(Protocol):
 
 
 L = TypeVar("L", bound=Link)
+Files = Callable[[Sequence[Recipe]], list[SentFile]]
 
 
 class Transport(Protocol[L]):
@@ -84,11 +89,24 @@ class _Seat(Generic[L]):
 
 
 class Pool(Generic[L]):
-    """See `executor.Executor`. `info` is of the worker that was ready first."""
+    """See `executor.Executor`. `info` is of the worker that was ready first.
+
+    `images` gives the files that recipes need; `notes` hears what workers say of them.
+    """
 
     info: WorkerInfo
 
-    def __init__(self, transport: Transport[L], request: LoadRequest, count: int) -> None:
+    def __init__(
+        self,
+        transport: Transport[L],
+        request: LoadRequest,
+        count: int,
+        *,
+        images: Files,
+        notes: ImageNotes,
+    ) -> None:
+        self._images = images
+        self._notes = notes
         self._transport = transport
         self._request = request
         self._seats: list[_Seat[L]] = []
@@ -115,9 +133,14 @@ class Pool(Generic[L]):
             self._settle(self._answering())
 
     def submit(self, batch: Batch) -> None:
+        try:
+            files = self._images(batch.recipes)
+        except KleinError as error:  # a file has gone
+            self._results.append(_failed(batch, error, self.info.origin))
+            return
         seat = min((seat for seat in self._seats if _room(seat)), key=lambda seat: len(seat.line))
         seat.line.append(batch)
-        seat.link.send(DrawRequest(recipes=batch.recipes, tiled=batch.tiled))
+        seat.link.send(DrawRequest(recipes=batch.recipes, tiled=batch.tiled, files=files))
 
     def next(self) -> BatchResult | None:
         if not self._results:
@@ -168,6 +191,7 @@ class Pool(Generic[L]):
             self._refused(seat, answer.exception())
         else:
             failure = None if answer.failure is None else answer.failure.exception()
+            self._notes.tell(answer.notes)
             self._give_back(seat, answer.images, failure, answer.seconds)
 
     def _accept(self, seat: _Seat[L], info: WorkerInfo) -> None:
@@ -223,12 +247,17 @@ class Pool(Generic[L]):
 
 
 @contextmanager
-def started(work: Workload, transport: Transport[L], count: int) -> Iterator[ReadyExecutor]:
+def started(
+    work: Workload, transport: Transport[L], count: int, *, by_path: bool
+) -> Iterator[ReadyExecutor]:
     """`count` workers, at least one of them with the model loaded; they end with the context.
 
-    Raises ModelError when no worker can load the model.
+    They find images `by_path`, or get their bytes. Raises ModelError when no worker can load the
+    model.
     """
-    pool = Pool(transport, _load_request(work), count)
+    images = partial(files_of, store=work.store, by_path=by_path)
+    notes = ImageNotes(work.listener)
+    pool = Pool(transport, _load_request(work), count, images=images, notes=notes)
     try:
         pool.wait_for_the_first()
         yield ReadyExecutor(
@@ -248,6 +277,10 @@ def _load_request(work: Workload) -> LoadRequest:
     is_folder = work.snapshot.repo is None and work.model not in presets()
     model = str(work.snapshot.root.resolve()) if is_folder else work.model
     return LoadRequest(model=model, settings=work.settings, threads=torch.get_num_threads())
+
+
+def _failed(batch: Batch, error: Exception, origin: Origin) -> BatchResult:
+    return BatchResult(batch=batch, images=[], error=error, seconds=0.0, origin=origin)
 
 
 def _room(seat: _Seat[L]) -> int:

@@ -100,7 +100,8 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
         count = work.placement.workers
         if count is None:
             count = gpus or sum(node["Alive"] for node in ray.nodes())
-        with started(work, Actors(ray, gpus=gpus), min(count, work.images)) as ready:
+        actors, count = Actors(ray, gpus=gpus), min(count, work.images)
+        with started(work, actors, count, by_path=False) as ready:
             yield ready
 
 

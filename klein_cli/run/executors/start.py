@@ -11,6 +11,7 @@ from typing import Protocol
 
 from klein_cli.checkpoints.resolve import Snapshot, on_disk, preset_for, resolve
 from klein_cli.device.startup import freeze_imports, quick_start, read_ahead, wake_gpu
+from klein_cli.images.store import ImageStore
 from klein_cli.run.events import Listener
 from klein_cli.run.executors import local, process, ray
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
@@ -47,6 +48,7 @@ def start(
     placement: Placement,
     jobs: Jobs | Sequence[Job],
     *,
+    store: ImageStore,
     strict: bool,
     listener: Listener,
     timings: Timings,
@@ -54,13 +56,15 @@ def start(
 ) -> Iterator[ReadyExecutor]:
     """An executor for some jobs, which ends with the context.
 
-    `settings` are as the user gave them; with `strict`, prompts that are too long are an error; a
-    `snapshot` that was found for `model` need not be looked for. Raises KleinError when there can
-    be no executor.
+    `settings` are as the user gave them; the `store` has the images of the jobs; with `strict`,
+    prompts that are too long are an error; a `snapshot` that was found for `model` need not be
+    looked for. Raises KleinError when there can be no executor.
     """
     with ExitStack() as stack:
         with quick_start():
-            work = _prepared(model, settings, placement, jobs, strict, listener, timings, snapshot)
+            work = _prepared(
+                model, settings, placement, jobs, store, strict, listener, timings, snapshot
+            )
             if work.chosen is not None:
                 _report_settings(model, work.chosen, listener, here=True)
             if not work.placement.single:
@@ -92,6 +96,7 @@ def _prepared(
     settings: Settings,
     placement: Placement,
     jobs: Jobs | Sequence[Job],
+    store: ImageStore,
     strict: bool,
     listener: Listener,
     timings: Timings,
@@ -125,6 +130,7 @@ def _prepared(
         gpus=gpus,
         images=len(jobs),
         listener=listener,
+        store=store,
     )
 
 

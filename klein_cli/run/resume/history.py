@@ -66,6 +66,7 @@ class History:
     _items: dict[tuple[int, int], Item] = field(default_factory=dict)
     _rows: dict[str, list[Item]] = field(default_factory=dict)
     _taken: dict[str, int] = field(default_factory=dict)
+    _made: dict[str, Item] = field(default_factory=dict)
     _unmade: dict[tuple[str, int], Item] = field(default_factory=dict)
     _seconds: dict[tuple[int, int, int], tuple[int, float]] = field(default_factory=dict)
 
@@ -102,6 +103,10 @@ class History:
         if item is not None:
             item.given = True
         return item
+
+    def made_as(self, file: str) -> Item | None:
+        """The image that was last made under this name."""
+        return self._made.get(file)
 
     def files(self) -> Iterator[str]:
         """Every name that was ever planned or given, within the folder."""
@@ -174,6 +179,7 @@ class History:
             count, total = self._seconds.get(shape, (0, 0.0))
             self._seconds[shape] = count + 1, total + seconds
         item.file, (item.recipe, item.sha256) = file, hashes
+        self._made[file] = item
 
 
 def _last_known(items: list[Item], others: set[int]) -> list[Item]:

@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from given_images import input_images
 
 from klein_cli.output.metadata import Origin
 from klein_cli.output.naming import destination
@@ -38,6 +39,7 @@ def planned(*rows: Row, model: str = "tiny", n: int = 1) -> Plan:
         defaults=Defaults(preset=presets()[model], width=256, height=256, steps=4, n=n),
         seed=10,
         output=Output(where=destination("d/"), overwrite=False, today=date(2026, 3, 9)),
+        images=input_images(),
     )
 
 
