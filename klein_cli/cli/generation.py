@@ -317,6 +317,10 @@ def _keeps_manifest(asked: _Run) -> bool:
 def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:
     """What the user does not know, or may think otherwise."""
     preset = asked.defaults.preset
+    for text in asked.source.remarks.warnings():
+        report.warn(text)
+    for text in asked.source.remarks.notes():
+        report.note(text)
     report_edits(asked.images, planned, asked.defaults, asked.of_masks, report)
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
     if without := [*unused, *sorted(planned.without_effect)]:

@@ -152,8 +152,9 @@ class PromptOptions:
             "--prompts-file",
             metavar="FILE",
             help=(
-                "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl or .csv "
-                "rows with prompt, seed, width, height, steps, guidance, negative_prompt, output, "
+                "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl, .json, "
+                ".csv or .tsv rows with prompt, seed, width, height, steps, guidance, "
+                "negative_prompt, output, "
                 "n, image, mask, expand. "
                 '"-" reads prompts, or .jsonl rows, from standard input.'
             ),
@@ -167,6 +168,23 @@ class PromptOptions:
             help="What to stay away from. Only for models that use guidance: the base models.",
         ),
     ] = None
+    prompt_column: Annotated[
+        str | None,
+        _prompt(
+            "--prompt-column",
+            metavar="NAME",
+            help="The column, or key, of the prompts file that holds the prompt. If left out, the "
+            "one called prompt. Columns that klein does not know go into the manifest.",
+        ),
+    ] = None
+    options_in_prompts: Annotated[
+        bool,
+        _prompt_flag(
+            "--options-in-prompts",
+            help="Read options in the lines of a .txt file as AUTOMATIC1111 and InvokeAI do: "
+            "--steps 4 --seed 9, or -s4 -S9.",
+        ),
+    ] = False
     wildcards: Annotated[
         bool,
         _prompt_flag(
@@ -378,7 +396,7 @@ class OutputOptions:
             metavar="PATH",
             help=(
                 "A file (.png, .jpg or .webp); a folder, which exists or ends in /; a template "
-                "with {index} {seed} {slug} {width} {height} {model} {date}, as in "
+                "with {index} {seed} {slug} {width} {height} {model} {date} {row} {n} {id}, as in "
                 '"out/{index:04d}-{slug}.png"; or "-" for one PNG on standard output. '
                 "{slug}-{seed}.png here if left out."
             ),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from typing import Any, Protocol
 
@@ -33,7 +33,8 @@ class Row:
     `line` counts from 1; 0 is a prompt that was typed at the shell. `image` are files as they are
     written, `mask` a file or `recipe.ALPHA`; `expand` are pixels at the left, top, right and
     bottom. `name` is what a folder of edits calls its image: unlike `output`, nothing that the row
-    is known by.
+    is known by. `id` is for templates of names, and `carried` for others: both go into the
+    manifest.
     """
 
     prompt: str
@@ -50,6 +51,8 @@ class Row:
     mask: str | None = None
     expand: tuple[int, int, int, int] | None = None
     name: str | None = None
+    id: str | None = None
+    carried: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,6 +184,8 @@ def _facts(job: Job) -> dict[str, Any]:
         "height": recipe.height,
         "prompt": recipe.prompt,
     }
+    if job.carried:
+        facts["carried"] = job.carried
     if recipe.references:
         facts["image"] = [reference.name for reference in recipe.references]
     if recipe.mask is not None:

@@ -119,6 +119,7 @@ class RunJournal:
         output = self._item(job).file
         given = self._given(job.recipe)
         row = {**row_of(job.recipe, self._preset), **given, "n": 1, "output": output}
+        row |= {name: said for name, said in (job.carried or {}).items() if name not in row}
         self._fail(row, output, error)
 
     def refused(self, row: Row, error: str) -> None:
@@ -207,6 +208,7 @@ class RunJournal:
             seed=job.recipe.seed,
             file=file,
             occurrence=job.occurrence,
+            carried=job.carried,
         )
 
     @contextmanager
