@@ -128,6 +128,7 @@ def run_generate(
                     preset_for(model),
                     negative_prompt=prompts.negative_prompt,
                     wildcards=prompts.wildcards,
+                    wildcards_dir=prompts.wildcards_dir,
                 )
             ),
             seed=image.seed,

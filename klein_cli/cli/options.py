@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from klein_cli.presets import Preset, presets
 from klein_cli.prompts.rows import Defaults
 from klein_cli.prompts.seeds import parse_seeds
 from klein_cli.prompts.sizes import image_size, parse_expand
+from klein_cli.prompts.wildcard_files import WildcardFiles
 from klein_cli.recipe import MAX_BLUR
 from klein_cli.run.executors.placement import Placement
 from klein_cli.settings import CHOICES, Settings
@@ -189,9 +191,18 @@ class PromptOptions:
         bool,
         _prompt_flag(
             "--wildcards",
-            help="Of {red|green|blue} in a prompt, take one, chosen by the image's seed.",
+            help="Of {red|green|blue} in a prompt, take one, chosen by the image's seed; of "
+            "{2$$a|b|c} two; weighted as in {0.5::a|b}.",
         ),
     ] = False
+    wildcards_dir: Annotated[
+        Path | None,
+        _prompt(
+            "--wildcards-dir",
+            metavar="DIR",
+            help="Of __colour__ in a prompt, take a line of DIR/colour.txt; implies --wildcards.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +285,7 @@ class ImageOptions:
         *,
         negative_prompt: str | None = None,
         wildcards: bool = False,
+        wildcards_dir: Path | None = None,
         like: tuple[int, int] | None = None,
     ) -> Defaults:
         """What rows get where they are silent; for `like` see `image_size`. Raises UsageError."""
@@ -299,7 +311,8 @@ class ImageOptions:
             negative_prompt=negative_prompt,
             n=self.num_images,
             seeds=sweep,
-            wildcards=wildcards,
+            wildcards=wildcards or wildcards_dir is not None,
+            wildcard_files=None if wildcards_dir is None else WildcardFiles(wildcards_dir),
         )
 
 

@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from klein_cli.errors import UsageError
-from klein_cli.prompts.remarks import Remarks
+from klein_cli.prompts.remarks import Remarks, listed
 from klein_cli.prompts.rows import MAX_IMAGES, Row, prompt_fault, text_fault
 from klein_cli.prompts.sizes import checked_expand, parse_expand
 from klein_cli.tables import WrongTypeError, checked, shortened
@@ -71,7 +71,7 @@ def prompt_column(names: Iterable[str], reading: Reading) -> str:
         if reading.prompt_column in names:
             return reading.prompt_column
         raise UsageError(
-            f"there is no column {reading.prompt_column!r}", f"the columns are {_listed(names)}"
+            f"there is no column {reading.prompt_column!r}", f"the columns are {listed(names)}"
         )
     for name in (*_PROMPTS[:1], *names):
         if name in names and name.lower() in _PROMPTS:
@@ -140,14 +140,7 @@ def shown(value: object) -> str:
 def _remark(column: str, carried: Mapping[str, Any], line: int, reading: Reading) -> None:
     if column != "prompt":
         reading.remarks.note(f"the prompts are those of the column {column}", line)
-    if carried:
-        reading.remarks.note(f"carried along into the manifest: {_listed(carried)}", line)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(shortened(name) for name in names[:8]) + rest
+    reading.remarks.carry(carried)
 
 
 def _alike(name: str) -> str | None:

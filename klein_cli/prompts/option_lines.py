@@ -32,7 +32,7 @@ _SWITCHES = (
 )
 _LONG = re.compile(
     r"(?:^|\s)--(prompt|negative_prompt|steps|seed|width|height|cfg_scale|sampler_name|sampler_index"
-    r"|batch_size|n_iter|iterations|sampler)[\s=]"
+    r"|batch_size|n_iter|iterations|sampler)(?=[\s=]|$)"
 )
 _SHORT = re.compile(r"\s-([sSnWHCA])\s?\d+(?:\.\d+)?(?=\s|$)")
 

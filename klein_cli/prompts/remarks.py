@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from klein_cli.tables import shortened
+
+_NAMES = 8
 
 
 @dataclass(slots=True)
@@ -13,6 +17,7 @@ class Remarks:
 
     _first: dict[tuple[bool, str], int] = field(default_factory=dict)
     _count: dict[tuple[bool, str], int] = field(default_factory=dict)
+    _carried: dict[str, None] = field(default_factory=dict)
 
     def warn(self, text: str, line: int) -> None:
         """Something that may not be meant; `line` 0 is a prompt that was typed."""
@@ -22,13 +27,19 @@ class Remarks:
         """Something that is done with what a row says."""
         self._add((False, text), line)
 
+    def carry(self, names: Iterable[str]) -> None:
+        """Names that are no keys of klein's, and go into the manifest."""
+        self._carried.update(dict.fromkeys(names))
+
     def warnings(self) -> Iterator[str]:
         """Each once: its first line, and how many more there are."""
         return self._said(warning=True)
 
     def notes(self) -> Iterator[str]:
         """Each once, as `warnings`, but without a line: they hold for the file."""
-        return self._said(warning=False)
+        yield from self._said(warning=False)
+        if self._carried:
+            yield f"carried along into the manifest: {listed(self._carried)}"
 
     def _add(self, kind: tuple[bool, str], line: int) -> None:
         self._first.setdefault(kind, line)
@@ -40,6 +51,13 @@ class Remarks:
                 continue
             where = f"line {line}{more(self._count[is_warning, text] - 1)}: " if line else ""
             yield where + text if warning else text
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names from a file in a line, the first eight of them."""
+    names = list(names)
+    rest = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return ", ".join(shortened(name) for name in names[:_NAMES]) + rest
 
 
 def more(lines: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
 from klein_cli.prompts.sizes import edited_size
+from klein_cli.prompts.wildcard_files import WildcardFiles
 from klein_cli.prompts.wildcards import chosen
 from klein_cli.recipe import Mask, Recipe, Reference, check_guidance
 
@@ -69,7 +70,8 @@ class Defaults:
     from the model's `preset`. Raises UsageError for a value that no image can have.
 
     `seeds` sweeps: every prompt that says neither seed nor n is drawn once with each of them.
-    With `wildcards`, groups such as {a|b} in a prompt are chosen by each image's seed. `image`,
+    With `wildcards`, groups such as {a|b} in a prompt are chosen by each image's seed, and __name__
+    from `wildcard_files`. `image`,
     `mask` and `expand` are as in a row; a mask's edge is softened inward by `blur` pixels, and what
     it does not cover stays as it was unless `keep` is false.
     """
@@ -83,6 +85,7 @@ class Defaults:
     n: int = 1
     seeds: tuple[range, ...] = ()
     wildcards: bool = False
+    wildcard_files: WildcardFiles | None = None
     image: tuple[str, ...] = ()
     mask: str | None = None
     expand: tuple[int, int, int, int] | None = None
@@ -176,7 +179,7 @@ def recipe_of(row: Row, defaults: Defaults, seed: int, inputs: Inputs = Inputs()
     """
     asked = asked_for(row, defaults, inputs)
     if defaults.wildcards:
-        asked["prompt"] = chosen(row.prompt, seed)
+        asked["prompt"] = chosen(row.prompt, seed, defaults.wildcard_files)
         fault = prompt_fault(asked["prompt"])
         if fault:
             raise UsageError(*fault)

@@ -80,6 +80,7 @@ class _Variation:
         "prompt_column",
         "options_in_prompts",
         "wildcards",
+        "wildcards_dir",
         "seeds",
         "resume",
         "gallery",

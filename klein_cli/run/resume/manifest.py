@@ -9,14 +9,14 @@ One JSON object a line, in order, never changed afterwards:
     {"kind": "picture", "run": 1, "index": 3, "file": "0003-a-cat-9.png", "seed": 9,
      "recipe": SHA256, "sha256": SHA256, "width": 1024, "height": 1024, "steps": 4, "seconds": 0.3}
 
-A planned image also has, as "carried", what its row says to others than klein (its id, a benchmark's
-columns). A run's seed is null when its rows all bring their own. What a run plans when it is resumed also has
-an "occurrence": which of its equal rows it is, from 0. An image planned a second time has another
-name now, since somebody else's lay under its first, or another row, which was corrected. Everything
-planned is written before the first image, and each image as soon as its file is
-whole, flushed to the disk; "begun" stands before a file that will say nothing of itself
-(--no-metadata). A run holds a lock on the file, so that there is one run in a folder. A line that a
-crash or a full disk left torn is passed over, and cut off by the next run.
+A planned image also has, as "carried", what its row says to others than klein: its id, the columns
+of a benchmark. A run's seed is null when its rows all bring their own. What a run plans when it is
+resumed also has an "occurrence": which of its equal rows it is, from 0. An image planned a second
+time has another name now, since somebody else's lay under its first, or another row, which was
+corrected. Everything planned is written before the first image, and each image as soon as its file
+is whole, flushed to the disk; "begun" stands before a file that will say nothing of itself
+(--no-metadata). A run holds a lock on the file, so that there is one run in a folder. A line that
+a crash or a full disk left torn is passed over, and cut off by the next run.
 """
 
 from __future__ import annotations
