@@ -31,13 +31,18 @@ from klein_cli.device.device import device_for
 from klein_cli.device.memory import is_out_of_memory, release_memory
 from klein_cli.engines.engine import Engine
 from klein_cli.engines.load import load_engine
+from klein_cli.engines.references import NOTHING, Given, References
 from klein_cli.errors import ModelError, ModelTooLargeError, OutOfMemoryError, UsageError
+from klein_cli.images.inputs import ImageSource, masked, references
+from klein_cli.images.masks import Expand
+from klein_cli.images.store import ImageStore
 from klein_cli.optimize.backend import Backend, backend_for, device_context
 from klein_cli.optimize.part import Part, Target
+from klein_cli.output.carry import DRAWN
 from klein_cli.output.image import Image
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import DEFAULT_MODEL
-from klein_cli.prompts.rows import Defaults, Row, prompt_fault, recipe_of
+from klein_cli.prompts.rows import Defaults, Inputs, Row, prompt_fault, recipe_of
 from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Recipe, check_sides
 from klein_cli.sampling import schedule
 from klein_cli.sampling.decode import to_pixels
@@ -83,6 +88,7 @@ class Pipeline:
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._engine = engine
+        self._references = References(engine)
         self._backend = backend
         self._remembered: dict[tuple[str, ...], Tensor] = {}
         self._lock = threading.RLock()
@@ -183,7 +189,7 @@ class Pipeline:
 
     @property
     def skipped_tensors(self) -> tuple[str, ...]:
-        """The tensors that are not read because nothing needs them."""
+        """The tensors that are not read; those of the VAE's encoder are when an image is given."""
         parts = ((f"{name}.", part) for name, part in self._engine.parts.items())
         skipped = (f"{name}{tensor}" for name, part in parts for tensor in part.skipped)
         return (*self._encoder.part.skipped, *skipped)
@@ -212,15 +218,27 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         negative_prompt: str | None = None,
+        images: Sequence[ImageSource] = (),
+        mask: ImageSource | None = None,
+        expand: Expand | None = None,
+        keep: bool = True,
+        mask_blur: int = 0,
         callback: Callback | None = None,
         on_event: OnEvent | None = None,
     ) -> list[Image]:
         """`n` images of a prompt; image k (from 0) has the seed `seed` + k.
 
         What is not given is the model's own choice, and the seed a random one. Sides are in pixels,
-        multiples of 16. `callback` hears of each step: its number, the noise level it reached and
-        the latents (1, tokens, channels) float32 that it left. Raises KleinError: UsageError for a
-        value that cannot make an image, OutOfMemoryError.
+        multiples of 16.
+
+        `images`, to edit or to draw after, are paths, bytes of files or Pillow's; the result has
+        the shape of the first. A `mask`, white or "alpha", and what `expand` adds at the left, top,
+        right and bottom in pixels say which part of the first is painted; all else stays as it was
+        unless `keep` is false. `mask_blur` pixels inside its edge soften it.
+
+        `callback` hears of each step: its number, the noise level it reached and the latents (1,
+        tokens, channels) float32 that it left. Raises KleinError: UsageError for a value that
+        cannot make an image, OutOfMemoryError.
         """
         if n < 1:
             raise UsageError(f"n {n} is out of range", "use 1 or more")
@@ -233,6 +251,11 @@ class Pipeline:
                 steps=steps,
                 guidance=guidance,
                 negative_prompt=negative_prompt,
+                images=images,
+                mask=mask,
+                expand=expand,
+                keep=keep,
+                mask_blur=mask_blur,
                 callback=callback,
                 on_event=on_event,
             )
@@ -248,6 +271,11 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         negative_prompt: str | None = None,
+        images: Sequence[ImageSource] = (),
+        mask: ImageSource | None = None,
+        expand: Expand | None = None,
+        keep: bool = True,
+        mask_blur: int = 0,
         callback: Callback | None = None,
         on_event: OnEvent | None = None,
     ) -> Iterator[Image]:
@@ -264,67 +292,86 @@ class Pipeline:
             guidance=guidance,
             negative_prompt=negative_prompt,
         )
+        store = ImageStore()
+        inputs = _inputs(store, images, mask, expand, blur=mask_blur, keep=keep)
         for k, prompt in enumerate(prompts):
             if fault := prompt_fault(prompt):
                 raise UsageError(*fault)
-            recipe = recipe_of(Row(prompt=prompt), defaults, first + k)
-            (pixels,) = self.render([recipe], callback=callback, on_event=on_event)
-            yield Image(pixels=pixels, recipe=recipe, record=self.origin.record(recipe))
+            recipe = recipe_of(Row(prompt=prompt), defaults, first + k, inputs)
+            (pixels,) = self.render([recipe], images=store, callback=callback, on_event=on_event)
+            for _, note in store.notes():
+                (on_event or _ignore)(note)
+            record = self.origin.record(recipe)
+            pixels, extras = DRAWN.of(recipe, pixels, store)
+            yield Image(pixels=pixels, recipe=recipe, record=record, extras=extras)
 
     def render(
         self,
         recipes: Sequence[Recipe],
         *,
+        images: ImageStore | None = None,
         callback: Callback | None = None,
         on_event: OnEvent | None = None,
         seconds: dict[str, float] | None = None,
         trace: Trace | None = None,
         tiled: bool = False,
-    ) -> list[NDArray[np.uint8]]:
+    ) -> list[NDArray[Any]]:
         """One (height, width, 3) uint8 image a recipe, in their order.
 
-        The recipes share `Recipe.shape`. Of each step the `callback` hears; `on_event` of what is
-        being done. `seconds`, by phase, and a `trace` are added to; `tiled` saves memory at the
-        price of small differences (`klein_cli.sampling.decode`). Raises OutOfMemoryError when the
-        batch does not fit, and what `load` raises if that only shows now, when weights arrive.
+        The recipes share `Recipe.shape`, and `images` has those that they name. One with a mask
+        makes an image of its source's size, in its source's profile, uint16 where that has 16 bits
+        a channel. Of each step the `callback` hears; `on_event` of what is being done. `seconds`,
+        by phase, and a `trace` are added to; `tiled` saves memory at the price of small differences
+        (`klein_cli.sampling.decode`). Raises OutOfMemoryError when the batch does not fit,
+        UsageError when an image has gone, and what `load` raises if that only shows now, when
+        weights arrive.
         """
         if len({recipe.shape for recipe in recipes}) != 1:
             raise ValueError("recipes of one batch differ in shape, or there are none")
+        if recipes[0].references and images is None:
+            raise ValueError("recipes name images, and none are there")
         watch = Watch(
             on_event or _ignore,
             {} if seconds is None else seconds,
             synchronize=self._device.synchronize,
             waited=lambda: sum(part.waited for part in self.parts.values()),
         )
-        render = partial(self._render, recipes, watch, callback, trace, tiled)
-        return self._compute(render, len(recipes), (recipes[0].width, recipes[0].height))
+        render = partial(self._render, recipes, images, watch, callback, trace, tiled)
+        first = recipes[0]
+        size = first.width, first.height
+        return self._compute(render, len(recipes), size, len(first.references))
 
     def _render(
         self,
         recipes: Sequence[Recipe],
+        images: ImageStore | None,
         watch: Watch,
         callback: Callback | None,
         trace: Trace | None,
         tiled: bool,
-    ) -> list[NDArray[np.uint8]]:
+    ) -> list[NDArray[Any]]:
         shape = recipes[0].shape
-        steps, guidance = shape.steps, shape.guidance
         with watch.phase("encode", "reading the prompt"):
             text = self._embed([recipe.prompt for recipe in recipes])
             negative = None
-            if guidance > 1.0 and not self.snapshot.preset.distilled:
+            if shape.guidance > 1.0 and not self.snapshot.preset.distilled:
                 negative = self._embed([recipe.negative_prompt or "" for recipe in recipes])
         if trace is not None:
             trace.embeddings.append(on_host(text))
-        with watch.phase("denoise", f"step 1 of {steps}"):
-            latents = self.noise(
-                [recipe.seed for recipe in recipes], width=shape.width, height=shape.height
+        given = NOTHING
+        if images is not None and shape.references:
+            with watch.phase("encode", "reading the images"):
+                given = self._references.given(recipes, images)
+        with watch.phase("denoise", f"step 1 of {shape.steps}"):
+            seeds = [recipe.seed for recipe in recipes]
+            latents = self.noise(seeds, width=shape.width, height=shape.height)
+            sigmas = schedule.sigmas(latents.packed.shape[1], shape.steps)
+            on_step = watch.steps(shape.steps, callback, trace)
+            latents = self._denoise(
+                latents, text, sigmas, shape.guidance, negative, on_step, given=given
             )
-            sigmas = schedule.sigmas(latents.packed.shape[1], steps)
-            on_step = watch.steps(steps, callback, trace)
-            latents = self._denoise(latents, text, sigmas, guidance, negative, on_step)
         with watch.phase("decode", "decoding"):
-            return self._decode(latents, tiled=tiled)
+            return given.finished(recipes, self._decode(latents, tiled=tiled))
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """(B, 512, channels) embeddings on the device, in the model's dtype.
@@ -394,17 +441,24 @@ class Pipeline:
         guidance: float,
         negative: Tensor | None,
         callback: Callback | None,
+        *,
+        given: Given = NOTHING,
     ) -> Latents:
         device = self._device.torch_device
-        ids = position_ids(text.shape[1], latents.grid, device)
-        condition = self._engine.condition
+        ids = position_ids(text.shape[1], latents.grid, device, given.grids)
+        noise = latents.packed.to(device, torch.float32)
+
+        def condition(text: Tensor) -> Any:
+            return self._engine.condition(text.to(device), ids, given.references)
+
         packed = denoise(
             self._engine.velocity,
-            latents.packed.to(device, torch.float32),
+            noise,
             torch.tensor(sigmas, dtype=torch.float32),
-            condition(text.to(device), ids),
+            condition(text),
             guidance=guidance,
-            negative=None if negative is None else condition(negative.to(device), ids),
+            negative=None if negative is None else condition(negative),
+            blend=given.blend(noise),
             callback=callback,
         )
         return replace(latents, packed=packed)
@@ -414,7 +468,11 @@ class Pipeline:
         return [to_pixels(decode(one, latents.grid, tiled=tiled)) for one in latents.packed]
 
     def _compute(
-        self, work: Callable[[], Result], images: int, size: tuple[int, int] | None = None
+        self,
+        work: Callable[[], Result],
+        images: int,
+        size: tuple[int, int] | None = None,
+        references: int = 0,
     ) -> Result:
         """`work` with nobody else computing; memory that runs out is given back, and an error."""
         try:
@@ -425,6 +483,7 @@ class Pipeline:
                 raise
         # Raised outside the handler, so that it does not hold on to the frames' tensors.
         self._remembered.clear()
+        self._references.clear()
         self._backend.run.clear()
         release_memory()
         if any(part.failed for part in self.parts.values()):
@@ -436,8 +495,27 @@ class Pipeline:
         at_once = " at once" if images > 1 else ""
         raise OutOfMemoryError(
             f"{what}{of}{at_once} did not fit into the memory of {self.settings.device}",
-            f"use a smaller {option}",
+            f"use a smaller {option}" + (", or fewer or smaller images" if references else ""),
         )
+
+
+def _inputs(
+    store: ImageStore,
+    images: Sequence[ImageSource],
+    mask: ImageSource | None,
+    expand: Expand | None,
+    *,
+    blur: int,
+    keep: bool,
+) -> Inputs:
+    """What is given, taken into the store. Raises UsageError."""
+    given = references(store, images)
+    if mask is None and expand is None:
+        return Inputs(references=given)
+    if not given:
+        raise UsageError("a mask is given, and no image", "give the image that it is of")
+    source, painted = masked(store, given[0], mask, expand=expand, blur=blur, keep=keep)
+    return Inputs(references=(source, *given[1:]), mask=painted)
 
 
 def _check_together(

@@ -20,10 +20,11 @@ class Preset:
     """One model's facts. Sides in pixels.
 
     `repo` is a hub id, or "" for weights that ship inside the package; `tapped_layers` are the
-    hidden states that make the text embeddings (0 is the token embedding). `free` says that the
-    licence is known to allow any use. `download_gb` is what klein fetches of the repository,
-    `memory_gb` what the weights alone take on a GPU in bfloat16, both in 10**9 bytes; None where
-    nobody has looked.
+    hidden states that make the text embeddings (0 is the token embedding). `kv_cache` says that the
+    model was trained to see of its references the keys and values that one pass leaves. `free`
+    says that the licence is known to allow any use. `download_gb` is what klein fetches of the
+    repository, `memory_gb` what the weights alone take on a GPU in bfloat16, both in 10**9 bytes;
+    None where nobody has looked.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Preset:
     min_side: int
     max_side: int
     tapped_layers: tuple[int, ...]
+    kv_cache: bool = False
     free: bool = False
     download_gb: float | None = None
     memory_gb: float | None = None
@@ -52,7 +54,8 @@ def configs_dir() -> Path:
 @cache
 def presets() -> dict[str, Preset]:
     """Every preset by name, in the order of their names. Raises ModelError on a broken file."""
-    found = {path.stem: _read(path) for path in sorted(configs_dir().glob("*.toml"))}
+    paths = sorted(configs_dir().glob("*.toml"), key=lambda path: path.stem)
+    found = {path.stem: _read(path) for path in paths}
     if DEFAULT_MODEL not in found:
         raise ModelError(
             f"no presets in {configs_dir()}", "the installation is damaged: install klein-cli again"
@@ -60,7 +63,7 @@ def presets() -> dict[str, Preset]:
     return found
 
 
-def unnamed_preset(name: str, *, distilled: bool) -> Preset:
+def unnamed_preset(name: str, *, distilled: bool, kv_cache: bool = False) -> Preset:
     """The preset of a folder or hub id that has none: steps and guidance from `is_distilled`."""
     steps, guidance = (4, 1.0) if distilled else (50, 4.0)
     return Preset(
@@ -76,6 +79,7 @@ def unnamed_preset(name: str, *, distilled: bool) -> Preset:
         min_side=16,
         max_side=4096,
         tapped_layers=TAPPED_LAYERS,
+        kv_cache=kv_cache,
     )
 
 

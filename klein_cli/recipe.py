@@ -6,6 +6,7 @@ The first thing made from the user's words, and the last thing written into the 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ MAX_ADAPTERS = 100
 MAX_SOURCE_SIDE = 65_500
 """Pixels a side of an image that is given, expanded or not: what the formats can hold."""
 MAX_BLUR = 1000
+ALPHA = "alpha"
+"""A mask that is what the first image leaves transparent, as rows and options name it."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_NAME = 1000
@@ -47,6 +50,11 @@ class Reference:
     def __post_init__(self) -> None:
         _check_file(self.sha256, self.name)
         check_sides(self.width, self.height)
+
+    @property
+    def tokens(self) -> int:
+        """How many the model sees it as."""
+        return self.width * self.height // PIXELS_PER_TOKEN**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +204,12 @@ class Recipe:
                 raise UsageError(f"{count} {what} given", f"give at most {most}")
         if self.mask is not None and not self.references:
             raise UsageError("a mask is given, and no image", "give the image that it is of")
+
+    def digests(self) -> Iterator[str]:
+        """Those of the files of its images, a mask's last."""
+        yield from (reference.sha256 for reference in self.references)
+        if self.mask is not None and self.mask.sha256 is not None:
+            yield self.mask.sha256
 
     @property
     def shape(self) -> Shape:

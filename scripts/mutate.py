@@ -57,7 +57,10 @@ def mutations() -> list[Mutation]:
     """The table, in its order."""
     table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
     tests = table["tests"]
-    return [Mutation(**entry, tests=tuple(tests[entry["file"]])) for entry in table["mutation"]]
+    return [
+        Mutation(tests=tuple(tests[entry.pop("by", entry["file"])]), **entry)
+        for entry in table["mutation"]
+    ]
 
 
 def first_failure(tree: Path, tests: tuple[str, ...]) -> str | None:

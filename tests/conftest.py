@@ -95,6 +95,14 @@ def small_base_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def edit_snapshot(small_snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small snapshot, sharpened so that it shows what is wrong with an edit."""
+    from edit_models import sharpened
+
+    return sharpened(small_snapshot, tmp_path_factory.mktemp("snapshots") / "edit")
+
+
+@pytest.fixture(scope="session")
 def random_snapshot(small_snapshot: Path) -> str:
     """The folder of a small model that draws coloured noise, 16 to 4096 pixels a side."""
     return str(small_snapshot)

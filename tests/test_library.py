@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image as pillow
 from torch import Tensor
 
 from klein_cli import Image, KleinError, Pipeline
@@ -217,3 +218,88 @@ def test_a_strangers_scripts_pass_mypy(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """An image of 100x70, transparent on the right."""
+    pixels = np.zeros((70, 100, 4), np.uint8)
+    pixels[..., 0] = np.arange(100) * 2
+    pixels[:, :60, 3] = 255
+    path = tmp_path / "photo.png"
+    pillow.fromarray(pixels).save(path)
+    return path
+
+
+def test_images_are_edited(pipe: Pipeline, photo: Path) -> None:
+    """Of the first one's shape; by path, bytes or Pillow's, which is the same."""
+    (drawn,) = pipe("a red fox", seed=7, steps=1, width=96, height=64)
+    (edited,) = pipe("a red fox", seed=7, steps=1, images=[photo])
+    assert edited.pixels.shape == (64, 96, 3)
+    assert not np.array_equal(edited.pixels, drawn.pixels)
+    assert edited.recipe is not None
+    (reference,) = edited.recipe.references
+    assert (reference.name, reference.width, reference.height) == ("photo.png", 96, 64)
+    with pillow.open(photo) as image:
+        for given in (str(photo), photo.read_bytes(), image):
+            (same,) = pipe("a red fox", seed=7, steps=1, images=[given])
+            assert np.array_equal(same.pixels, edited.pixels)
+    (other,) = pipe("a red fox", seed=7, steps=1, images=[photo, photo], width=48, height=48)
+    assert other.pixels.shape == (48, 48, 3)
+
+
+def test_a_saved_edit_is_the_shells(
+    pipe: Pipeline, photo: Path, small_snapshot: Path, tmp_path: Path
+) -> None:
+    from klein_cli.cli.app import main
+
+    (image,) = pipe("a red fox", seed=7, steps=1, images=[photo], mask="alpha")
+    assert image.pixels.shape == (70, 100, 4)
+    path = image.save(tmp_path / "fox.png")
+    options = ["-m", str(small_snapshot), "--device", "cpu", "--dtype", "float32", "-q"]
+    options += ["-i", str(photo), "--mask", "alpha", "--steps", "1", "-s", "7"]
+    assert main(["generate", "a red fox", *options, "-o", str(tmp_path / "shell.png")]) == 0
+    assert path.read_bytes() == (tmp_path / "shell.png").read_bytes()
+    with pillow.open(path) as saved, pillow.open(photo) as source:
+        kept, before = np.asarray(saved.convert("RGBA")), np.asarray(source)
+        assert np.array_equal(kept[:, :60], before[:, :60])
+        assert not np.array_equal(kept[:, 60:], before[:, 60:])
+
+
+def test_a_mask_and_an_expansion(pipe: Pipeline, photo: Path) -> None:
+    white = pillow.new("L", (100, 70))
+    white.paste(255, (10, 10, 50, 40))
+    heard: list[str] = []
+    (image,) = pipe(
+        "a fox",
+        seed=7,
+        steps=1,
+        images=[photo],
+        mask=white,
+        expand=(0, 0, 28, 0),
+        mask_blur=3,
+        on_event=heard.append,
+    )
+    assert image.pixels.shape[:2] == (70, 128)
+    assert image.recipe is not None
+    assert image.recipe.mask is not None
+    assert (image.recipe.mask.expand, image.recipe.mask.blur) == ((0, 0, 28, 0), 3)
+    assert image.to_pil().size == (128, 70)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"mask": "alpha"}, "no image"),
+        ({"images": ["nowhere.png"]}, "nowhere"),
+        ({"images": [b"what"]}, "image is not an image"),
+        ({"images": [pillow.new("CMYK", (64, 64))]}, "CMYK"),
+        ({"images": [pillow.new("RGB", (64, 64))], "mask": "alpha"}, "no transparent part"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_edited_is_refused(
+    pipe: Pipeline, given: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        pipe("a fox", steps=1, **given)

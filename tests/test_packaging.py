@@ -91,7 +91,12 @@ def test_the_wheel_holds_the_whole_embedded_model(unpacked: Path) -> None:
 
 
 def test_the_wheel_holds_what_is_no_python(unpacked: Path) -> None:
-    for name in ("check/golden.png", "output/gallery.css", "output/gallery.js"):
+    for name in (
+        "check/golden.png",
+        "check/golden_edited.png",
+        "output/gallery.css",
+        "output/gallery.js",
+    ):
         source = REPOSITORY / "klein_cli" / name
         assert (unpacked / "klein_cli" / name).read_bytes() == source.read_bytes(), name
 

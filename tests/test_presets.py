@@ -24,6 +24,7 @@ def test_a_folder_without_a_preset_is_tapped_there_too() -> None:
     [
         ("klein-4b", True, 4, 1.0),
         ("klein-9b", True, 4, 1.0),
+        ("klein-9b-kv", True, 4, 1.0),
         ("tiny", True, 4, 1.0),
         ("klein-base-4b", False, 50, 4.0),
         ("klein-base-9b", False, 50, 4.0),
@@ -32,3 +33,8 @@ def test_a_folder_without_a_preset_is_tapped_there_too() -> None:
 def test_steps_and_guidance(name: str, distilled: bool, steps: int, guidance: float) -> None:
     preset = presets()[name]
     assert (preset.distilled, preset.steps, preset.guidance) == (distilled, steps, guidance)
+
+
+def test_one_model_keeps_its_references() -> None:
+    """On the others' weights that would be another image, not an error."""
+    assert [name for name, preset in presets().items() if preset.kv_cache] == ["klein-9b-kv"]

@@ -25,6 +25,7 @@ from klein_cli.bench.contender import KLEIN, Klein
 from klein_cli.bench.flops import Model, flops
 from klein_cli.bench.peers import TUNED, Diffusers, load_peers
 from klein_cli.bench.prompts import alike
+from klein_cli.bench.references import as_options, references_of_size
 from klein_cli.bench.roofline import Ceiling, ceilings, limits
 from klein_cli.bench.scope import Scope
 from klein_cli.bench.throughput import of_contender, of_klein
@@ -33,6 +34,7 @@ from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.device.choose import provenance, torch_dtype
 from klein_cli.device.memory import is_out_of_memory, release_memory
 from klein_cli.errors import OutOfMemoryError
+from klein_cli.images.store import ImageStore
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
 
@@ -84,6 +86,7 @@ class _Bench:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.settings.device)
+        self.images = ImageStore()
         self.recipes = [self._recipe(*size) for size in self.scope.sizes]
 
     def run(self) -> dict[str, Any]:
@@ -130,12 +133,21 @@ class _Bench:
     def _size(self, model: Model, recipe: Recipe, found: Sequence[Ceiling]) -> dict[str, Any]:
         """What is known of a size before an image is drawn."""
         guided = recipe.guidance > 1.0 and not self.snapshot.preset.distilled
-        todo = flops(model, recipe.width, recipe.height, recipe.steps, guided=guided)
+        todo = flops(
+            model,
+            recipe.width,
+            recipe.height,
+            recipe.steps,
+            guided=guided,
+            references=recipe.shape.references,
+            kv_cache=self.snapshot.preset.kv_cache,
+        )
         by_name = limits(todo, recipe.steps, found, self.settings.dtype) if found else {}
         return {
             "width": recipe.width,
             "height": recipe.height,
             "steps": recipe.steps,
+            "references": len(recipe.references),
             "work": asdict(todo),
             "limits": by_name,
             "warm": {},
@@ -145,11 +157,16 @@ class _Bench:
 
     def _warm(self) -> list[Diffusers]:
         """klein and its peers, one image at a time; the peers stay for what follows."""
-        klein = Klein.load(self.snapshot, self.settings, self.on_event)
+        klein = Klein.load(self.snapshot, self.settings, self.on_event, self.images)
         peers = self._peers()
         for recipe, size in zip(self.recipes, self.sizes, strict=True):
             found = warm(
-                [klein, *peers], recipe, self.scope.amount.rounds, self.device, self.on_event
+                [klein, *peers],
+                recipe,
+                self.scope.amount.rounds,
+                self.device,
+                self.on_event,
+                self.images,
             )
             size["warm"] = {name: asdict(side) for name, side in found.items()}
             ours = np.asarray(klein.draw(recipe))
@@ -167,6 +184,8 @@ class _Bench:
             self.snapshot.root,
             self.settings,
             compile_vae=self.scope.compile_vae,
+            images=self.images,
+            kv_cache=self.snapshot.preset.kv_cache,
             on_event=self.on_event,
         )
         if len(peers) == 1:
@@ -181,7 +200,10 @@ class _Bench:
             with tempfile.TemporaryDirectory(prefix="klein-bench-") as name:
                 folder = Path(name)
                 self.on_event(f"{wanted} by klein generate")
-                ours = of_klein(self.snapshot, self.settings, recipe, pictures, batch_size, folder)
+                given = as_options(recipe, self.images, folder)
+                ours = of_klein(
+                    self.snapshot, self.settings, recipe, pictures, batch_size, folder, given
+                )
                 size["throughput"][KLEIN] = asdict(ours)
                 for peer in peers:
                     self.on_event(f"{wanted} by {peer.name}")
@@ -192,7 +214,10 @@ class _Bench:
         recipe = self.recipes[0]
         with tempfile.TemporaryDirectory(prefix="klein-bench-") as name:
             folder = Path(name)
-            found = cold(self.snapshot, self.settings, recipe, self.scope, folder, self.on_event)
+            given = as_options(recipe, self.images, folder)
+            found = cold(
+                self.snapshot, self.settings, recipe, self.scope, folder, self.on_event, given
+            )
         if any(side.dropped is None for side in found.values()):
             drop = self.scope.amount.drop
             why = "the system keeps it" if drop else "--quick leaves it as it is"
@@ -214,6 +239,7 @@ class _Bench:
             steps=self.scope.steps,
             guidance=self.scope.guidance,
             model=self.snapshot.preset.name,
+            references=references_of_size(self.scope.references, width, height, self.images),
         )
 
 

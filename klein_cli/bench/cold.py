@@ -6,7 +6,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,17 +48,20 @@ def cold(
     scope: Scope,
     folder: Path,
     on_event: Callable[[str], None],
+    given: Sequence[str] = (),
 ) -> dict[str, Cold]:
     """klein and, if wanted, a plain diffusers script, by name, in changing order.
 
     All files are in the page cache: if no warm part of the run has read them, each runs once before
-    it is timed. To drop the cache, they leave it before one last run of each. Raises KleinError
-    when a process fails.
+    it is timed. `given` are the options that name the recipe's references. To drop the cache, they
+    leave it before one last run of each. Raises KleinError when a process fails.
     """
     runs = scope.amount.processes
-    processes: dict[str, Process] = {KLEIN: lambda: _klein(snapshot, settings, recipe, folder)}
+    processes: dict[str, Process] = {
+        KLEIN: lambda: _klein(snapshot, settings, recipe, folder, given)
+    }
     if scope.peer:
-        processes[PLAIN] = lambda: _plain(snapshot, settings, recipe, folder)
+        processes[PLAIN] = lambda: _plain(snapshot, settings, recipe, folder, given)
     for name, process in processes.items() if WARM not in scope.parts else ():
         on_event(f"a first process of {name}")
         process()
@@ -87,11 +90,11 @@ def cold(
 
 
 def _klein(
-    snapshot: Snapshot, settings: Settings, recipe: Recipe, folder: Path
+    snapshot: Snapshot, settings: Settings, recipe: Recipe, folder: Path, given: Sequence[str]
 ) -> tuple[float, dict[str, float]]:
     output = str(folder / "klein.png")
     command = generate_command(snapshot.root, settings, recipe, recipe.prompt, "-o", output)
-    seconds, _, said = run([*command, "-y", "-v"])
+    seconds, _, said = run([*command, "-y", "-v", *given])
     return seconds, phases(said, seconds)
 
 
@@ -106,13 +109,15 @@ def phases(said: str, seconds: float) -> dict[str, float]:
 
 
 def _plain(
-    snapshot: Snapshot, settings: Settings, recipe: Recipe, folder: Path
+    snapshot: Snapshot, settings: Settings, recipe: Recipe, folder: Path, given: Sequence[str]
 ) -> tuple[float, dict[str, float]]:
     options = {
         **asdict(recipe),
         "root": str(snapshot.root),
         "device": settings.device,
         "dtype": settings.dtype,
+        "images": list(given[1::2]),
+        "kv_cache": snapshot.preset.kv_cache,
         "output": str(folder / "diffusers.png"),
     }
     # -P: the folder of the script holds modules of ours, which must not hide others.

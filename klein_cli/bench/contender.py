@@ -11,6 +11,7 @@ from PIL import Image
 
 from klein_cli.bench.measure import Memory
 from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
 from klein_cli.pipeline import Pipeline
@@ -41,24 +42,35 @@ class Klein:
 
     name = KLEIN
 
-    def __init__(self, pipeline: Pipeline, memory: Memory) -> None:
+    def __init__(
+        self, pipeline: Pipeline, memory: Memory, images: ImageStore | None = None
+    ) -> None:
         self.memory = memory
+        self._images = images
         self._pipeline = pipeline
 
     @classmethod
-    def load(cls, snapshot: Snapshot, settings: Settings, on_event: Callable[[str], None]) -> Klein:
-        """The pipeline of a snapshot; `settings` come from `choose`. Raises as Pipeline.load."""
+    def load(
+        cls,
+        snapshot: Snapshot,
+        settings: Settings,
+        on_event: Callable[[str], None],
+        images: ImageStore | None = None,
+    ) -> Klein:
+        """The pipeline of a snapshot; `settings` come from `choose`, and `images` are those that
+        recipes will name. Raises as Pipeline.load.
+        """
         memory = Memory(torch.device(settings.device))
         with memory.watch():
             pipeline = Pipeline.load(snapshot, settings, on_event=on_event)
-        return cls(pipeline, memory)
+        return cls(pipeline, memory, images)
 
     def draw(self, recipe: Recipe) -> Image.Image:
-        return Image.fromarray(self._pipeline.render([recipe])[0])
+        return Image.fromarray(self._pipeline.render([recipe], images=self._images)[0])
 
     def stages(self, recipe: Recipe) -> dict[str, float]:
         spent: dict[str, float] = {}
-        self._pipeline.render([recipe], seconds=spent)
+        self._pipeline.render([recipe], images=self._images, seconds=spent)
         return {name: spent[name] for name in ("encode", "denoise", "decode")}
 
     def png(self, image: Image.Image, recipe: Recipe) -> bytes:

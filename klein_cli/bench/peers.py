@@ -17,7 +17,8 @@ from PIL import Image
 
 from klein_cli.bench.measure import Memory, now
 from klein_cli.device.device import device_for
-from klein_cli.engines.oracle import load_official, noise_for
+from klein_cli.engines.oracle import draw, load_official, noise_for
+from klein_cli.images.store import ImageStore
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
 
@@ -30,8 +31,16 @@ _COMPILED_SHAPES = 64
 class Diffusers:
     """A `Flux2KleinPipeline`; see `klein_cli.bench.contender.Contender`."""
 
-    def __init__(self, name: str, pipe: Any, settings: Settings, memory: Memory) -> None:
+    def __init__(
+        self,
+        name: str,
+        pipe: Any,
+        settings: Settings,
+        memory: Memory,
+        images: ImageStore | None = None,
+    ) -> None:
         self.name = name
+        self._images = images
         self.memory = memory
         self._pipe = pipe
         self._settings = settings
@@ -45,8 +54,9 @@ class Diffusers:
         return self._draw(recipe, latents=noise_for(self._pipe, recipe, self._settings))
 
     def stages(self, recipe: Recipe) -> dict[str, float]:
-        """See Contender. Encoding is the pipeline's `encode_prompt`; decoding begins after the last
-        step and ends with the PIL image."""
+        """See Contender. Encoding is the pipeline's `encode_prompt`, and `prepare_image_latents`
+        where there are references; decoding begins after the last step and ends with the PIL image.
+        """
         device = torch.device(self._settings.device)
         encoded: list[float] = []
         stepped: list[float] = []
@@ -56,7 +66,10 @@ class Diffusers:
                 stepped.append(now(device))
             return {}
 
-        with _timed(self._pipe, "encode_prompt", device, encoded):
+        with (
+            _timed(self._pipe, "encode_prompt", device, encoded),
+            _timed(self._pipe, "prepare_image_latents", device, encoded),
+        ):
             self._draw(recipe, callback_on_step_end=on_step, **self._own_noise(recipe))
             ended = now(device)
         starts, ends = encoded[::2], encoded[1::2]
@@ -75,16 +88,7 @@ class Diffusers:
         return {"generator": torch.Generator(self._settings.device).manual_seed(recipe.seed)}
 
     def _draw(self, recipe: Recipe, **options: Any) -> Image.Image:
-        images = self._pipe(
-            prompt=recipe.prompt,
-            width=recipe.width,
-            height=recipe.height,
-            num_inference_steps=recipe.steps,
-            guidance_scale=recipe.guidance,
-            **options,
-        ).images
-        image: Image.Image = images[0]
-        return image
+        return draw(self._pipe, recipe, self._images, **options)
 
 
 def load_peers(
@@ -92,25 +96,28 @@ def load_peers(
     settings: Settings,
     *,
     compile_vae: bool,
+    images: ImageStore | None = None,
+    kv_cache: bool = False,
     on_event: Callable[[str], None],
 ) -> list[Diffusers]:
     """diffusers as it comes and, on a GPU, tuned. The two share one text encoder.
 
-    Raises ModelError when diffusers cannot load the snapshot.
+    `images` are those that recipes will name, `kv_cache` is as in the model's preset. Raises
+    ModelError when diffusers cannot load the snapshot.
     """
     device = torch.device(settings.device)
     on_event("loading diffusers' pipeline")
     memory = Memory(device)
     with memory.watch():
-        plain = load_official(root, settings)
-    peers = [Diffusers(PLAIN, plain, settings, memory)]
+        plain = load_official(root, settings, kv_cache=kv_cache)
+    peers = [Diffusers(PLAIN, plain, settings, memory, images)]
     if device_for(device).triton:
         on_event("tuning a second pipeline")
         memory = Memory(device)
         with memory.watch():
             tuned = tune(plain, cudnn=settings.dtype != "float32", compile_vae=compile_vae)
         memory.share(sum(weight.nbytes for weight in plain.text_encoder.parameters()))
-        peers.append(Diffusers(TUNED, tuned, settings, memory))
+        peers.append(Diffusers(TUNED, tuned, settings, memory, images))
     return peers
 
 

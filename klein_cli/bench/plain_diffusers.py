@@ -18,18 +18,22 @@ def main(options: dict[str, Any]) -> dict[str, float]:
     import torch
 
     marks.append(time.perf_counter())
-    from diffusers import Flux2KleinPipeline
+    from diffusers import Flux2KleinKVPipeline, Flux2KleinPipeline
+    from PIL import Image
 
     marks.append(time.perf_counter())
     dtype = getattr(torch, options["dtype"])
-    pipe = Flux2KleinPipeline.from_pretrained(options["root"], dtype=dtype).to(options["device"])
+    kind = Flux2KleinKVPipeline if options["kv_cache"] else Flux2KleinPipeline
+    guided = {} if options["kv_cache"] else {"guidance_scale": options["guidance"]}
+    pipe = kind.from_pretrained(options["root"], dtype=dtype).to(options["device"])
     marks.append(time.perf_counter())
     image = pipe(
         prompt=options["prompt"],
+        image=[Image.open(path) for path in options["images"]] or None,
         width=options["width"],
         height=options["height"],
         num_inference_steps=options["steps"],
-        guidance_scale=options["guidance"],
+        **guided,
         generator=torch.Generator(options["device"]).manual_seed(options["seed"]),
     ).images[0]
     marks.append(time.perf_counter())

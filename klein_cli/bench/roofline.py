@@ -81,7 +81,7 @@ def limits(
 
 
 def _limit(flops: Flops, steps: int, rate: float, linear_rate: float) -> dict[str, float]:
-    encode, decode = flops.encode / rate, flops.decode / rate
+    encode, decode = (flops.encode + flops.references) / rate, flops.decode / rate
     denoise = flops.dit_linears / linear_rate + flops.dit_attention / rate
     whole = encode + denoise + decode
     parts = {"encode": encode, "step": denoise / steps, "denoise": denoise, "decode": decode}

@@ -32,8 +32,9 @@ QUICK = Amount(rounds=3, pictures=10, processes=1, ceiling_seconds=0.1, drop=Fal
 class Scope:
     """A run: its parts, its sizes as (width, height), and how much of everything.
 
-    `peer` adds diffusers, `compile_vae` to the tuned one's preparations. `batch_size` is for the
-    throughput of klein, None for its own choice.
+    Every image has so many `references` of its own size. `peer` adds diffusers, `compile_vae` to
+    the tuned one's preparations. `batch_size` is for the throughput of klein, None for its own
+    choice.
     """
 
     parts: tuple[str, ...]
@@ -44,3 +45,4 @@ class Scope:
     peer: bool
     compile_vae: bool
     batch_size: int | None
+    references: int = 0

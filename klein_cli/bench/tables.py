@@ -22,6 +22,7 @@ _WORK = {
     "dit_linears": "DiT linears",
     "dit_attention": "DiT attention",
     "encode": "text encoder",
+    "references": "references",
     "decode": "VAE",
 }
 _VERSIONS = ("klein", "torch", "cuda", "cudnn", "diffusers", "transformers")
@@ -104,7 +105,7 @@ def _size(result: Result, size: Result) -> Table:
         best: dict[str, _Cell | None]
         best = {_LIMIT: _seconds(limit[key]) if key in limit else None} if limit else {}
         rows[name] = {_KLEIN: cells[_KLEIN], **best, **cells}
-    title = f"{size['width']}x{size['height']}, {size['steps']} steps"
+    title = f"{size['width']}x{size['height']}, {size['steps']} steps{_given(size)}"
     return _compared(title, rows, _notes(size, limit))
 
 
@@ -128,7 +129,10 @@ def _measured(size: Result) -> Iterator[tuple[str, str, dict[str, _Cell]]]:
     warm, throughput = size["warm"], size["throughput"]
     kinds: dict[str, tuple[str, Callable[[Any], _Cell]]] = {
         "picture": ("one image", _spread),
-        "encode": ("text encoder", _spread),
+        "encode": (
+            "text and images encoded" if size.get("references") else "text encoder",
+            _spread,
+        ),
         "step": ("one more step", _spread),
         "denoise": (f"denoising, {size['steps']} steps", _spread),
         "decode": ("VAE, to the host's memory", _spread),
@@ -152,7 +156,8 @@ def _notes(size: Result, limit: Result) -> Iterator[str]:
         yield f"{_BRACKETS}, of {size['warm'][_KLEIN]['picture']['runs']} rounds."
     if limit:
         work = size["work"]
-        parts = ", ".join(f"{words} {_tera(work[part])}" for part, words in _WORK.items())
+        done = {words: work.get(part) for part, words in _WORK.items()}
+        parts = ", ".join(f"{words} {_tera(count)}" for words, count in done.items() if count)
         yield f"An image is {_tera(sum(work.values()))} TFLOP: {parts}."
     if limit and "fp8" in size["limits"]:
         fastest = size["limits"]["fp8"]["picture"]
@@ -172,9 +177,15 @@ def _cold(result: Result) -> Table:
         dropped = {side: _seconds(found["dropped"]) for side, found in cold.items()}
         rows["page cache dropped, once"] = dropped
     first = result["sizes"][0]
-    size = f"{first['width']}x{first['height']}"
+    size = f"{first['width']}x{first['height']}{_given(first)}"
     title = f"A whole process, from its start to a PNG and its end, {size}"
     return _compared(title, rows, (_split(side, found["split"]) for side, found in cold.items()))
+
+
+def _given(size: Result) -> str:
+    """How many references a size's images have, where they have any."""
+    count = size.get("references", 0)
+    return "" if not count else f", {count} reference{'s' if count > 1 else ''}"
 
 
 def _split(side: str, phases: Mapping[str, float]) -> str:

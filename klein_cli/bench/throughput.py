@@ -39,17 +39,19 @@ def of_klein(
     pictures: int,
     batch_size: int | None,
     folder: Path,
+    given: Sequence[str] = (),
 ) -> Throughput:
     """`klein generate` as a process of its own, timed by its events once it is warm.
 
-    In batches, whole batches are warmed up with and counted. Raises KleinError when it fails.
+    `given` are the options that name the recipe's references. In batches, whole batches are warmed
+    up with and counted. Raises KleinError when it fails.
     """
     size = batch_size or Pipeline.default_batch_size
     warm, counted = (size * math.ceil(count / size) for count in (_WARM_UPS, pictures))
     prompts = folder / "prompts.jsonl"
     rows = (json.dumps({"prompt": prompt}) for prompt in of_all_lengths(warm + counted))
     prompts.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    more = ["--prompts-file", str(prompts), "-o", f"{folder}/klein/", "--json", "-q"]
+    more = ["--prompts-file", str(prompts), "-o", f"{folder}/klein/", "--json", "-q", *given]
     if batch_size is not None:
         more += ["--batch-size", str(batch_size)]
     command = generate_command(snapshot.root, settings, recipe, *more)

@@ -12,6 +12,8 @@ from PIL import Image
 from klein_cli.bench.contender import Contender
 from klein_cli.bench.measure import Spread, timed
 from klein_cli.bench.prompts import alike
+from klein_cli.bench.references import references_like
+from klein_cli.images.store import ImageStore
 from klein_cli.recipe import Recipe
 
 _WARM_UPS = 2
@@ -41,17 +43,22 @@ class Warm:
 
 
 class Recipes:
-    """Recipes of one shape, no two with the same prompt: equal prompts are encoded only once."""
+    """Recipes of one shape, no two with the same prompt or the same references: what is equal is
+    encoded only once. New references are put into `images`.
+    """
 
-    def __init__(self, first: Recipe) -> None:
+    def __init__(self, first: Recipe, images: ImageStore) -> None:
         self._first = first
+        self._images = images
         self._made = 0
 
     def next(self, steps: int | None = None) -> Recipe:
         """One that was not there before."""
         self._made += 1
         steps = self._first.steps if steps is None else steps
-        return replace(self._first, prompt=alike(self._made), seed=self._made, steps=steps)
+        references = references_like(self._first, self._images, self._made)
+        one = replace(self._first, prompt=alike(self._made), references=references)
+        return replace(one, seed=self._made, steps=steps)
 
 
 def warm(
@@ -60,9 +67,13 @@ def warm(
     rounds: int,
     device: torch.device,
     on_event: Callable[[str], None],
+    images: ImageStore | None = None,
 ) -> dict[str, Warm]:
-    """Every contender by name, in the shape of `recipe`, `rounds` times in changing order."""
-    recipes, size = Recipes(recipe), f"{recipe.width}x{recipe.height}"
+    """Every contender by name, in the shape of `recipe`, `rounds` times in changing order.
+
+    `images` is where they look for references, if the recipe has any.
+    """
+    recipes, size = Recipes(recipe, images or ImageStore()), f"{recipe.width}x{recipe.height}"
     before: dict[str, tuple[float, int | None]] = {}
     for contender in contenders:
         on_event(f"{size}: the first images of {contender.name}")

@@ -1,4 +1,4 @@
-"""What the embedded model does on this machine: the encoder's mask, and a whole image.
+"""What the embedded model does on this machine: the encoder's mask, an image and an edit.
 
 Run by `check.probes`.
 """
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from klein_cli.check.finding import BAD, OK, Finding
-from klein_cli.check.golden import FARTHEST, RECIPE, read_golden
+from klein_cli.check.golden import EDITED, FARTHEST, RECIPE, edit, read_golden
 from klein_cli.check.limits import LIMITS
 from klein_cli.check.metrics import mean_abs_diff, psnr
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.device.device import device_for
+from klein_cli.images.store import ImageStore
 from klein_cli.optimize.part import Target
 from klein_cli.pipeline import Pipeline, choose
 from klein_cli.settings import Settings
@@ -75,33 +76,58 @@ def mask() -> Finding:
 def image() -> Finding:
     """`tiny` draws on the CPU in float32, as it drew the golden image."""
     drawn = _drawn(device="cpu", dtype="float32")
-    apart = int(numpy.abs(drawn.astype(int) - read_golden().pixels).max())
+    return _beside("picture", "draws", drawn, read_golden().pixels)
+
+
+def edited() -> Finding:
+    """`tiny` edits the golden image on the CPU in float32, as it did before."""
+    drawn = _drawn(device="cpu", dtype="float32", edited=True)
+    return _beside("edit", "edits", drawn, read_golden(EDITED).pixels)
+
+
+def _beside(
+    name: str, does: str, drawn: NDArray[numpy.uint8], wanted: NDArray[numpy.uint8]
+) -> Finding:
+    apart = int(numpy.abs(drawn.astype(int) - wanted).max())
     data = {"max_abs_diff": apart}
     if apart <= FARTHEST:
-        return Finding("picture", OK, f"tiny draws its image, within {apart} of 255", data=data)
-    said = f"tiny draws another image here: {apart} of 255 off, and {FARTHEST} is the limit"
+        return Finding(name, OK, f"tiny {does} its image, within {apart} of 255", data=data)
+    said = f"tiny {does} another image here: {apart} of 255 off, and {FARTHEST} is the limit"
     hint = "klein verify -m tiny --dtype float32 tells where it begins"
-    return Finding("picture", BAD, said, hint, data)
+    return Finding(name, BAD, said, hint, data)
 
 
 def image_on_gpu() -> Finding:
     """The same as a user draws on a GPU, held to what `klein verify` lets pass in its dtype."""
-    name, limits = "picture on the GPU", LIMITS["bfloat16"]
-    drawn, wanted = _drawn(device="cuda", dtype="bfloat16"), read_golden().pixels
+    drawn = _drawn(device="cuda", dtype="bfloat16")
+    return _near("picture on the GPU", "draws", drawn, read_golden().pixels)
+
+
+def edited_on_gpu() -> Finding:
+    """The edit, likewise."""
+    drawn = _drawn(device="cuda", dtype="bfloat16", edited=True)
+    return _near("edit on the GPU", "edits", drawn, read_golden(EDITED).pixels)
+
+
+def _near(
+    name: str, does: str, drawn: NDArray[numpy.uint8], wanted: NDArray[numpy.uint8]
+) -> Finding:
+    limits = LIMITS["bfloat16"]
     mean, noise = mean_abs_diff(drawn, wanted), psnr(drawn, wanted)
     data = {"mean_abs_diff": mean, "psnr": min(noise, _MOST_DECIBELS)}
     if mean <= limits.mean_abs_diff and noise >= limits.psnr:
-        said = f"tiny draws its image in bfloat16, {mean:.2f} of 255 off on average"
+        said = f"tiny {does} its image in bfloat16, {mean:.2f} of 255 off on average"
         return Finding(name, OK, said, data=data)
-    said = f"tiny draws another image on this GPU: {mean:.1f} of 255 off on average"
+    said = f"tiny {does} another image on this GPU: {mean:.1f} of 255 off on average"
     return Finding(
         name, BAD, said, "klein verify -m tiny --device cuda tells where it begins", data
     )
 
 
-def _drawn(*, device: str, dtype: str) -> NDArray[numpy.uint8]:
+def _drawn(*, device: str, dtype: str, edited: bool = False) -> NDArray[numpy.uint8]:
     pipeline = Pipeline.load(resolve("tiny"), choose(Settings(device=device, dtype=dtype)))
-    (pixels,) = pipeline.render([RECIPE])
+    images = ImageStore()
+    (pixels,) = pipeline.render([edit(images) if edited else RECIPE], images=images)
     return pixels
 
 

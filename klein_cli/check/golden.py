@@ -1,24 +1,29 @@
-"""The image that `tiny` must draw: what `klein doctor` compares this machine's own with.
+"""The image that `tiny` must draw, and the edit of it that it must make: what `klein doctor`
+compares this machine's own with.
 
-`scripts/make_golden.py` draws it again after tiny's weights have changed.
+`scripts/make_golden.py` draws both again after tiny's weights have changed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klein_cli.checkpoints.folder import digest, weight_files
 from klein_cli.checkpoints.source import PARTS
+from klein_cli.images.inputs import references
 from klein_cli.recipe import Recipe
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
+    from klein_cli.images.store import ImageStore
+
 FILE = Path(__file__).with_name("golden.png")
+EDITED = Path(__file__).with_name("golden_edited.png")
 WEIGHTS_KEY = "weights"
 RECIPE = Recipe(
     prompt="a red circle on a white background",
@@ -29,6 +34,7 @@ RECIPE = Recipe(
     guidance=1.0,
     model="tiny",
 )
+EDIT_PROMPT = "make the circle blue"
 FARTHEST = 2
 """Levels of 255 that a CPU's image may differ from it: threads and instructions make 1."""
 
@@ -41,8 +47,13 @@ class Golden:
     weights: str
 
 
+def edit(images: ImageStore) -> Recipe:
+    """The recipe of the edit, whose reference is the golden image, put into `images`."""
+    return replace(RECIPE, prompt=EDIT_PROMPT, references=references(images, [FILE]))
+
+
 def read_golden(path: Path = FILE) -> Golden:
-    """The golden image. Raises OSError when it is missing or not an image."""
+    """A golden image. Raises OSError when it is missing or not an image."""
     import numpy
     from PIL import Image
 

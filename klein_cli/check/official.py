@@ -1,4 +1,4 @@
-"""The official pipeline, `diffusers.Flux2KleinPipeline`, watched while it draws."""
+"""The official pipelines of diffusers, watched while they draw."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from klein_cli.check.metrics import Pixels
 from klein_cli.device.choose import no_tf32
 from klein_cli.device.memory import is_out_of_memory
-from klein_cli.engines.oracle import load_official, noise_for
+from klein_cli.engines.oracle import draw, load_official, noise_for
 from klein_cli.errors import OutOfMemoryError
+from klein_cli.images.store import ImageStore
 from klein_cli.pipeline import Trace
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
@@ -25,19 +26,23 @@ def reference(
     settings: Settings,
     recipes: Sequence[Recipe],
     on_event: Callable[[str], None],
+    *,
+    images: ImageStore | None = None,
+    kv_cache: bool = False,
 ) -> list[tuple[Trace, Pixels]]:
     """What the official pipeline makes of each recipe, one at a time, with our weights and noise.
 
-    The model is gone from the device when this returns. Raises ModelError when diffusers cannot
-    load the snapshot, OutOfMemoryError when it does not fit.
+    `images` are those that the recipes name, `kv_cache` is as in the model's preset. The model is
+    gone from the device when this returns. Raises ModelError when diffusers cannot load the
+    snapshot, OutOfMemoryError when it does not fit.
     """
     try:
         on_event("loading diffusers' pipeline")
-        pipe = load_official(root, settings)
+        pipe = load_official(root, settings, kv_cache=kv_cache)
         made = []
         for number, recipe in enumerate(recipes, start=1):
             on_event(f"drawing with diffusers: {number} of {len(recipes)}")
-            made.append(_draw(pipe, recipe, settings))
+            made.append(_draw(pipe, recipe, settings, images))
         return made
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -48,7 +53,9 @@ def reference(
     )
 
 
-def _draw(pipe: Any, recipe: Recipe, settings: Settings) -> tuple[Trace, Pixels]:
+def _draw(
+    pipe: Any, recipe: Recipe, settings: Settings, images: ImageStore | None
+) -> tuple[Trace, Pixels]:
     trace = Trace()
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -58,17 +65,15 @@ def _draw(pipe: Any, recipe: Recipe, settings: Settings) -> tuple[Trace, Pixels]
         return {}
 
     with torch.inference_mode(), no_tf32():
-        images = pipe(
-            prompt=recipe.prompt,
-            width=recipe.width,
-            height=recipe.height,
-            num_inference_steps=recipe.steps,
-            guidance_scale=recipe.guidance,
+        image = draw(
+            pipe,
+            recipe,
+            images,
             latents=noise_for(pipe, recipe, settings),
             callback_on_step_end=keep,
             callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
-        ).images
-    return trace, np.asarray(images[0].convert("RGB"))
+        )
+    return trace, np.asarray(image.convert("RGB"))
 
 
 def _on_host(tensor: Tensor) -> Tensor:

@@ -90,5 +90,7 @@ def _probes(device: str) -> Iterator[tuple[str, Callable[[], Finding]]]:
 
     yield "mask", embedded.mask
     yield "picture", embedded.image
+    yield "edit", embedded.edited
     if device == "cuda":
         yield "picture on the GPU", embedded.image_on_gpu
+        yield "edit on the GPU", embedded.edited_on_gpu

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby, islice
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from klein_cli.check.official_layout import official_layout
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.device.choose import provenance, torch_dtype
 from klein_cli.device.memory import release_memory
+from klein_cli.images.store import ImageStore
 from klein_cli.pipeline import Pipeline, Trace
 from klein_cli.recipe import Recipe
 from klein_cli.settings import Settings
@@ -69,20 +71,29 @@ def verify(
     settings: Settings,
     recipes: Sequence[Recipe],
     *,
+    images: ImageStore | None = None,
     batch_size: int | None = None,
     likeness: Likeness | None = None,
     on_event: Callable[[str], None],
 ) -> list[Comparison]:
     """Draw each recipe with our engine and with diffusers' pipeline, and compare all on the way.
 
-    `settings` come from `choose`. Ours are drawn in batches of `batch_size`, the pipeline's own
-    choice if None, and share `Recipe.shape`; the reference draws them alone. Raises ModelError for
+    `settings` come from `choose`, and `images` has those that the recipes name. Of one shape in a
+    row, ours are drawn in batches of `batch_size`, the pipeline's own choice if None; the reference
+    draws all alone. Raises ModelError for
     a snapshot that either cannot load, or that is too large for klein's, OutOfMemoryError when the
     other or an image does not fit.
     """
-    ours = _ours(snapshot, settings, recipes, batch_size, on_event)
+    ours = _ours(snapshot, settings, recipes, images, batch_size, on_event)
     with official_layout(snapshot, torch_dtype(settings.dtype), on_event) as root:
-        theirs = reference(root, settings, recipes, on_event)
+        theirs = reference(
+            root,
+            settings,
+            recipes,
+            on_event,
+            images=images,
+            kv_cache=snapshot.preset.kv_cache,
+        )
     release_memory()
     tokenizer = PromptTokenizer.of(snapshot)
     return [
@@ -131,20 +142,27 @@ def _ours(
     snapshot: Snapshot,
     settings: Settings,
     recipes: Sequence[Recipe],
+    images: ImageStore | None,
     batch_size: int | None,
     on_event: Callable[[str], None],
 ) -> list[tuple[Trace, Pixels]]:
     pipeline = Pipeline.load(snapshot, settings, on_event=on_event)
-    size = batch_size or pipeline.default_batch_size
     made: list[tuple[Trace, Pixels]] = []
-    for at in range(0, len(recipes), size):
-        on_event(f"drawing with klein: {at + 1} of {len(recipes)}")
+    for batch in _batches(recipes, batch_size or pipeline.default_batch_size):
+        on_event(f"drawing with klein: {len(made) + 1} of {len(recipes)}")
         trace = Trace()
-        images = pipeline.render(recipes[at : at + size], trace=trace)
-        made += zip(_each(trace, len(images)), images, strict=True)
+        drawn = pipeline.render(batch, images=images, trace=trace)
+        made += zip(_each(trace, len(drawn)), drawn, strict=True)
     del pipeline
     release_memory()
     return made
+
+
+def _batches(recipes: Sequence[Recipe], size: int) -> Iterator[list[Recipe]]:
+    """In their order, of one shape each."""
+    for _, alike in groupby(recipes, key=lambda recipe: recipe.shape):
+        while batch := list(islice(alike, size)):
+            yield batch
 
 
 def _each(trace: Trace, images: int) -> Iterator[Trace]:

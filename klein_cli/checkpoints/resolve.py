@@ -6,14 +6,17 @@ Imports no torch: a wrong name, folder or prompt is reported before anything hea
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from klein_cli.addresses import check_path, hub_id
 from klein_cli.checkpoints.folder import (
     INDEX_FILE,
     FolderCheckpoint,
+    check_readable,
     is_readable,
     problems,
     read_json,
@@ -37,6 +40,7 @@ from klein_cli.presets import Preset, presets, unnamed_preset
 from klein_cli.recipe import Model
 
 PIPELINE_CLASS = "Flux2KleinPipeline"
+KV_PIPELINE_CLASS = "Flux2KleinKVPipeline"
 EMBEDDED_MODEL = "tiny"
 
 _STEMS = ("model", "diffusion_pytorch_model")
@@ -263,25 +267,31 @@ def _at(name: str, root: Path, preset: Preset, repo: str) -> Snapshot:
 
 def _is_local(model: str) -> bool:
     """True where a path is meant: one that exists, or one that can be nothing else."""
-    if Path(model).expanduser().exists() or model.endswith(_SINGLE_FILES):
+    if not model.strip() or os.path.exists(os.path.expanduser(model)):
+        return True
+    if model.endswith(_SINGLE_FILES):
         return True
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
 
 
 def _folder(model: str) -> Snapshot:
-    root = Path(model).expanduser()
+    if repo := hub_id(model):
+        raise ModelError(f"-m {model} is an address", f"give the hub id alone: {repo}")
+    check_path("-m", model)
+    root = Path(os.path.expanduser(model))
     if not model.strip():
         raise ModelError("-m is empty", f"give a model by name ({_names()}), a folder or a hub id")
-    if root.is_file() and not model.endswith(_SINGLE_FILES):
+    if os.path.isfile(root) and not model.endswith(_SINGLE_FILES):
         raise ModelError(f"{model} is a file, not a model", _FOLDER_HINT)
-    if model.endswith(_SINGLE_FILES) and not root.is_dir():
-        if not root.is_file():
+    if model.endswith(_SINGLE_FILES) and not os.path.isdir(root):
+        if not os.path.isfile(root):
             raise ModelError(f"there is no file {model}", "check the path")
         raise ModelError(
             f"{model} is one file, not a whole model",
             "klein generate takes it, as -m or --transformer; give a model by name or a folder",
         )
-    if not root.is_dir():
+    check_readable(root)
+    if not os.path.isdir(root):
         raise ModelError(f"there is no folder {model}", f"give a model by name: {_names()}")
     name = root.resolve().name or model
     return Snapshot(name=name, root=root, preset=_preset_of_folder(root, name))
@@ -294,18 +304,19 @@ def _preset_of_folder(root: Path, name: str) -> Preset:
             "give a folder in the diffusers layout, with text_encoder, tokenizer, transformer, vae",
         )
     index = read_json(root / INDEX_FILE)
-    if index.get("_class_name") != PIPELINE_CLASS:
+    kv_cache = index.get("_class_name") == KV_PIPELINE_CLASS
+    if not kv_cache and index.get("_class_name") != PIPELINE_CLASS:
         raise ModelError(
             f"{root} holds a {index.get('_class_name')}, not a {PIPELINE_CLASS}",
             f"klein runs FLUX.2 [klein] only: {_names()}",
         )
-    distilled = index.get("is_distilled", False)
+    distilled = index.get("is_distilled", kv_cache)
     if not isinstance(distilled, bool):
         raise ModelError(
             f"{root / INDEX_FILE}: is_distilled is {distilled!r}, not true or false",
             "fix the file, or download the model again",
         )
-    return unnamed_preset(name, distilled=distilled)
+    return unnamed_preset(name, distilled=distilled, kv_cache=kv_cache)
 
 
 def _embedded(preset: Preset) -> Snapshot:

@@ -10,9 +10,10 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
+from pathlib import Path
 
 import typer
 
@@ -22,17 +23,30 @@ from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
 from klein_cli.cli.config import origins
-from klein_cli.cli.terminal.follow import INTERRUPTED, RunReporter, run_command
+from klein_cli.cli.editing import (
+    Edit,
+    check_masks,
+    check_stdin,
+    check_words,
+    report_edits,
+    source_of,
+)
+from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
+from klein_cli.images.store import ImageStore
+from klein_cli.output.carry import Carry
 from klein_cli.output.gallery import check_page
 from klein_cli.output.naming import destination
+from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
-from klein_cli.prompts.source import PromptSource, prompt_source
+from klein_cli.prompts.source import PromptSource
 from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_placement, start
+from klein_cli.run.inputs import InputImages
+from klein_cli.run.interrupts import was_interrupted
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resume.folder import OutputFolder, output_folder
@@ -45,11 +59,17 @@ from klein_cli.text.tokenizer import PromptTokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """What the user asked for, parsed once. `batch_size` None is the executor's own choice."""
+    """What the user asked for, parsed once. `batch_size` None is the executor's own choice; rows
+    `one_by_one` do not stop each other.
+    """
 
     model: str
     parts: Parts
     source: PromptSource
+    one_by_one: bool
+    images: InputImages
+    carry: Carry
+    of_masks: tuple[str, ...]
     defaults: Defaults
     seed: int | None
     files: options.OutputOptions
@@ -66,6 +86,7 @@ def run_generate(
     *,
     prompts: options.PromptOptions,
     strict: bool,
+    editing: options.EditOptions,
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: str,
@@ -73,31 +94,49 @@ def run_generate(
     machine: options.MachineOptions,
     show: bool,
     reporting: options.ReportOptions,
+    edit: Edit | None = None,
 ) -> int:
-    """Do what the options of `klein generate` ask for; its exit code."""
+    """Do what the options of `klein generate` ask for, or with an `edit` those of `klein edit`;
+    its exit code.
+    """
 
     def run(report: Report) -> int:
-        output = parsed_output(files, reporting)
+        given = editing
+        if edit is None:
+            check_words(prompts)
+        else:
+            edit.check(prompts, files)
+            given = edit.with_first(editing)
+        check_stdin(prompts, given)
+        check_masks(prompts, given)
+        in_folder = edit is not None and edit.is_folder
+        output = parsed_output(files, reporting, is_folder=in_folder)
+        output = replace(output, keep_format=edit is not None and edit.keep_format)
         settings, batch_size = machine.settings(), machine.images_per_batch()
         placement = machine.placement()
         check_placement(placement, settings, dry_run=files.dry_run)
-        source = prompt_source(
-            typed=prompts.prompt,
-            option=prompts.prompt_option,
-            file=prompts.prompts_file,
-            stdin=sys.stdin.buffer,
-        )
-        given = parts.wanted(model)
-        for note in given.notes:
+        if edit is not None and in_folder:
+            source = edit.rows(prompts, editing.references, report.note)
+        else:
+            source = source_of(prompts)
+        chosen = parts.wanted(model)
+        for note in chosen.notes:
             report.warn(note)
         asked = _Run(
-            model=given.model,
-            parts=given.parts,
+            model=chosen.model,
+            parts=chosen.parts,
             source=source,
-            defaults=image.defaults(
-                preset_for(given.model),
-                negative_prompt=prompts.negative_prompt,
-                wildcards=prompts.wildcards,
+            images=_images(prompts),
+            one_by_one=in_folder,
+            carry=Carry(edit=edit is not None, opaque=edit is not None and edit.opaque),
+            of_masks=given.of_masks(),
+            defaults=given.of(
+                image.defaults(
+                    preset_for(chosen.model),
+                    negative_prompt=prompts.negative_prompt,
+                    wildcards=prompts.wildcards,
+                    wildcards_dir=prompts.wildcards_dir,
+                )
             ),
             seed=image.seed,
             files=files,
@@ -135,7 +174,7 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
         if files.dry_run:
             return _dry_run(asked, planned, earlier, report)
         code = _draw(asked, seed, planned, earlier, report)
-        if gallery is not None and code != INTERRUPTED:
+        if gallery is not None and not was_interrupted(code):
             with report.bar:
                 page = add_page(gallery, report, overwrite=files.overwrite)
             code = code or page
@@ -144,42 +183,55 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
 
 def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan:
     # Every image that is there is read through: that may take a while.
-    with report.bar if earlier.resumed else nullcontext():
-        report.doing("looking at what is there")
+    with report.bar if earlier.resumed or asked.one_by_one else nullcontext():
+        report.doing("looking at what is there" if earlier.resumed else "reading the images")
         return plan(
             asked.source.rows,
             source=asked.source.file,
             defaults=asked.defaults,
             seed=seed,
             output=asked.output,
+            images=asked.images,
             history=earlier.history if earlier.resumed else None,
+            one_by_one=asked.one_by_one,
         )
 
 
 def _draw(asked: _Run, seed: int, planned: Plan, earlier: OutputFolder, report: Report) -> int:
     preset = asked.defaults.preset
     report.preview = preview(wanted=asked.show)
-    journal = earlier.journal(preset)
+    journal = earlier.journal(preset, asked.images.store)
     if planned.done:
         report.note(f"{planned.done} of {planned.done + len(planned.jobs)} images are there")
     facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
     report.event("started", klein=__version__, model=preset.name, **facts)
+    wanted = len(planned.jobs) + len(planned.refused)
+    followed = RunReporter(report, wanted, None if journal is None else journal.failures)
     if planned.jobs:
-        return _make(asked, seed, planned, journal, report)
+        return _make(asked, seed, planned, journal, followed, report)
     if journal is not None:
         journal.open(planned, model=asked.model, seed=seed)
+    followed.refuse(planned.refused, journal)
+    if journal is not None:
         journal.close()
-    report.event("finished", made=0, failed=0)
-    return 0
+    return followed.finish()
 
 
-def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, report: Report) -> int:
-    timings, wanted = Timings(), len(planned.jobs)
+def _make(
+    asked: _Run,
+    seed: int,
+    planned: Plan,
+    journal: RunJournal | None,
+    followed: RunReporter,
+    report: Report,
+) -> int:
+    timings = Timings()
     started = start(
         asked.model,
         asked.settings,
         asked.placement,
         planned.jobs,
+        store=asked.images.store,
         strict=asked.strict,
         listener=report,
         timings=timings,
@@ -191,6 +243,7 @@ def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, rep
             change = journal.computed_with(ready.origin, no_metadata=asked.output.no_metadata)
             if change is not None:
                 report.warn(change)
+        followed.refuse(planned.refused, journal)
         run = Run(
             executor=ready.executor,
             batch_size=asked.batch_size or ready.batch_size,
@@ -199,9 +252,11 @@ def _make(asked: _Run, seed: int, planned: Plan, journal: RunJournal | None, rep
             journal=journal,
             no_metadata=asked.output.no_metadata,
             threads=ready.writers,
+            images=asked.images.store,
+            reads_ahead=ready.pipeline is not None,
+            carry=asked.carry,
         )
-        report.expect(wanted)
-        followed = RunReporter(report, wanted, None if journal is None else journal.failures)
+        report.expect(len(planned.jobs))
         code = followed.follow(run, planned.jobs)
         if journal is not None:
             with suppress(OSError):  # a full disk was reported already
@@ -227,12 +282,24 @@ def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) 
         workers=asked.placement.workers or 1,
         report=report,
     )
+    for row, error in planned.refused:
+        report.warn(f"{(row.image or ('',))[0]} cannot be edited: {error.message}")
     return 0
 
 
-def parsed_output(files: options.OutputOptions, reporting: options.ReportOptions) -> Output:
+def _images(prompts: options.PromptOptions) -> InputImages:
+    """Who finds the images of a run: those of rows from where their file lies."""
+    folder = Path() if prompts.prompts_file is None else Path(prompts.prompts_file).parent
+    has_words = STDIN in (prompts.prompt, prompts.prompt_option, prompts.prompts_file)
+    stdin = None if has_words else sys.stdin.buffer
+    return InputImages(ImageStore(), folder=folder, stdin=stdin)
+
+
+def parsed_output(
+    files: options.OutputOptions, reporting: options.ReportOptions, *, is_folder: bool = False
+) -> Output:
     """What the user asked of files. Raises UsageError when stdout is asked for too much."""
-    where = destination(files.output)
+    where = destination(files.output, is_folder=is_folder)
     if where.is_stdout and reporting.json:
         raise UsageError("-o - and --json both want standard output", "leave one of them out")
     if where.is_stdout and sys.stdout.isatty() and not files.dry_run:
@@ -259,6 +326,11 @@ def _keeps_manifest(asked: _Run) -> bool:
 def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:
     """What the user does not know, or may think otherwise."""
     preset = asked.defaults.preset
+    for text in asked.source.remarks.warnings():
+        report.warn(text)
+    for text in asked.source.remarks.notes():
+        report.note(text)
+    report_edits(asked.images, planned, asked.defaults, asked.of_masks, report)
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
     if without := [*unused, *sorted(planned.without_effect)]:
         verb = "has" if len(without) == 1 else "have"
@@ -278,9 +350,10 @@ def _report_origins(context: typer.Context, defaults: Defaults, report: Report) 
     for line in origins(context):
         report.detail(line)
     preset, unused = defaults.preset, ignored(defaults, defaults.preset)
+    sides = () if defaults.image else ("width", "height")  # else they are the first image's
     facts = [
         f"{name} {getattr(preset, name):g}"
-        for name in ("width", "height", "steps", "guidance")
+        for name in (*sides, "steps", "guidance")
         if getattr(defaults, name) is None or name in unused
     ]
     if facts:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +19,9 @@ from klein_cli.errors import UsageError
 from klein_cli.presets import Preset, presets
 from klein_cli.prompts.rows import Defaults
 from klein_cli.prompts.seeds import parse_seeds
-from klein_cli.prompts.sizes import image_size
+from klein_cli.prompts.sizes import image_size, parse_expand
+from klein_cli.prompts.wildcard_files import WildcardFiles
+from klein_cli.recipe import MAX_BLUR
 from klein_cli.run.executors.placement import Placement
 from klein_cli.settings import CHOICES, Settings
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 _prompt = partial(typer.Option, rich_help_panel="Prompts")
 _prompt_flag = partial(_prompt, metavar=" ")
 image_option = partial(typer.Option, rich_help_panel="The image")
+_edit = partial(typer.Option, rich_help_panel="Images to edit")
+_edit_flag = partial(_edit, metavar=" ")
 _output = partial(typer.Option, rich_help_panel="Where it goes")
 _output_flag = partial(_output, metavar=" ")
 _machine = partial(typer.Option, rich_help_panel="Model and machine")
@@ -87,14 +92,30 @@ Steps = Annotated[
         help="Denoising steps. The model knows best: 4, or 50 for the base models.",
     ),
 ]
+KeepFormat = Annotated[
+    bool,
+    _output_flag(
+        "--keep-format",
+        help="In a folder: write JPEG files for JPEG files, and WebP for WebP, not PNG. JPEG "
+        "encodes also what a mask keeps again.",
+    ),
+]
+Opaque = Annotated[
+    bool,
+    _output_flag(
+        "--opaque",
+        help="Leave a transparent image's alpha out of the result. Otherwise it comes back.",
+    ),
+]
 Model = Annotated[
     str,
     _machine(
         "--model",
         "-m",
         metavar="NAME|DIR|FILE|REPO",
-        help="klein-4b, klein-base-4b, klein-9b, klein-base-9b; tiny, which comes with klein and "
-        "needs no GPU; a folder in the diffusers layout; a file as for --transformer; or a hub id.",
+        help="klein-4b, klein-base-4b, klein-9b, klein-base-9b, klein-9b-kv; tiny, which comes "
+        "with klein and needs no GPU; a folder in the diffusers layout; a file as for "
+        "--transformer; or a hub id.",
         autocompletion=complete_model,
     ),
 ]
@@ -137,9 +158,10 @@ class PromptOptions:
             "--prompts-file",
             metavar="FILE",
             help=(
-                "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl or .csv "
-                "rows with prompt, seed, width, height, steps, guidance, negative_prompt, output, "
-                "n. "
+                "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl, .json, "
+                ".csv or .tsv rows with prompt, seed, width, height, steps, guidance, "
+                "negative_prompt, output, "
+                "n, image, mask, expand. "
                 '"-" reads prompts, or .jsonl rows, from standard input.'
             ),
         ),
@@ -152,13 +174,39 @@ class PromptOptions:
             help="What to stay away from. Only for models that use guidance: the base models.",
         ),
     ] = None
+    prompt_column: Annotated[
+        str | None,
+        _prompt(
+            "--prompt-column",
+            metavar="NAME",
+            help="The column, or key, of the prompts file that holds the prompt. If left out, the "
+            "one called prompt. Columns that klein does not know go into the manifest.",
+        ),
+    ] = None
+    options_in_prompts: Annotated[
+        bool,
+        _prompt_flag(
+            "--options-in-prompts",
+            help="Read options in the lines of a .txt file as AUTOMATIC1111 and InvokeAI do: "
+            "--steps 4 --seed 9, or -s4 -S9.",
+        ),
+    ] = False
     wildcards: Annotated[
         bool,
         _prompt_flag(
             "--wildcards",
-            help="Of {red|green|blue} in a prompt, take one, chosen by the image's seed.",
+            help="Of {red|green|blue} in a prompt, take one, chosen by the image's seed; of "
+            "{2$$a|b|c} two; weighted as in {0.5::a|b}.",
         ),
     ] = False
+    wildcards_dir: Annotated[
+        Path | None,
+        _prompt(
+            "--wildcards-dir",
+            metavar="DIR",
+            help="Of __colour__ in a prompt, take a line of DIR/colour.txt; implies --wildcards.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +289,7 @@ class ImageOptions:
         *,
         negative_prompt: str | None = None,
         wildcards: bool = False,
+        wildcards_dir: Path | None = None,
         like: tuple[int, int] | None = None,
     ) -> Defaults:
         """What rows get where they are silent; for `like` see `image_size`. Raises UsageError."""
@@ -266,8 +315,90 @@ class ImageOptions:
             negative_prompt=negative_prompt,
             n=self.num_images,
             seeds=sweep,
-            wildcards=wildcards,
+            wildcards=wildcards or wildcards_dir is not None,
+            wildcard_files=None if wildcards_dir is None else WildcardFiles(wildcards_dir),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditOptions:
+    """What is edited, and where in it."""
+
+    references: Annotated[
+        list[str] | None,
+        _edit(
+            "--image",
+            "-i",
+            metavar="FILE",
+            help="An image to edit or to go by: PNG, JPEG, WebP or TIFF; again for more, up to 4, "
+            'in order. The result has the first one\'s size, at about a megapixel. "-" reads it '
+            "from standard input.",
+            show_default=False,
+        ),
+    ] = None
+    mask: Annotated[
+        str | None,
+        _edit(
+            "--mask",
+            metavar="FILE|alpha",
+            help="Repaint only what is white in this image, as large as the first one; all else "
+            "stays, bit for bit. alpha repaints what the first image leaves transparent.",
+        ),
+    ] = None
+    expand: Annotated[
+        str | None,
+        _edit(
+            "--expand",
+            metavar="N|L,T,R,B",
+            help="Paint beyond the first image's edges: pixels for all, or left,top,right,bottom.",
+        ),
+    ] = None
+    no_keep: Annotated[
+        bool,
+        _edit_flag(
+            "--no-keep",
+            help="Leave the rest as the model gives it back, not bit for bit: smoother seams.",
+        ),
+    ] = False
+    mask_blur: Annotated[
+        int | None,
+        _edit(
+            "--mask-blur",
+            metavar="N",
+            help="Soften the mask's edge inward, over so many pixels.",
+        ),
+    ] = None
+
+    def of(self, defaults: Defaults) -> Defaults:
+        """The defaults with what is edited in them. Raises UsageError for what cannot go
+        together.
+        """
+        expand = None if self.expand is None else parse_expand(self.expand)
+        masked = self.mask is not None or expand is not None
+        sized = defaults.width is not None or defaults.height is not None
+        if masked and sized:
+            raise UsageError(
+                f"{'--mask' if self.mask is not None else '--expand'} and a size exclude each "
+                "other: the image keeps its own",
+                "leave out the size",
+            )
+        if self.mask_blur is not None and not 0 <= self.mask_blur <= MAX_BLUR:
+            raise UsageError(
+                f"--mask-blur {self.mask_blur} is out of range", f"use 0 to {MAX_BLUR} pixels"
+            )
+        return replace(
+            defaults,
+            image=tuple(self.references or ()),
+            mask=self.mask,
+            expand=expand,
+            keep=not self.no_keep,
+            blur=self.mask_blur or 0,
+        )
+
+    def of_masks(self) -> tuple[str, ...]:
+        """What was asked of a mask, as it is typed."""
+        blur = () if self.mask_blur is None else ("--mask-blur",)
+        return (*("--no-keep",) * self.no_keep, *blur)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,7 +413,7 @@ class OutputOptions:
             metavar="PATH",
             help=(
                 "A file (.png, .jpg or .webp); a folder, which exists or ends in /; a template "
-                "with {index} {seed} {slug} {width} {height} {model} {date}, as in "
+                "with {index} {seed} {slug} {width} {height} {model} {date} {row} {n} {id}, as in "
                 '"out/{index:04d}-{slug}.png"; or "-" for one PNG on standard output. '
                 "{slug}-{seed}.png here if left out."
             ),

@@ -30,7 +30,10 @@ def explain(complaint: Any) -> UsageError:
     unknown = re.match(r"No such command (['\"])(.*?)\1\.", message, re.DOTALL)
     if unknown:
         return _no_such_command(unknown[2], context)
-    if "unexpected extra argument" in message and _takes_prompt(context):
+    if "unexpected extra argument" in message and _takes(context, "edited"):
+        hint = f'one image, then the words in quotes: {command} photo.jpg "make it red"'
+        return UsageError(_lower(message), f"{hint}; for many images, name their folder")
+    if "unexpected extra argument" in message and _takes(context, "prompt"):
         return UsageError(_lower(message), f'put the prompt in quotes: {command} "a red circle"')
     return UsageError(_lower(message), f"{command} --help lists what it takes")
 
@@ -40,9 +43,9 @@ def _missing(param: Any, command: str) -> UsageError:
     return UsageError(f"{command} needs {what}", f"{command} --help explains it")
 
 
-def _takes_prompt(context: Any) -> bool:
+def _takes(context: Any, argument: str) -> bool:
     params = context.command.params if context else []
-    return any(param.param_type_name == "argument" and param.name == "prompt" for param in params)
+    return any(param.param_type_name == "argument" and param.name == argument for param in params)
 
 
 def _bad_value(option: str, message: str, command: str) -> UsageError:

@@ -7,6 +7,9 @@ import re
 
 import torch
 
+from klein_cli.errors import OutOfMemoryError
+from klein_cli.presets import GIGABYTE
+
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory"
     # cuBLAS and cuDNN, of which the CUDA driver would not have more.
@@ -29,3 +32,16 @@ def release_memory() -> None:
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
+
+
+def check_room(needed: int, device: torch.device, what: str) -> None:
+    """Raise OutOfMemoryError where a GPU has not so many bytes free for `what`."""
+    if device.type != "cuda":
+        return
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    if needed > free:
+        raise OutOfMemoryError(
+            f"{what} take {needed / GIGABYTE:.1f} GB, and {free / GIGABYTE:.1f} GB are free",
+            "use fewer or smaller images, or a smaller model",
+        )

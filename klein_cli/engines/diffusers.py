@@ -19,27 +19,36 @@ from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.checkpoints.source import Checkpoint, config_of
 from klein_cli.device.device import Device
 from klein_cli.engines.engine import as_timestep, check_fit, one_by_one
-from klein_cli.errors import ModelError
+from klein_cli.errors import ModelError, UsageError
 from klein_cli.optimize.backend import PLAIN
 from klein_cli.optimize.part import Part, Target
 from klein_cli.sampling.decode import decode_latents
+from klein_cli.sampling.encode import encode_image
 
 
 class Condition(NamedTuple):
-    """The text (B, T, D), and the positions (T + N, 4) of text and latents."""
+    """The text (B, T, D), the positions (T + N + R, 4), and references (B or 1, R, C)."""
 
     text: Tensor
     ids: Tensor
+    references: Tensor | None = None
 
 
 class DiffusersEngine:
     """See `klein_cli.engines.engine.Engine`."""
 
     def __init__(
-        self, parts: dict[str, Part[Any]], latent_channels: int, device: Device, dtype: torch.dtype
+        self,
+        parts: dict[str, Part[Any]],
+        *,
+        latent_channels: int,
+        keeps_references: bool,
+        device: Device,
+        dtype: torch.dtype,
     ) -> None:
         self.parts = parts
         self.latent_channels = latent_channels
+        self._keeps_references = keeps_references
         self._device = device
         self._dtype = dtype
 
@@ -59,11 +68,37 @@ class DiffusersEngine:
             "transformer": Part.load("transformer", dit, sources["transformer"], plain),
             "vae": Part.load("vae", vae, sources["vae"], plain),
         }
-        return cls(parts, dit.config.in_channels, target.device, target.dtype)
+        return cls(
+            parts,
+            latent_channels=dit.config.in_channels,
+            keeps_references=snapshot.preset.kv_cache,
+            device=target.device,
+            dtype=target.dtype,
+        )
 
-    def condition(self, text: Tensor, ids: Tensor) -> Condition:
+    def encode(self, image: Tensor) -> Tensor:
+        """One image (3, 16h, 16w) from -1 to 1 -> its normalised latents (h * w, C) float32."""
+        with self.parts["vae"].ready() as vae:
+
+            def encode(image: Tensor) -> Tensor:
+                mean: Tensor = vae.encode(image, return_dict=False)[0].mode()
+                return mean
+
+            image = image.to(self._device.torch_device)
+            return encode_image(image, _scale(vae), encode, dtype=self._dtype)
+
+    def refer(self, references: Tensor, ids: Tensor) -> Tensor:
+        """(1, R, C). Raises UsageError for a model that keeps their keys and values."""
+        if self._keeps_references:
+            raise UsageError(
+                "this model caches its images' keys and values, and the diffusers engine does not",
+                "use --engine native",
+            )
+        return references.to(self._device.torch_device, self._dtype)
+
+    def condition(self, text: Tensor, ids: Tensor, references: Tensor | None = None) -> Condition:
         """What the module is given at every step."""
-        return Condition(text.to(self._dtype), ids)
+        return Condition(text.to(self._dtype), ids, references)
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The velocity (B, N, C) at a noise level.
@@ -73,9 +108,10 @@ class DiffusersEngine:
         timestep = as_timestep(sigma, self._dtype).to(latents.device) / 1000
         words = condition.text.shape[1]
 
-        def velocity(latents: Tensor, text: Tensor) -> Tensor:
+        def velocity(latents: Tensor, text: Tensor, *references: Tensor) -> Tensor:
+            behind = [each.expand(len(latents), *each.shape[1:]) for each in references]
             predicted: Tensor = dit(
-                hidden_states=latents,
+                hidden_states=torch.cat((latents, *behind), dim=1),
                 encoder_hidden_states=text,
                 timestep=timestep,
                 txt_ids=condition.ids[:words],
@@ -83,9 +119,10 @@ class DiffusersEngine:
                 guidance=None,
                 return_dict=False,
             )[0]
-            return predicted
+            return predicted[:, : latents.shape[1]]
 
-        batches = latents.to(self._dtype), condition.text
+        references = () if condition.references is None else (condition.references,)
+        batches = latents.to(self._dtype), condition.text, *references
         with self.parts["transformer"].ready() as dit:
             if self._device.one_by_one:
                 return one_by_one(velocity, *batches)
@@ -99,8 +136,14 @@ class DiffusersEngine:
                 image: Tensor = vae.decode(latents, return_dict=False)[0]
                 return image
 
-            scale = vae.bn.running_mean, torch.sqrt(vae.bn.running_var + vae.bn.eps)
-            return decode_latents(latents, grid, scale, decode, dtype=self._dtype, tiled=tiled)
+            return decode_latents(
+                latents, grid, _scale(vae), decode, dtype=self._dtype, tiled=tiled
+            )
+
+
+def _scale(vae: Any) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the latents."""
+    return vae.bn.running_mean, torch.sqrt(vae.bn.running_var + vae.bn.eps)
 
 
 def _module(kind: Any, checkpoint: Checkpoint) -> Any:

@@ -1,5 +1,5 @@
-"""The door between the loop and the modules: what a batch is conditioned on, its velocity, and the
-way out of the latent space.
+"""The door between the loop and the modules: the ways into the latent space and out of it, what a
+batch is conditioned on, and its velocity.
 """
 
 from __future__ import annotations
@@ -32,18 +32,31 @@ class Engine(Protocol[Condition]):
     latent_channels: int
     parts: Mapping[str, Part[Any]]
 
-    def condition(self, text: Tensor, ids: Tensor) -> Condition:
+    def encode(self, image: Tensor) -> Tensor:
+        """One image (3, 16h, 16w) from -1 to 1 -> its normalised latents (h * w, C) float32."""
+        ...
+
+    def refer(self, references: Tensor, ids: Tensor) -> Tensor:
+        """What conditions hold of references, made once for all images of the same ones.
+
+        `references` (1, R, C) are their latents in a row, `ids` (R, 4) int64 their positions.
+        Returns (1, ...): the same, or where the model keeps them keys and values. Raises
+        OutOfMemoryError where these would not fit, UsageError where the engine has none.
+        """
+        ...
+
+    def condition(self, text: Tensor, ids: Tensor, references: Tensor | None = None) -> Condition:
         """What a batch is conditioned on.
 
-        `text` (B, T, D) are the prompts' embeddings, `ids` (T + N, 4) int64 the positions of text
-        and latents.
+        `text` (B, T, D) are the prompts' embeddings, `ids` (T + N + R, 4) int64 the positions of
+        text, latents and references, and `references` (B or 1, ...) is what `refer` made of those.
         """
         ...
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The velocity (B, N, C) of latents (B, N, C) at the noise level sigma (1,).
 
-        `sigma` is best on the host.
+        References have none. `sigma` is best on the host.
         """
         ...
 
@@ -56,13 +69,14 @@ class Engine(Protocol[Condition]):
 
 
 def one_by_one(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
-    """`function` of (B, ...) tensors, one image at a time.
+    """`function` of (B or 1, ...) tensors, one image at a time; what there is one of is everyone's.
 
     On a CPU a batch is shared out among the threads, and where a thread's share ends within a row,
     the rest of it takes other instructions, which round otherwise: see `Device.one_by_one`.
     """
-    images = zip(*(torch.split(batch, 1) for batch in batches), strict=True)
-    return torch.cat([function(*image) for image in images])
+    count = max(map(len, batches))
+    each = (torch.split(batch.expand(count, *batch.shape[1:]), 1) for batch in batches)
+    return torch.cat([function(*image) for image in zip(*each, strict=True)])
 
 
 def as_timestep(sigma: Tensor, dtype: torch.dtype) -> Tensor:
@@ -80,7 +94,8 @@ def check_fit(snapshot: Snapshot, dit: Any, vae: Any, text_channels: int) -> Non
     `dit` and `vae` are the configurations, with the official names as attributes.
     """
     place = snapshot.part("transformer").place
-    if len(vae.block_out_channels) != _VAE_BLOCKS or list(vae.patch_size) != _PATCH:
+    widths = vae.block_out_channels, vae.decoder_block_out_channels or vae.block_out_channels
+    if {len(each) for each in widths} != {_VAE_BLOCKS} or list(vae.patch_size) != _PATCH:
         raise ModelError(
             f"{snapshot.part('vae').place} does not make 16 pixels a token", _OTHER_MODEL
         )

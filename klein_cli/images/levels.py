@@ -23,13 +23,15 @@ def strips(height: int) -> Iterator[slice]:
         yield slice(start, min(start + _ROWS, height))
 
 
-def narrowed(wide: NDArray[numpy.uint16]) -> NDArray[numpy.uint8]:
-    """16 bits -> 8: v/257, rounded, so that 65535 is 255."""
+def narrowed(levels: NDArray[numpy.uint8] | NDArray[numpy.uint16]) -> NDArray[numpy.uint8]:
+    """16 bits -> 8: v/257, rounded, so that 65535 is 255; 8 bits stay as they are."""
     import numpy
 
-    result = numpy.empty(wide.shape, dtype=numpy.uint8)
-    for rows in strips(len(wide)):
-        result[rows] = (wide[rows].astype(numpy.uint32) + 128) // 257
+    if levels.dtype == numpy.uint8:
+        return levels.astype(numpy.uint8, copy=False)
+    result = numpy.empty(levels.shape, dtype=numpy.uint8)
+    for rows in strips(len(levels)):
+        result[rows] = (levels[rows].astype(numpy.uint32) + 128) // 257
     return result
 
 

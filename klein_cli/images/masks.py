@@ -90,23 +90,16 @@ class MaskedSource:
         return _any_by(rows.T, width // PIXELS_PER_TOKEN).T.reshape(-1)
 
     def composite(
-        self,
-        painted: NDArray[numpy.uint8],
-        *,
-        blur: int = 0,
-        keep: bool = True,
-        opaque: bool = True,
-    ) -> NDArray[numpy.uint8] | NDArray[numpy.uint16]:
-        """(H, W, 3): the result, of the source's size, profile and bits a channel.
+        self, painted: NDArray[numpy.uint8], *, blur: int = 0, keep: bool = True
+    ) -> NDArray[Any]:
+        """(H, W, 3), or (H, W, 4) of a transparent source: the result, of the source's size,
+        profile and bits a channel.
 
         `painted` is (h, w, 3) uint8 sRGB of `painted_size`. Outside the mask every pixel is the
         source's own, bit for bit; `blur` is how many pixels inside the mask's edge it takes to be
-        all painted. Without `keep` the whole box is as it was painted. With `opaque` false a
-        transparent source gives (H, W, 4): its alpha, opaque where it was repainted.
+        all painted. What is repainted is opaque. Without `keep` the whole box is as it was painted.
         """
-        return composite(
-            self.picture, painted, self.white, self.box, blur=blur, keep=keep, opaque=opaque
-        )
+        return composite(self.picture, painted, self.white, self.box, blur=blur, keep=keep)
 
 
 def read_mask(source: Source, *, name: str | None = None) -> MaskImage:
@@ -142,36 +135,53 @@ def masked_source(
     UsageError for a mask of another size, one without white, an alpha that is not there, and a
     source that becomes too large.
     """
-    import numpy
-
-    white = numpy.zeros(picture.rgb.shape[:2], dtype=bool)
-    if mask is not None:
-        _check_fits(mask, picture)
-        white |= mask.white
-    if alpha:
-        white |= _transparent(picture)
+    transparent = _transparent(picture) if alpha else None
+    white = repainted(
+        picture.width, picture.height, picture.name, mask, transparent=transparent, expand=expand
+    )
     if expand is not None:
         picture = expanded(picture, expand)
+    return MaskedSource(picture=picture, white=white, box=_checked(box, white))
+
+
+def repainted(
+    width: int,
+    height: int,
+    name: str,
+    mask: MaskImage | None,
+    *,
+    transparent: NDArray[numpy.bool_] | None = None,
+    expand: Expand | None = None,
+) -> NDArray[numpy.bool_]:
+    """(H, W) bool of the source `name`, expanded: where it is repainted. As `masked_source`, for
+    a source that need not be decoded.
+    """
+    import numpy
+
+    white = numpy.zeros((height, width), dtype=bool)
+    if mask is not None:
+        _check_fits(mask, width, height, name)
+        white |= mask.white
+    if transparent is not None:
+        white |= transparent
+    if expand is not None:
+        _check_expand(width, height, name, expand)
         left, top, right, bottom = expand
         white = numpy.pad(white, ((top, bottom), (left, right)), constant_values=True)
     if not white.any():
-        named = f"the mask {mask.name}" if mask is not None else f"the alpha of {picture.name}"
+        named = f"the mask {mask.name}" if mask is not None else f"the alpha of {name}"
         raise UsageError(
             f"{named} leaves nothing to repaint", "white (with alpha: transparent) is repainted"
         )
-    return MaskedSource(picture=picture, white=white, box=_checked(box, white))
+    return white
 
 
 def expanded(picture: Picture, expand: Expand) -> Picture:
     """`picture` with room beyond its edges, where its outermost pixels are repeated."""
     import numpy
 
+    _check_expand(picture.width, picture.height, picture.name, expand)
     left, top, right, bottom = expand
-    if min(expand) < 0 or not any(expand):
-        raise UsageError(f"{expand} is not a valid expansion", "give pixels, as 256 or 0,0,256,0")
-    check_size(
-        picture.width + left + right, picture.height + top + bottom, f"{picture.name}, expanded,"
-    )
     room = ((top, bottom), (left, right))
 
     def grown(array: NDArray[Any]) -> NDArray[Any]:
@@ -194,7 +204,7 @@ def box_of(white: NDArray[numpy.bool_]) -> Box:
         return (0, 0, width, height)
     columns, rows = (numpy.flatnonzero(white.any(axis=axis)) for axis in (0, 1))
     across, down = (int(columns[0]), int(columns[-1]) + 1), (int(rows[0]), int(rows[-1]) + 1)
-    longest = max(_with_room(*across), _with_room(*down))
+    longest = max(min(_with_room(*across), width), min(_with_room(*down), height))
     least = max(MIN_BOX, -(-longest // MAX_BOX_ASPECT))
     left, right = _span(*across, least, width)
     top, bottom = _span(*down, least, height)
@@ -243,14 +253,20 @@ def _transparent(picture: Picture) -> NDArray[numpy.bool_]:
     return picture.alpha < WHITE
 
 
-def _check_fits(mask: MaskImage, picture: Picture) -> None:
-    height, width = mask.white.shape
-    if (width, height) != (picture.width, picture.height):
+def _check_fits(mask: MaskImage, width: int, height: int, name: str) -> None:
+    high, wide = mask.white.shape
+    if (wide, high) != (width, height):
         raise UsageError(
-            f"the mask {mask.name} is {width}x{height}, and {picture.name} is "
-            f"{picture.width}x{picture.height}",
+            f"the mask {mask.name} is {wide}x{high}, and {name} is {width}x{height}",
             "give a mask of the size of the image",
         )
+
+
+def _check_expand(width: int, height: int, name: str, expand: Expand) -> None:
+    left, top, right, bottom = expand
+    if min(expand) < 0 or not any(expand):
+        raise UsageError(f"{expand} is not a valid expansion", "give pixels, as 256 or 0,0,256,0")
+    check_size(width + left + right, height + top + bottom, f"{name}, expanded,")
 
 
 def _checked(box: Box | None, white: NDArray[numpy.bool_]) -> Box:

@@ -6,6 +6,7 @@ alpha over white. For untagged RGB files it is what diffusers' `load_image` give
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
@@ -35,6 +36,7 @@ _MIRRORED_ACROSS = (2, 3, 6, 7)
 """Once they are swapped back."""
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"adobe.xmp")
 _ARRAYS = ("rgb", "kept", "alpha", "kept_alpha")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\s]+")
 _LONGEST_COPYRIGHT = 500
 _MOST_DPI = 100_000
 
@@ -208,10 +210,13 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
 def _owner(image: Image.Image) -> str | None:
     """Who has the copyright, as EXIF or a PNG's text says: a line of printable characters."""
     try:
-        value = image.getexif().get(_COPYRIGHT) or image.info.get("Copyright")
+        value = image.getexif().get(_COPYRIGHT)
     except Exception:  # see `orientation`
-        return None
-    if not isinstance(value, str):
-        return None
-    words = re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", value).strip()
+        value = None
+    if isinstance(value, str):
+        with contextlib.suppress(UnicodeError):  # Pillow reads as Latin-1 what is mostly UTF-8
+            value = value.encode("latin-1").decode()
+    else:
+        value = image.info.get("Copyright")
+    words = _UNPRINTABLE.sub(" ", value).strip() if isinstance(value, str) else ""
     return words[:_LONGEST_COPYRIGHT].encode("utf-8", "replace").decode() or None

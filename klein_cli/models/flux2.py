@@ -1,7 +1,9 @@
 """The FLUX.2 DiT in plain torch: noisy latents and text embeddings -> the velocity.
 
 Text and image first run side by side (double blocks: own weights, joint attention), then as one
-sequence (single blocks). The timestep acts through modulations that all blocks of a kind share.
+sequence (single blocks). References, images to edit, are more image tokens behind the noisy ones,
+without noise and without a velocity. The timestep acts through modulations that all blocks of a
+kind share.
 Parameter names are those of the official checkpoint. Nothing here masks the text: the DiT reads
 all its positions, the padded ones too.
 
@@ -26,6 +28,9 @@ from klein_cli.models.layers import ParallelLinears, split_heads
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, each (tokens, 1, head size) float32."""
 
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values, each (B, tokens, heads, head size)."""
+
 Operand = Any
 """What a linear layer of a block is given: a tensor, unless other ops and layers agree on more."""
 
@@ -36,6 +41,23 @@ class Modulation(NamedTuple):
     shift: Tensor
     scale: Tensor
     gate: Tensor
+
+
+class Modulations(NamedTuple):
+    """A timestep's, for every kind of layer; the last norm has a scale and a shift alone."""
+
+    image: tuple[Modulation, Modulation]
+    text: tuple[Modulation, Modulation]
+    single: Modulation
+    last: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, packed: Tensor) -> Modulations:
+        """From (1, 1, 17 * width), as `Flux2Transformer.modulations` leaves them."""
+        parts = packed.chunk(17, dim=-1)
+        image = Modulation(*parts[0:3]), Modulation(*parts[3:6])
+        text = Modulation(*parts[6:9]), Modulation(*parts[9:12])
+        return cls(image, text, Modulation(*parts[12:15]), (parts[15], parts[16]))
 
 
 class Projected(NamedTuple):
@@ -148,28 +170,85 @@ class Flux2Transformer(nn.Module):
         return torch.cat([layer(time) for layer in layers], dim=-1)[:, None]
 
     def velocity(
-        self, latents: Tensor, txt: Tensor, modulations: Tensor, cosine: Tensor, sine: Tensor
+        self,
+        latents: Tensor,
+        txt: Tensor,
+        modulations: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        references: Tensor | None = None,
     ) -> Tensor:
         """`forward`, from the embedded text (B, T, width) and what does not change in an image.
 
         The text is given as `context_embedder` leaves it; the rest as `modulations` and `rotary`
-        make it.
+        make it. `references` (B or 1, R, C) have the last positions.
         """
-        parts = modulations.chunk(17, dim=-1)
-        image_mods = Modulation(*parts[0:3]), Modulation(*parts[3:6])
-        text_mods = Modulation(*parts[6:9]), Modulation(*parts[9:12])
-        single_mod = Modulation(*parts[12:15])
-        scale, shift = parts[15:]
+        image = latents
+        if references is not None:
+            every = references.expand(len(latents), *references.shape[1:])
+            image = torch.cat((latents, every), dim=1)
+        mods = Modulations.of(modulations)
+        x = self._blocks(image, txt, mods, (cosine, sine))
+        return self._predicted(x[:, : latents.shape[1]], mods)
 
-        image = self.x_embedder(latents)
-        length, rotary = txt.shape[1], (cosine, sine)
+    def velocity_beside(
+        self,
+        latents: Tensor,
+        txt: Tensor,
+        modulations: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        kept: Tensor,
+    ) -> Tensor:
+        """`velocity` with references of which only `reference_keys` are left."""
+        mods = Modulations.of(modulations)
+        return self._predicted(self._blocks(latents, txt, mods, (cosine, sine), kept), mods)
+
+    def reference_keys(
+        self, references: Tensor, modulations: Tensor, cosine: Tensor, sine: Tensor
+    ) -> Tensor:
+        """What a model trained to cache references looks at: (B, blocks, 2, R, heads, head size).
+
+        Keys, normalised and rotated, and values of references (B, R, C) that see each other and
+        nothing else. `modulations` are those of timestep 0, whatever step the image is at, so that
+        none of this depends on the text, the noise or the step.
+        """
+        mods, rotary, kept = Modulations.of(modulations), (cosine, sine), []
+        x = self.x_embedder(references)
+        blocks: list[tuple[Any, Any]] = [(block, mods.image) for block in self.transformer_blocks]
+        blocks += [(block, mods.single) for block in self.single_transformer_blocks]
+        for block, its in blocks:
+            x, heads = block.alone(x, its, rotary)
+            kept.append(heads)
+        return torch.stack(kept, dim=1)
+
+    def kept_bytes(self, references: Tensor) -> int:
+        """What `reference_keys` of (B, R, C) take, in their dtype."""
+        config, tokens = self.config, references.shape[:2].numel()
+        blocks = config.num_layers + config.num_single_layers
+        return 2 * blocks * tokens * config.width * references.element_size()
+
+    def _blocks(
+        self,
+        image: Tensor,
+        txt: Tensor,
+        mods: Modulations,
+        rotary: Rotary,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """The image's tokens (B, N, C) after all blocks, (B, N, width)."""
+        beside = iter(()) if kept is None else iter(kept.unbind(1))
+        image, length = self.x_embedder(image), txt.shape[1]
         for block in self.transformer_blocks:
-            image, txt = block(image, txt, image_mods, text_mods, rotary)
+            image, txt = block(image, txt, mods.image, mods.text, rotary, next(beside, None))
         x = torch.cat((txt, image), dim=1)
         for block in self.single_transformer_blocks:
-            x = block(x, single_mod, rotary)
-        x = self.ops.modulate(x[:, length:], shift, scale, self.config.eps)
-        out: Tensor = self.proj_out(x)
+            x = block(x, mods.single, rotary, next(beside, None))
+        return x[:, length:]
+
+    def _predicted(self, x: Tensor, mods: Modulations) -> Tensor:
+        scale, shift = mods.last
+        out: Tensor = self.proj_out(self.ops.modulate(x, shift, scale, self.config.eps))
         return out
 
 
@@ -191,17 +270,27 @@ class DoubleBlock(nn.Module):
         image_mods: Sequence[Modulation],
         text_mods: Sequence[Modulation],
         rotary: Rotary,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         img_attn, txt_attn = self.attn(
-            self.modulated(image, image_mods[0]), self.modulated(txt, text_mods[0]), rotary
+            self.modulated(image, image_mods[0]), self.modulated(txt, text_mods[0]), rotary, kept
         )
-        image = self.ops.add_gated(image, image_mods[0].gate, img_attn)
-        txt = self.ops.add_gated(txt, text_mods[0].gate, txt_attn)
-        mlp_out = self.ff(self.modulated(image, image_mods[1]))
-        image = self.ops.add_gated(image, image_mods[1].gate, mlp_out)
-        mlp_out = self.ff_context(self.modulated(txt, text_mods[1]))
-        txt = self.ops.add_gated(txt, text_mods[1].gate, mlp_out)
+        image = self.fed_forward(image, img_attn, image_mods, self.ff)
+        txt = self.fed_forward(txt, txt_attn, text_mods, self.ff_context)
         return image, txt
+
+    def alone(
+        self, image: Tensor, mods: Sequence[Modulation], rotary: Rotary
+    ) -> tuple[Tensor, Tensor]:
+        """References without text or image, and their keys and values (B, 2, R, heads, size)."""
+        attended, kept = self.attn.alone(self.modulated(image, mods[0]), rotary)
+        return self.fed_forward(image, attended, mods, self.ff), kept
+
+    def fed_forward(
+        self, x: Tensor, attended: Tensor, mods: Sequence[Modulation], layer: FeedForward
+    ) -> Tensor:
+        x = self.ops.add_gated(x, mods[0].gate, attended)
+        return self.ops.add_gated(x, mods[1].gate, layer(self.modulated(x, mods[1])))
 
     def modulated(self, x: Tensor, mod: Modulation) -> Operand:
         return self.ops.modulate(x, mod.shift, mod.scale, self.eps)
@@ -229,13 +318,21 @@ class JointAttention(nn.Module):
         self.img_qkv = ParallelLinears(self.to_q, self.to_k, self.to_v)
         self.txt_qkv = ParallelLinears(self.add_q_proj, self.add_k_proj, self.add_v_proj)
 
-    def forward(self, image: Operand, txt: Operand, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Operand, txt: Operand, rotary: Rotary, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(image, txt), each (B, tokens, width) -> the same, attended."""
         txt_qkv = Projected(self.norm_added_q, self.norm_added_k, *self.txt_qkv(txt))
         img_qkv = Projected(self.norm_q, self.norm_k, *self.img_qkv(image))
-        out = self.ops.attend(*self.ops.qk_norm_rope((txt_qkv, img_qkv), rotary))
+        heads = self.ops.qk_norm_rope((txt_qkv, img_qkv), rotary)
+        out = self.ops.attend(*with_kept(heads, kept))
         length = txt_qkv.query.shape[1]
         return self.to_out[0](out[:, length:]), self.to_add_out(out[:, :length])
+
+    def alone(self, image: Operand, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        qkv = Projected(self.norm_q, self.norm_k, *self.img_qkv(image))
+        query, key, value = self.ops.qk_norm_rope((qkv,), rotary)
+        return self.to_out[0](self.ops.attend(query, key, value)), torch.stack((key, value), dim=1)
 
 
 class SingleBlock(nn.Module):
@@ -247,9 +344,16 @@ class SingleBlock(nn.Module):
         self.ops = ops
         self.attn = ParallelAttention(config, ops)
 
-    def forward(self, x: Tensor, mod: Modulation, rotary: Rotary) -> Tensor:
-        out = self.attn(self.ops.modulate(x, mod.shift, mod.scale, self.eps), rotary)
+    def forward(
+        self, x: Tensor, mod: Modulation, rotary: Rotary, kept: Tensor | None = None
+    ) -> Tensor:
+        out = self.attn(self.ops.modulate(x, mod.shift, mod.scale, self.eps), rotary, kept)
         return self.ops.add_gated(x, mod.gate, out)
+
+    def alone(self, x: Tensor, mod: Modulation, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """See `DoubleBlock.alone`."""
+        out, kept = self.attn.alone(self.ops.modulate(x, mod.shift, mod.scale, self.eps), rotary)
+        return self.ops.add_gated(x, mod.gate, out), kept
 
 
 class ParallelAttention(nn.Module):
@@ -266,9 +370,19 @@ class ParallelAttention(nn.Module):
         self.norm_k = nn.RMSNorm(size, eps=config.eps)
         self.to_out = nn.Linear(width + inner, width, bias=False)
 
-    def forward(self, x: Operand, rotary: Rotary) -> Tensor:
+    def forward(self, x: Operand, rotary: Rotary, kept: Tensor | None = None) -> Tensor:
+        heads, gated = self._projected(x, rotary)
+        return self._out(with_kept(heads, kept), gated)
+
+    def alone(self, x: Operand, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        heads, gated = self._projected(x, rotary)
+        return self._out(heads, gated), torch.stack(heads[1:], dim=1)
+
+    def _projected(self, x: Operand, rotary: Rotary) -> tuple[Heads, Tensor]:
         *qkv, gated = self.to_qkv_mlp_proj(x).split(self.split, dim=-1)
-        heads = self.ops.qk_norm_rope((Projected(self.norm_q, self.norm_k, *qkv),), rotary)
+        return self.ops.qk_norm_rope((Projected(self.norm_q, self.norm_k, *qkv),), rotary), gated
+
+    def _out(self, heads: Heads, gated: Tensor) -> Tensor:
         out: Tensor = self.to_out(self.ops.swiglu(gated, beside=self.ops.attend(*heads)))
         return out
 
@@ -348,9 +462,7 @@ class Flux2Ops:
         out = F.silu(gate) * value
         return out if beside is None else torch.cat((beside, out), dim=-1)
 
-    def qk_norm_rope(
-        self, streams: Sequence[Projected], rotary: Rotary
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def qk_norm_rope(self, streams: Sequence[Projected], rotary: Rotary) -> Heads:
         """Queries, keys and values of all streams in a row, each (B, tokens, heads, size).
 
         Queries and keys are normalised head by head and rotated by their positions.
@@ -367,6 +479,15 @@ class Flux2Ops:
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         )
         return out.transpose(1, 2).flatten(2)
+
+
+def with_kept(heads: Heads, kept: Tensor | None) -> Heads:
+    """The keys and values (B or 1, 2, R, heads, size) that `alone` left are looked at too."""
+    if kept is None:
+        return heads
+    query, key, value = heads
+    keys, values = kept.expand(len(key), *kept.shape[1:]).unbind(1)
+    return query, torch.cat((key, keys), dim=1), torch.cat((value, values), dim=1)
 
 
 def concat_tokens(parts: Sequence[Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
 """The decoder of the FLUX.2 autoencoder in plain torch: latents -> images.
 
-Parameter names are those of the official checkpoint. Making images needs no encoder: it is
-neither built nor read. Norms, attention and what else can be fused is done by `VaeOps`, at the end,
-in plain torch.
+Parameter names are those of the official checkpoint. The encoder is in `vae_encoder`: images of
+words alone need none, and then it is neither built nor read. Norms, attention and what else can be
+fused is done by `VaeOps`, at the end, in plain torch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ NORM_EPS = 1e-6
 class VaeConfig:
     """The sizes of an autoencoder, from its config.json.
 
-    `block_out_channels` from the images' end inwards; `batch_norm_eps` belongs to the
-    normalisation of the latents.
+    `block_out_channels`, the encoder's, and `decoder_block_out_channels` go from the images' end
+    inwards; `batch_norm_eps` belongs to the normalisation of the latents.
     """
 
     block_out_channels: tuple[int, ...]
+    decoder_block_out_channels: tuple[int, ...]
     layers_per_block: int
     latent_channels: int
     norm_num_groups: int
@@ -42,18 +43,20 @@ class VaeConfig:
         """
         defaults = {"norm_num_groups": 32, "batch_norm_eps": 1e-4, "patch_size": [2, 2]}
         # The small decoder of some checkpoints has widths of its own.
-        own = table.get("decoder_block_out_channels")
-        widths = {"block_out_channels": own} if own else {}
+        own = table.get("decoder_block_out_channels") or table.get("block_out_channels")
+        widths = {"decoder_block_out_channels": own}
         sizes = read_sizes(cls, "the VAE", {**defaults, **table, **widths})
+        every_width = (*sizes.block_out_channels, *sizes.decoder_block_out_channels)
         refuse_variants(
             "the VAE",
             {
                 "rest of block_out_channels by norm_num_groups": (
-                    max(width % sizes.norm_num_groups for width in sizes.block_out_channels),
+                    max(width % sizes.norm_num_groups for width in every_width),
                     0,
                 ),
                 "act_fn": (table.get("act_fn", "silu"), "silu"),
                 "out_channels": (table.get("out_channels", 3), 3),
+                "use_quant_conv": (table.get("use_quant_conv", True), True),
                 "use_post_quant_conv": (table.get("use_post_quant_conv", True), True),
                 "mid_block_add_attention": (table.get("mid_block_add_attention", True), True),
             },
@@ -86,7 +89,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VaeConfig, ops: VaeOps) -> None:
         super().__init__()
         self.ops = ops
-        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        widths, groups = config.decoder_block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MiddleBlock(widths[0], groups, ops)
         self.up_blocks = nn.ModuleList(

@@ -5,6 +5,7 @@
   const get = (id) => document.getElementById(id);
   const list = get("images"), filter = get("filter"), sort = get("sort"), count = get("count");
   const dialog = get("dialog"), large = get("large"), recipe = get("recipe"), file = get("file");
+  const befores = get("befores");
   const cards = [...list.children];
   const words = new Map(cards.map((card) => [card, card.textContent.toLocaleLowerCase()]));
   const number = (card, key) => Number(card.dataset[key]);
@@ -48,6 +49,8 @@
     large.height = card.dataset.height;
     file.href = link.href;
     file.textContent = link.textContent;
+    befores.replaceChildren(
+      ...[...card.querySelectorAll(".before")].map((image) => image.cloneNode(true)));
     recipe.replaceChildren(card.querySelector("dl").cloneNode(true));
     const full = new Image();
     full.onload = () => { if (current === card) large.src = full.src; };

@@ -9,33 +9,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 from klein_cli.errors import UsageError
+from klein_cli.images.finding import find_images
+from klein_cli.output.described import given
 from klein_cli.output.naming import EXTENSIONS
 from klein_cli.output.png import save
-from klein_cli.output.reading import FORMATS, Record, read_record
+from klein_cli.output.reading import Record, read_record
+from klein_cli.output.thumbnails import View, source_thumbnail, view_of
 
 PAGE = "index.html"
-THUMBNAIL_SIDE = 256
 
 _MARK = '<meta name="generator" content="klein gallery">'
 _MARK_WITHIN = 2_000
+_GIVEN = ("references", "mask", "adapters")
 _LONGEST_TEXT = 20_000
 _LONGEST_ALT = 400
-_QUALITY = 72
-_ON_ITS_SIDE = 5
-"""From this value of EXIF's orientation on, width and height are swapped."""
-
 _CONTROLS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 _SEED_DIGITS = 19
 _ORDERS = {
@@ -48,25 +46,17 @@ _ORDERS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What is seen of an image: sides of the file in pixels, time in seconds, a WebP file."""
-
-    width: int
-    height: int
-    modified: float
-    thumbnail: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GalleryItem:
     """An image on the page. `path` is relative to the page.
 
-    `record` is None where the image says nothing of itself.
+    `record` is None where the image says nothing of itself; `sources` are the images that it was
+    made from, as WebP files, as many as were found.
     """
 
     path: Path
     view: View
     record: Record | None
+    sources: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +83,18 @@ def check_page(folder: Path, *, overwrite: bool) -> None:
 
 
 def write_gallery(
-    folder: Path, *, overwrite: bool = False, on_image: Callable[[int, int], None] | None = None
+    folder: Path,
+    *,
+    images: Sequence[Path] = (),
+    overwrite: bool = False,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> Gallery:
     """Make `folder`/index.html of all images in the folder and below, in an older one's place.
 
-    `on_image` hears how many are read, of how many. Raises UsageError when there is no such
-    folder or no image in it, or when an index.html there is not klein's and not to be replaced.
+    Edits are shown beside the images that they were made from, where those are among `images`:
+    files, and folders with all that is below. `on_image` hears how many are read, of how many.
+    Raises UsageError when there is no such folder or no image in it, or when an index.html there is
+    not klein's and not to be replaced.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", "give a folder of images")
@@ -107,7 +103,7 @@ def write_gallery(
     items, unreadable = [], []
     # Pillow warns of how a stranger's image was made. Filters are all threads' alike.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
-        views = pool.map(_view, paths)
+        views = pool.map(view_of, paths)
         for number, (path, view) in enumerate(zip(paths, views, strict=True), start=1):
             if view is None:
                 unreadable.append(path)
@@ -119,8 +115,31 @@ def write_gallery(
     if not items:
         raise UsageError(f"{folder} holds no images", "give a folder that klein drew into")
     title = folder.resolve().name or str(folder)
+    items = _with_sources(items, images)
     save(page(title, items).encode(), folder / PAGE, overwrite=True)
     return Gallery(page=folder / PAGE, images=len(items), unreadable=tuple(unreadable))
+
+
+def _with_sources(items: list[GalleryItem], images: Sequence[Path]) -> list[GalleryItem]:
+    """The same, each with the images that it was made from, if they are found among `images`."""
+    if not images:
+        return items
+    wanted = {
+        source.sha256: source.name
+        for item in items
+        if item.record
+        for source in item.record.recipe.references
+    }
+    found = find_images(wanted, images, below=True)
+    small = {digest: source_thumbnail(path) for digest, path in found.items()}
+    return [replace(item, sources=tuple(_sources(item, small))) for item in items]
+
+
+def _sources(item: GalleryItem, small: Mapping[str, bytes | None]) -> Iterator[bytes]:
+    for source in item.record.recipe.references if item.record else ():
+        image = small.get(source.sha256)
+        if image is not None:
+            yield image
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -165,7 +184,8 @@ def page(title: str, items: Sequence[GalleryItem]) -> str:
             *(_card(place, item) for place, item in enumerate(items)),
             "</ul></main>",
             '<dialog id="dialog" aria-label="An image and its recipe">',
-            '<div class="stage"><img id="large" class="large" alt=""><div id="recipe"></div></div>',
+            '<div class="stage"><div id="befores" class="befores"></div>',
+            '<img id="large" class="large" alt=""><div id="recipe"></div></div>',
             '<div class="bar below"><button type="button" id="previous">Previous</button>',
             '<button type="button" id="next">Next</button>',
             '<button type="button" id="copy">Copy the prompt</button>',
@@ -184,17 +204,27 @@ def _card(place: int, item: GalleryItem) -> str:
     if recipe:
         facts = f"seed {recipe.seed}, {facts}, {recipe.model}"
     seed = f"{recipe.seed:0{_SEED_DIGITS}d}" if recipe else ""
-    image = base64.b64encode(view.thumbnail).decode("ascii")
     return (
         f'<li data-place="{place}" data-modified="{view.modified:.0f}" data-seed="{seed}" '
         f'data-pixels="{view.width * view.height}" data-width="{view.width}" '
         f'data-height="{view.height}"><button type="button" class="open" '
-        f'aria-haspopup="dialog"><img src="data:image/webp;base64,{image}" '
-        f'alt="{_text(prompt[:_LONGEST_ALT])}" loading="lazy" decoding="async"></button>'
+        f'aria-haspopup="dialog"><img src="{_data(view.thumbnail)}" '
+        f'alt="{_text(prompt[:_LONGEST_ALT])}" loading="lazy" decoding="async">'
+        f"{''.join(_befores(item))}</button>"
         f'<p class="prompt" dir="auto">{_text(prompt)}</p><p class="facts">{_text(facts)}</p>'
         f'<div class="recipe"><a href="{_link(item.path)}">{_text(name)}</a>'
         f"<dl>{''.join(_lines(record))}</dl></div></li>"
     )
+
+
+def _befores(item: GalleryItem) -> Iterator[str]:
+    """The images that an edit was made from."""
+    for source in item.sources:
+        yield f'<img class="before" src="{_data(source)}" alt="before" loading="lazy">'
+
+
+def _data(webp: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode('ascii')}"
 
 
 def _lines(record: Record | None) -> Iterator[str]:
@@ -202,33 +232,17 @@ def _lines(record: Record | None) -> Iterator[str]:
     if record is None:
         yield "<dt>recipe</dt><dd>the file holds none</dd>"
         return
+    for name, value in given(record.recipe):
+        yield f"<dt>{name}</dt><dd>{_text(value)}</dd>"
     said = record.table()
-    tables = {**said.pop("recipe"), **said.pop("settings"), **said.pop("provenance")}
+    recipe = {name: value for name, value in said.pop("recipe").items() if name not in _GIVEN}
+    said["parts"] = [f"{part.part}: {part.name}" for part in record.parts]
+    tables = {**recipe, **said.pop("settings"), **said.pop("provenance")}
     for name, value in (tables | said).items():
         if isinstance(value, list | tuple):
             value = ", ".join(map(str, value))
         if value not in (None, ""):
             yield f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text(str(value))}</dd>"
-
-
-def _view(path: Path) -> View | None:
-    """An image made small, or None for a file that holds none."""
-    from PIL import ExifTags, Image, ImageOps
-
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if image.getexif().get(ExifTags.Base.Orientation, 1) >= _ON_ITS_SIDE:
-                width, height = height, width
-            small = image if image.mode in ("RGB", "L") else image.convert("RGB")
-            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=2.0)
-            small = ImageOps.exif_transpose(small).convert("RGB")
-        modified = path.stat().st_mtime
-    except Exception:  # on a file made to break it, Pillow raises nearly anything
-        return None
-    data = io.BytesIO()
-    small.save(data, "WEBP", quality=_QUALITY)
-    return View(width=width, height=height, modified=modified, thumbnail=data.getvalue())
 
 
 def _record(path: Path) -> Record | None:

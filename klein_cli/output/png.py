@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.images.levels import narrowed, over
+from klein_cli.output.extras import EXIF_IFD, NOTHING_ELSE, Extras
 from klein_cli.output.metadata import to_json
 from klein_cli.recipe import Recipe
 
@@ -28,7 +30,6 @@ EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _QUALITY = 95
 _TEMPORARY = ".klein-"
 _SWEPT = ".klein-run-"
-EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
 ASCII_COMMENT = b"ASCII\0\0\0"
 # A JPEG segment holds 65,533 bytes; the rest is for EXIF's own structure.
@@ -38,35 +39,69 @@ _RECORD_BYTES = 5_000
 _SIGMA_BYTES = 15
 
 
+def is_lossless(extension: str) -> bool:
+    """Whether files of this ending can keep every pixel."""
+    return EXTENSIONS[extension.lower()] != "JPEG"
+
+
 def encode(
-    pixels: NDArray[numpy.uint8], extension: str, written: Mapping[str, Any] | None, parameters: str
+    pixels: NDArray[Any],
+    extension: str,
+    written: Mapping[str, Any] | None,
+    parameters: str,
+    extras: Extras = NOTHING_ELSE,
 ) -> bytes:
-    """An image file in memory: (H, W, 3) uint8 RGB pixels with their record.
+    """An image file in memory: (H, W, 3) RGB or (H, W, 4) RGBA pixels with their record.
 
     PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
     the record as EXIF's UserComment. Where `written` is None, the file holds the same pixels and
-    not a word.
+    not a word. Pixels of 16 bits a channel are rounded to 8 but in a PNG, and transparent ones lie
+    over white in a JPEG. Raises KleinError for what such a file cannot hold.
     """
-    assert pixels.shape[2:] == (3,)
-    assert pixels.dtype.name == "uint8"
     kind = EXTENSIONS[extension.lower()]
+    if written is None:
+        extras = extras.without_words()
     if kind == "PNG":
-        from klein_cli.output.png_encoder import encode_png, text_chunk
+        return _png(pixels, written, parameters, extras)
+    if pixels.dtype.itemsize > 1 and extras.lossless and kind == "WEBP":
+        raise KleinError(
+            "only PNG keeps the 16 bits a channel of this image", "write .png, or --no-keep"
+        )
+    if pixels.shape[2] == 4 and kind == "JPEG":
+        pixels = over(pixels[:, :, :3], pixels[:, :, 3], white=True)
+    return _by_pillow(narrowed(pixels), kind, written, extras)
 
-        texts = {} if written is None else {"klein": to_json(written), "parameters": parameters}
-        return encode_png(pixels, [text_chunk(*text) for text in texts.items()])
+
+def _by_pillow(
+    pixels: NDArray[numpy.uint8], kind: str, written: Mapping[str, Any] | None, extras: Extras
+) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"subsampling": 0} if kind == "JPEG" else {}
+    options = extras.options(kind) | ({"subsampling": 0} if kind == "JPEG" else {})
+    exif = Image.Exif()
+    extras.add_to(exif)
     if written is not None:
         comment = ASCII_COMMENT + to_json(written).encode("ascii")
         if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
             raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
-        options["exif"] = Image.Exif()
-        options["exif"].get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    if written is not None or extras != NOTHING_ELSE:
+        options["exif"] = exif
     Image.fromarray(pixels).save(buffer, kind, quality=_QUALITY, **options)
     return buffer.getvalue()
+
+
+def _png(
+    pixels: NDArray[Any], written: Mapping[str, Any] | None, parameters: str, extras: Extras
+) -> bytes:
+    from klein_cli.output.png_encoder import encode_png, text_chunk
+
+    texts = {} if written is None else {"klein": to_json(written), "parameters": parameters}
+    if extras.copyright is not None:
+        texts["Copyright"] = extras.copyright
+    chunks = [*extras.png_chunks(), *(text_chunk(*text) for text in texts.items())]
+    return encode_png(pixels, chunks)
 
 
 def check_room(recipe: Recipe, extension: str) -> None:
@@ -78,6 +113,20 @@ def check_room(recipe: Recipe, extension: str) -> None:
         raise UsageError(
             f"a prompt of {len(recipe.prompt)} characters does not fit in a JPEG file's metadata",
             "write .png or .webp, or shorten the prompt",
+        )
+
+
+def keeps_pixels(recipe: Recipe, extension: str) -> bool:
+    """Whether a file of this ending keeps what the recipe's mask keeps, if it has one."""
+    return recipe.mask is None or not recipe.mask.keep or is_lossless(extension)
+
+
+def check_kept(recipe: Recipe, extension: str) -> None:
+    """Raise UsageError when pixels that a mask keeps would be encoded with losses."""
+    if not keeps_pixels(recipe, extension):
+        raise UsageError(
+            "a JPEG file does not keep what the mask keeps, bit for bit",
+            "write .png or .webp, which do; or give --no-keep",
         )
 
 

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.images.depth import channels
+from klein_cli.images.files import MAX_FILE_BYTES, MAX_PIXELS
+from klein_cli.output.extras import EXIF_IFD
 from klein_cli.output.metadata import FORMAT
-from klein_cli.output.png import ASCII_COMMENT, EXIF_IFD, USER_COMMENT
+from klein_cli.output.png import ASCII_COMMENT, USER_COMMENT
 from klein_cli.prompts.rows import prompt_fault
-from klein_cli.recipe import MAX_SIDE, Adapter, Mask, PartFile, Recipe, Reference, recorded
+from klein_cli.recipe import Adapter, Mask, PartFile, Recipe, Reference, recorded
 from klein_cli.settings import Settings
 from klein_cli.tables import built, checked, fits, missing, parse_json, unknown
 
@@ -30,8 +33,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_RECORD_BYTES = 1_000_000
-MAX_FILE_BYTES = 256_000_000
-"""No image that klein writes is half as large."""
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _MAX_WORD = 1000
@@ -105,12 +106,18 @@ def read_record(path: Path) -> Record:
         raise UsageError(f"the recipe in {path} is not valid: {reason}", _NOT_OURS) from None
 
 
-def read_pixels(path: Path) -> NDArray[numpy.uint8]:
-    """(H, W, 3) uint8: what the image shows. Raises UsageError when it cannot be read."""
+def read_pixels(path: Path) -> NDArray[numpy.uint8] | NDArray[numpy.uint16]:
+    """(H, W, 3 or, with alpha, 4) of 8 or 16 bits: what the image shows, its profile aside.
+
+    Raises UsageError when it cannot be read.
+    """
     import numpy
 
     with _opened(path) as image:
-        return numpy.asarray(image.convert("RGB"))
+        found = channels(image, path.read_bytes(), str(path))
+        pixels = numpy.asarray(found.colours.convert("RGB")) if found.wide is None else found.wide
+        alpha = found.alpha if found.wide_alpha is None else found.wide_alpha
+    return pixels if alpha is None else numpy.dstack([pixels, numpy.asarray(alpha)])
 
 
 def is_torn(path: Path) -> bool:
@@ -168,7 +175,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_SIDE**2:
+                if image.width * image.height > MAX_PIXELS:
                     raise UsageError(f"{path} is too large to be klein's", _NOT_OURS)
                 yield image
     except KleinError:
@@ -209,7 +216,7 @@ def _record(table: Mapping[str, Any]) -> Record:
         unknown=tuple(strange[:_MAX_ENTRIES]),
         parts=_parts(model.get("parts", [])),
     )
-    fault = prompt_fault(record.recipe.prompt)
+    fault = prompt_fault(record.recipe.prompt, drawn=True)
     if fault:
         raise ValueError(fault[0])
     (record.recipe.negative_prompt or "").encode("utf-8")

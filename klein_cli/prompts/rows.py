@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from typing import Any, Protocol
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
+from klein_cli.prompts.sizes import edited_size
+from klein_cli.prompts.wildcard_files import WildcardFiles
 from klein_cli.prompts.wildcards import chosen
-from klein_cli.recipe import Recipe, check_guidance
+from klein_cli.recipe import Mask, Recipe, Reference, check_guidance
 
 MAX_IMAGES = 1_000_000
 
+_INVISIBLE = (
+    ("\0", "a zero character", "take it out"),
+    ("\ufeff", "a byte order mark", "take it out; files put together leave one between them"),
+)
+"""What no prompt means, and what a tokenizer would read all the same."""
+
 _OF_GUIDANCE = ("guidance", "negative_prompt")
-_SAID_OTHERWISE = ("prompt", "seed", "model", "references", "mask", "adapters")
-LEFT_OPEN = tuple(field.name for field in fields(Recipe) if field.name not in _SAID_OTHERWISE)
+LEFT_OPEN = ("width", "height", "steps", "guidance", "negative_prompt")
 """What a row may leave to the options, and these to the preset."""
 
 
@@ -24,7 +31,11 @@ LEFT_OPEN = tuple(field.name for field in fields(Recipe) if field.name not in _S
 class Row:
     """One line of a prompts file: a prompt and what it says for itself; None means unsaid.
 
-    `line` counts from 1; 0 is a prompt that was typed at the shell.
+    `line` counts from 1; 0 is a prompt that was typed at the shell. `image` are files as they are
+    written, `mask` a file or `recipe.ALPHA`; `expand` are pixels at the left, top, right and
+    bottom. `name` is what a folder of edits calls its image: unlike `output`, nothing that the row
+    is known by. `id` is for templates of names, and `carried` for others: both go into the
+    manifest.
     """
 
     prompt: str
@@ -37,6 +48,20 @@ class Row:
     negative_prompt: str | None = None
     output: str | None = None
     n: int | None = None
+    image: tuple[str, ...] | None = None
+    mask: str | None = None
+    expand: tuple[int, int, int, int] | None = None
+    name: str | None = None
+    id: str | None = None
+    carried: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """The images of a row as its recipe has them: `klein_cli.run.inputs` finds them."""
+
+    references: tuple[Reference, ...] = ()
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +70,10 @@ class Defaults:
     from the model's `preset`. Raises UsageError for a value that no image can have.
 
     `seeds` sweeps: every prompt that says neither seed nor n is drawn once with each of them.
-    With `wildcards`, groups such as {a|b} in a prompt are chosen by each image's seed.
+    With `wildcards`, groups such as {a|b} in a prompt are chosen by each image's seed, and __name__
+    from `wildcard_files`. `image`,
+    `mask` and `expand` are as in a row; a mask's edge is softened inward by `blur` pixels, and what
+    it does not cover stays as it was unless `keep` is false.
     """
 
     preset: Preset
@@ -57,12 +85,21 @@ class Defaults:
     n: int = 1
     seeds: tuple[range, ...] = ()
     wildcards: bool = False
+    wildcard_files: WildcardFiles | None = None
+    image: tuple[str, ...] = ()
+    mask: str | None = None
+    expand: tuple[int, int, int, int] | None = None
+    keep: bool = True
+    blur: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_IMAGES:
             raise UsageError(f"--num-images {self.n} is out of range", f"use 1 to {MAX_IMAGES}")
         if self.guidance is not None:
             check_guidance(self.guidance)
+        fault = text_fault("--negative-prompt", self.negative_prompt or "")
+        if fault:
+            raise UsageError(*fault)
 
 
 class Guided(Protocol):
@@ -102,49 +139,93 @@ def makes_several(row: Row, defaults: Defaults) -> bool:
     return len(list(islice(own_seeds(row, defaults), 2))) > 1
 
 
-def asked_for(row: Row, defaults: Defaults) -> dict[str, Any]:
-    """A recipe's fields for a row, but for the seed, and with the prompt as it is written."""
+def asked_for(row: Row, defaults: Defaults, inputs: Inputs) -> dict[str, Any]:
+    """A recipe's fields for a row, but for the seed, and with the prompt as it is written.
+
+    Raises UsageError when the size that is asked for does not go with the images.
+    """
     preset = defaults.preset
     asked: dict[str, Any] = {"prompt": row.prompt, "model": preset.name}
     for name in LEFT_OPEN:
         said = (getattr(by, name) for by in (row, defaults) if name not in ignored(by, preset))
-        given = (value for value in said if value is not None)
-        asked[name] = next(given, getattr(preset, name, None))
+        asked[name] = next((value for value in said if value is not None), None)
+    asked |= _size(inputs, preset, asked["width"], asked["height"])
+    asked |= {name: getattr(preset, name, None) for name in LEFT_OPEN if asked[name] is None}
+    if inputs.references:
+        asked |= {"references": inputs.references, "mask": inputs.mask}
     return asked
 
 
-def recipe_of(row: Row, defaults: Defaults, seed: int) -> Recipe:
+def _size(
+    inputs: Inputs, preset: Preset, width: int | None, height: int | None
+) -> dict[str, int | None]:
+    """The sides that are asked for, or follow from what is edited; None leaves them open."""
+    if inputs.mask is not None:
+        if (width, height) != (None, None):
+            raise UsageError(
+                "a size and a mask cannot be combined: the image keeps its own", "leave one out"
+            )
+        width, height = inputs.references[0].width, inputs.references[0].height
+    elif inputs.references:
+        first = inputs.references[0]
+        width, height = edited_size((first.width, first.height), preset, width=width, height=height)
+    return {"width": width, "height": height}
+
+
+def recipe_of(row: Row, defaults: Defaults, seed: int, inputs: Inputs = Inputs()) -> Recipe:
     """One image of the row.
 
     Raises UsageError when a value cannot make an image, or not one of this model.
     """
-    asked = asked_for(row, defaults)
+    asked = asked_for(row, defaults, inputs)
     if defaults.wildcards:
-        asked["prompt"] = chosen(row.prompt, seed)
+        asked["prompt"] = chosen(row.prompt, seed, defaults.wildcard_files)
         fault = prompt_fault(asked["prompt"])
         if fault:
             raise UsageError(*fault)
     recipe = Recipe(**asked, seed=seed)
-    _check_sides(recipe, defaults.preset)
+    if recipe.mask is None:  # else the size is the image's own
+        _check_sides(recipe, defaults.preset)
     return recipe
 
 
 def row_of(recipe: Recipe, preset: Preset) -> dict[str, Any]:
-    """What a row says of a recipe, so that the same model makes the same image of it."""
+    """What a row says of a recipe, but for its images, so that the same model makes the same
+    image of it.
+    """
     said = {name: getattr(recipe, name) for name in ("prompt", "seed", *LEFT_OPEN)}
     unsaid = ignored(recipe, preset)
+    if recipe.mask is not None:
+        unsaid = (*unsaid, "width", "height")
     return {name: value for name, value in said.items() if value is not None and name not in unsaid}
 
 
-def prompt_fault(prompt: str) -> tuple[str, str] | None:
-    """Why `prompt` cannot be used, as (message, hint), or None."""
+def prompt_fault(prompt: str, *, drawn: bool = False) -> tuple[str, str] | None:
+    """Why `prompt` cannot be used, as (message, hint), or None.
+
+    One that was `drawn` already, by a klein that let invisible characters through, can be.
+    """
     if not prompt.strip():
         return "the prompt is empty", "say what to draw"
+    return unicode_fault("the prompt", prompt) if drawn else text_fault("the prompt", prompt)
+
+
+def text_fault(name: str, text: str) -> tuple[str, str] | None:
+    """Why `text`, called `name`, can be no words of a prompt, as (message, hint), or None."""
+    for character, what, todo in _INVISIBLE:
+        if character in text:
+            at = text.index(character) + 1
+            return f"{name} holds {what} (character {at})", todo
+    return unicode_fault(name, text)
+
+
+def unicode_fault(name: str, text: str) -> tuple[str, str] | None:
+    """Why `text` is not Unicode, as `text_fault`."""
     try:
-        prompt.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
-        what = f"the prompt is not valid Unicode (character {error.start + 1})"
-        return what, "write the prompt as UTF-8"
+        what = f"{name} is not valid Unicode (character {error.start + 1})"
+        return what, f"write {name} as UTF-8"
     return None
 
 

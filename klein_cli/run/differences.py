@@ -18,6 +18,7 @@ from klein_cli.checkpoints.given import NO_PARTS, Parts
 from klein_cli.checkpoints.resolve import Snapshot, already_here
 from klein_cli.checkpoints.single_file import OPTIONS
 from klein_cli.errors import ModelError, UsageError
+from klein_cli.images.levels import strips
 from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset, presets
@@ -223,14 +224,22 @@ class Likeness:
     most: int
 
 
-def likeness(drawn: Path, original: NDArray[numpy.uint8]) -> Likeness | None:
-    """The file `drawn` beside (H, W, 3) uint8 pixels; None when their sizes differ."""
+def likeness(
+    drawn: Path, original: NDArray[numpy.uint8] | NDArray[numpy.uint16]
+) -> Likeness | None:
+    """The file `drawn` beside what `read_pixels` read; None when their sizes differ.
+
+    `most` is in levels of 255, whatever the depth.
+    """
     import numpy
 
     pixels = read_pixels(drawn)
-    if pixels.shape != original.shape:
+    if pixels.shape != original.shape or pixels.dtype != original.dtype:
         return None
-    apart = numpy.abs(pixels.astype(int) - original.astype(int)).max(axis=2)
-    return Likeness(
-        differ=int(numpy.count_nonzero(apart)), pixels=apart.size, most=int(apart.max())
-    )
+    differ = most = 0
+    for rows in strips(len(pixels)):
+        apart = numpy.abs(pixels[rows].astype(numpy.int32) - original[rows]).max(axis=2)
+        differ, most = differ + int(numpy.count_nonzero(apart)), max(most, int(apart.max()))
+    level = int(numpy.iinfo(pixels.dtype).max) // 255
+    height, width = pixels.shape[:2]
+    return Likeness(differ=differ, pixels=height * width, most=-(-most // level))

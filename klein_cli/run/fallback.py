@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from klein_cli.images.store import ImageStore
+
     Pixels = NDArray[numpy.uint8]
 
 _EIGHTHS = 8
@@ -36,6 +38,7 @@ class Renderer(Protocol):
         on_event: Callable[[str], None] | None = None,
         seconds: dict[str, float] | None = None,
         tiled: bool = False,
+        images: ImageStore | None = None,
     ) -> list[Pixels]: ...
 
 
@@ -52,13 +55,16 @@ class MemoryFallback:
 
     def step_down(self, failed: Batch, error: OutOfMemoryError) -> tuple[list[Batch], str | None]:
         """What to try instead, and what to say of it if it is new; nothing when all was tried."""
-        size, pixels = _size(failed.jobs[0].recipe), _pixels(failed.jobs[0].recipe)
+        recipe = failed.jobs[0].recipe
+        size, pixels = _size(recipe), _pixels(recipe)
         count = len(failed.jobs)
         notice = None
         if count > 1:
-            if count // 2 < self._at_once(pixels, count):
-                self._most[pixels] = count // 2
-                notice = f"{error.message}; from here on, images of {size} and larger are made "
+            if count // 2 < self._at_once(_seen(recipe), count):
+                self._most[_seen(recipe)] = count // 2
+                beside = f" with {len(recipe.references)} references" if recipe.references else ""
+                notice = f"{error.message}; from here on, images of {size}{beside} and larger are "
+                notice += "made "
                 notice += "one by one" if count == 2 else f"{count // 2} at a time"
         elif failed.tiled:
             return [], None
@@ -69,12 +75,12 @@ class MemoryFallback:
         return list(self._cut(failed)), notice
 
     def _cut(self, batch: Batch) -> Iterator[Batch]:
-        pixels = _pixels(batch.jobs[0].recipe)
-        most = self._at_once(pixels, len(batch.jobs))
+        recipe = batch.jobs[0].recipe
+        most = self._at_once(_seen(recipe), len(batch.jobs))
         for at in range(0, len(batch.jobs), most):
             jobs = batch.jobs[at : at + most]
             planned = batch.planned if most < batch.planned else len(jobs)
-            yield replace(batch, jobs=jobs, planned=planned, tiled=self._is_tiled(pixels))
+            yield replace(batch, jobs=jobs, planned=planned, tiled=self._is_tiled(_pixels(recipe)))
 
     def _at_once(self, pixels: int, wanted: int) -> int:
         known = (most for least, most in self._most.items() if least <= pixels)
@@ -84,18 +90,21 @@ class MemoryFallback:
         return self._tiled_from is not None and pixels >= self._tiled_from
 
 
-def what_fits(renderer: Renderer, recipe: Recipe) -> str | None:
+def what_fits(renderer: Renderer, recipe: Recipe, images: ImageStore | None = None) -> str | None:
     """The largest size of this shape, in eighths, that can be drawn here, found by trying.
 
-    One step is enough to know, since every step takes the same memory.
+    One step is enough to know, since every step takes the same memory. None when nothing fits, and
+    for a part of an image, whose size nobody can choose.
     """
+    if recipe.mask is not None:
+        return None
     fits, too_large, found = 0, _EIGHTHS, None
     while too_large - fits > 1:
         eighths = (fits + too_large) // 2
         width, height = (_part(side, eighths) for side in (recipe.width, recipe.height))
         smaller = replace(recipe, width=width, height=height, steps=1)
         try:
-            renderer.render([smaller], tiled=True)
+            renderer.render([smaller], tiled=True, images=images)
         except Exception:
             # Out of memory; and whatever else happens where there is hardly any left.
             too_large = eighths
@@ -110,6 +119,11 @@ def _part(side: int, eighths: int) -> int:
 
 def _pixels(recipe: Recipe) -> int:
     return recipe.width * recipe.height
+
+
+def _seen(recipe: Recipe) -> int:
+    """The pixels that the transformer has before it: the image's, and those of its references."""
+    return _pixels(recipe) + sum(given.width * given.height for given in recipe.references)
 
 
 def _size(recipe: Recipe) -> str:

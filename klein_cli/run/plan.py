@@ -13,17 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from klein_cli.errors import UsageError
-from klein_cli.output.naming import Destination, Names
-from klein_cli.output.png import check_room, check_writable
-from klein_cli.prompts.files import BadRow, name_of, refuse_rows
+from klein_cli.output.naming import Destination, Names, Place
+from klein_cli.output.png import check_kept, check_room, check_writable, keeps_pixels
+from klein_cli.prompts.columns import BadRow
+from klein_cli.prompts.files import name_of, refuse_rows
 from klein_cli.prompts.rows import (
     Defaults,
+    Inputs,
     Row,
     asked_for,
     ignored,
@@ -31,7 +34,8 @@ from klein_cli.prompts.rows import (
     own_seeds,
     recipe_of,
 )
-from klein_cli.recipe import CPU_SEEDS, Recipe, check_guidance
+from klein_cli.recipe import CPU_SEEDS, Mask, Recipe, Reference, check_guidance
+from klein_cli.run.inputs import InputImages
 from klein_cli.run.jobs import Job, Jobs
 from klein_cli.run.resume.existing import Existing, look
 from klein_cli.run.resume.history import History, Item, file_hash, recipe_hash, row_hash
@@ -45,6 +49,9 @@ class Plan:
     the manifest does not know yet. `folders` are those that are written in. `uses_seed`: some
     image takes its seed from the run's. `without_effect`: what rows ask for that this model
     ignores. `long_seed`: the first that has more bits than the CPU's generator reads, or None.
+    `refused` are the rows of a folder of images that cannot be edited, each with the reason.
+    `resized` says of the first edit that does not get its image's size why that is so;
+    `encoded_again`: some file does not keep, bit for bit, what its mask keeps.
     """
 
     jobs: Jobs = field(default_factory=Jobs)
@@ -54,19 +61,31 @@ class Plan:
     uses_seed: bool = False
     without_effect: set[str] = field(default_factory=set)
     long_seed: int | None = None
+    refused: list[tuple[Row, UsageError]] = field(default_factory=list)
+    resized: str | None = None
+    encoded_again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """What the user asked of files: -o, -y, and the day that {date} stands for.
 
-    With `no_metadata`, files hold no recipe, so that it need not fit.
+    With `no_metadata`, files hold no recipe, so that it need not fit. With `keep_format`, pixels
+    that a mask keeps may be encoded again.
     """
 
     where: Destination
     overwrite: bool
     today: date
     no_metadata: bool = False
+    keep_format: bool = False
+
+    def check(self, recipe: Recipe, path: Path) -> None:
+        """Raise UsageError when the file at `path` cannot hold what the image of `recipe` is to."""
+        if not self.no_metadata:
+            check_room(recipe, path.suffix)
+        if not self.keep_format:
+            check_kept(recipe, path.suffix)
 
 
 def plan(
@@ -76,25 +95,28 @@ def plan(
     defaults: Defaults,
     seed: int,
     output: Output,
+    images: InputImages,
     history: History | None = None,
+    one_by_one: bool = False,
 ) -> Plan:
     """Give every image its recipe and its path; image k (from 0) gets `seed` + k.
 
-    `source` is the prompts file, or "" for a typed prompt. With a `history`, whose seed `seed`
-    then is, only what is missing becomes a job. Raises UsageError, for a prompts file one that
-    names all its bad lines.
+    `source` is the prompts file, or "" for a typed prompt; `images` finds what its rows are to
+    edit. With a `history`, whose seed `seed` then is, only what is missing becomes a job. Raises
+    UsageError, for a prompts file one that names all its bad lines; rows that stand `one_by_one`
+    do not stop each other, and gather in the plan.
     """
     rows = iter(rows)
     head = list(islice(rows, 2))
     if not head:
         raise UsageError(f"{name_of(source)} holds no prompts", "write one prompt a line")
     # What is wrong with all rows is not the fault of one.
-    recipe_of(Row(prompt="a"), defaults, seed)
+    recipe_of(Row(prompt="a"), defaults, seed, images.of_options(defaults))
     where = output.where.of(several=_several(head, defaults))
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
         raise UsageError("-o - cannot be combined with a row's output", "give a folder")
     names = Names(where, overwrite=output.overwrite, today=output.today)
-    planner = _Planner(defaults, seed, history, where, names, output)
+    planner = _Planner(defaults, seed, history, where, names, output, images, one_by_one)
     for row in chain(head, rows):
         planner.add(row)
     if planner.bad_rows:
@@ -121,9 +143,12 @@ class _Planner:
     where: Destination
     names: Names
     output: Output
+    images: InputImages
+    one_by_one: bool
     bad_rows: list[BadRow] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
     _next_index: int = 1
+    _rows: int = 0
 
     def __post_init__(self) -> None:
         if self.history:
@@ -136,37 +161,60 @@ class _Planner:
         if isinstance(row, BadRow):
             self.bad_rows.append(row)
             return
+        self._rows += 1
         try:
             with _row_faults():
                 several = makes_several(row, self.defaults)
                 if row.guidance is not None:  # even one that is ignored
                     check_guidance(row.guidance)
+                inputs = self.images.of(row, self.defaults)
             self.plan.without_effect.update(ignored(row, self.defaults.preset))
             for number, seed in enumerate(own_seeds(row, self.defaults), start=1):
                 self.plan.uses_seed |= seed is None
-                self._add_image(row, seed, number if several else None)
+                self._add_image(row, inputs, seed, number if several else None)
         except _RowFault as fault:
             message, hint = fault.args
-            self.bad_rows.append(BadRow(line=row.line, message=message, hint=hint))
+            if self.one_by_one:
+                self.plan.refused.append((row, UsageError(message, hint)))
+            else:
+                self.bad_rows.append(BadRow(line=row.line, message=message, hint=hint))
 
-    def _add_image(self, row: Row, own: int | None, number: int | None) -> None:
-        key = _row_key(row, own, self.defaults)
+    def _add_image(self, row: Row, inputs: Inputs, own: int | None, number: int | None) -> None:
+        with _row_faults():
+            key = _row_key(row, own, self.defaults, inputs)
         occurrence: int | None = None
         item: Item | None = None
         if self.history is not None:
             occurrence, item = self.history.take(key, own_seed=own is not None)
+            if row.name is not None and number is None:
+                item = self._made_by_name(row, row.name, inputs) or item
         unmade = None if item else self._unmade(row, own)
         known = item or unmade
-        job = self._planned_before(row, known) if known else self._new(row, own, number)
+        if known:
+            job = self._planned_before(row, inputs, known)
+        else:
+            job = self._new(row, inputs, own, number)
         if job is None:
             return
         if job.path is not None:
-            if not self.output.no_metadata:
-                with _row_faults():
-                    check_room(job.recipe, job.path.suffix)
+            with _row_faults():
+                self.output.check(job.recipe, job.path)
+            self.plan.encoded_again |= not keeps_pixels(job.recipe, job.path.suffix)
             self.plan.folders.add(job.path.parent)
         altered = job.altered or unmade is not None
-        self.plan.jobs.add(replace(job, row=key, occurrence=occurrence, altered=altered))
+        carried = dict(row.carried) if row.id is None else {"id": row.id, **row.carried}
+        planned = replace(job, row=key, occurrence=occurrence, altered=altered, carried=carried)
+        self.plan.jobs.add(planned)
+
+    def _made_by_name(self, row: Row, name: str, inputs: Inputs) -> Item | None:
+        """The image that an edit's own name belongs to, if it is the row's: also one that was
+        refused at first, and made as a row of failed.jsonl.
+        """
+        assert self.history is not None
+        item = self.history.made_as(name)
+        if item is None or recipe_hash(self._recipe(row, inputs, item.seed)) != item.recipe:
+            return None
+        return item
 
     def _unmade(self, row: Row, own: int | None) -> Item | None:
         """What was planned for a row's own name and seed and is not made: that of a row in
@@ -176,23 +224,31 @@ class _Planner:
             return None
         return self.history.take_unmade(row.output, own)
 
-    def _new(self, row: Row, own: int | None, number: int | None) -> Job:
+    def _new(self, row: Row, inputs: Inputs, own: int | None, number: int | None) -> Job:
         """An image that no earlier run planned."""
         index = self._next_index
-        recipe = self._recipe(row, self.seed + index - 1 if own is None else own)
+        recipe = self._recipe(row, inputs, self.seed + index - 1 if own is None else own)
+        named = row.output or row.name
         self._next_index += 1
         if self.where.is_stdout:
             path = None
-        elif row.output is None:
-            path = self.names.of(index, recipe)
+        elif named is None:
+            with _row_faults():
+                place = self._place(row, number)
+            path = self.names.of(index, recipe, place)
         else:
             with _row_faults():
-                path = self.names.of_row(row.output, number)
+                path = self.names.of_row(named, number)
         return Job(index=index, recipe=recipe, path=path, exact=self._is_exact(row))
 
-    def _planned_before(self, row: Row, item: Item) -> Job | None:
+    def _place(self, row: Row, number: int | None) -> Place:
+        if row.id is None and self.names.needs_id:
+            raise UsageError("there is no id, and -o names images by it", "give every row an id")
+        return Place(row=self._rows, n=number or 1, id=row.id or "")
+
+    def _planned_before(self, row: Row, inputs: Inputs, item: Item) -> Job | None:
         """An image that an earlier run planned, or None when it is there."""
-        recipe, planned = self._recipe(row, item.seed), self.where.folder / item.file
+        recipe, planned = self._recipe(row, inputs, item.seed), self.where.folder / item.file
         found = look(planned, recipe, item, self.history.settings if self.history else None)
         if found in (Existing.MADE, Existing.UNRECORDED):
             self._keep(item, recipe, found)
@@ -212,11 +268,26 @@ class _Planner:
             altered=path != planned,
         )
 
-    def _recipe(self, row: Row, seed: int) -> Recipe:
+    def _recipe(self, row: Row, inputs: Inputs, seed: int) -> Recipe:
         if seed >= CPU_SEEDS and self.plan.long_seed is None:
             self.plan.long_seed = seed
         with _row_faults():
-            return recipe_of(row, self.defaults, seed)
+            recipe = recipe_of(row, self.defaults, seed, inputs)
+        self._note_size(row, recipe)
+        return recipe
+
+    def _note_size(self, row: Row, recipe: Recipe) -> None:
+        """When a size that nobody asked for is not the image's own, because of the model."""
+        asked = row.width, row.height, self.defaults.width, self.defaults.height
+        if self.plan.resized or not recipe.references or any(asked):
+            return
+        first, preset = recipe.references[0], self.defaults.preset
+        if (recipe.width, recipe.height) != (first.width, first.height):
+            self.plan.resized = (
+                f"{first.name}, {first.width}x{first.height} to the model, is edited at "
+                f"{recipe.width}x{recipe.height}: {preset.name} makes sides of {preset.min_side} "
+                f"to {preset.max_side}"
+            )
 
     def _is_exact(self, row: Row) -> bool:
         return self.where.exact and row.output is None
@@ -252,10 +323,20 @@ def _several(rows: list[Row | BadRow], defaults: Defaults) -> bool:
         return False  # it is reported when the row is planned
 
 
-def _row_key(row: Row, own: int | None, defaults: Defaults) -> str:
+def _row_key(row: Row, own: int | None, defaults: Defaults, inputs: Inputs) -> str:
     """A hash of all that a row says of one of its images: what it is known by in a manifest.
 
     The run's seed is not part of it, so that the row finds its image, and with it its seed, again.
+    Files that are given count by what is in them: another one is another row, and one that was
+    renamed or moved is the same.
     """
     said = {"seed": own, "output": row.output, "wildcards": defaults.wildcards or None}
-    return row_hash(asked_for(row, defaults) | said)
+    given = {
+        "references": [_nameless(reference) for reference in inputs.references] or None,
+        "mask": _nameless(inputs.mask) if inputs.mask else None,
+    }
+    return row_hash(asked_for(row, defaults, inputs) | said | given)
+
+
+def _nameless(file: Reference | Mask) -> dict[str, Any]:
+    return {name: value for name, value in asdict(file).items() if name != "name"}

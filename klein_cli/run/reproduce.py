@@ -15,6 +15,7 @@ from klein_cli.checkpoints.given import Parts
 from klein_cli.checkpoints.resolve import Snapshot, on_disk
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError, ModelError
+from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset
@@ -30,7 +31,7 @@ from klein_cli.run.events import Event, Failed, Listener, Saved, Stopped
 from klein_cli.run.executors.executor import ReadyExecutor
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import start
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output
 from klein_cli.run.prompt_lengths import check_lengths
@@ -79,7 +80,7 @@ class Overrides:
 
 
 class Reproduction:
-    """The images of one command, drawn by one model after another."""
+    """The images of one command, drawn by one model after another; `images` has what they edit."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Reproduction:
         jobs: Sequence[Job],
         overrides: Overrides,
         listener: Listener,
+        images: ImageStore,
     ) -> None:
         origins = [source for source in sources for _ in source.recipes]
         self._origin = dict(zip((job.index for job in jobs), origins, strict=True))
@@ -95,6 +97,7 @@ class Reproduction:
         self._compared = self._same = 0
         self._overrides = overrides
         self._listener = listener
+        self._images = images
         self._run: Run | None = None
 
     def tokens(self) -> dict[int, TokenizedPrompt]:
@@ -141,7 +144,7 @@ class Reproduction:
         source, overrides = self._origin[jobs[0].index], self._overrides
         self._listener.doing("starting torch")
         # Here, before torch's threads are counted.
-        with quick_start(), timings.imports(), defer_sigint():
+        with quick_start(), timings.imports(), defer_interrupts():
             from klein_cli.device.memory import release_memory
         if self._run is not None:  # it holds the model of the images before
             self._run = None
@@ -155,6 +158,7 @@ class Reproduction:
                 stdout=sys.stdout.buffer,
                 no_metadata=overrides.output.no_metadata,
                 threads=ready.writers,
+                images=self._images,
             )
             for event in self._run.events(jobs):
                 yield event
@@ -176,6 +180,7 @@ class Reproduction:
             settings,
             Placement(),
             jobs,
+            store=self._images,
             strict=overrides.strict,
             listener=self._listener,
             timings=timings,

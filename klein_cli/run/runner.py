@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
+from klein_cli.output.carry import DRAWN, Carry
 from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
@@ -31,9 +32,11 @@ from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
 from klein_cli.run.jobs import Job
 from klein_cli.run.resume.journal import RunJournal
+from klein_cli.run.resume.manifest import MovedError
 from klein_cli.run.writers import Writers
 
 if TYPE_CHECKING:
+    from klein_cli.images.store import ImageStore
     from klein_cli.run.fallback import Pixels
 
 _DEATHS = 3
@@ -50,7 +53,9 @@ class Run:
     """One run. `threads` write the images, none means that drawing waits for the writing.
 
     The `journal` keeps the record of a run that can be resumed; with `no_metadata`, images have no
-    record in them. `writing` counts the seconds that files held up the drawing, or its end.
+    record in them. `images` has what was given, of which results `carry` what they are to; if
+    it `reads_ahead`, what the next batch edits is decoded while one is drawn. `writing` counts the
+    seconds that files held up the drawing, or its end.
     """
 
     def __init__(
@@ -63,6 +68,9 @@ class Run:
         journal: RunJournal | None = None,
         no_metadata: bool = False,
         threads: int = 0,
+        images: ImageStore | None = None,
+        reads_ahead: bool = False,
+        carry: Carry = DRAWN,
     ) -> None:
         self._executor = executor
         self._batch_size = batch_size
@@ -70,6 +78,9 @@ class Run:
         self._stdout = stdout
         self._journal = journal
         self._no_metadata = no_metadata
+        self._images = images
+        self._reads_ahead = reads_ahead
+        self._carry = carry
         self._writers: Writers[tuple[Event, ...]] = Writers(threads)
         self._fallback = MemoryFallback()
         self._retries: deque[Batch] = deque()
@@ -82,7 +93,8 @@ class Run:
         KeyboardInterrupt passes through: what was drawn by then is still written, `rest` tells of
         it, and there is no half file.
         """
-        ahead = chain.from_iterable(map(self._fallback.batches, batches(jobs, self._batch_size)))
+        planned = self._read_ahead(batches(jobs, self._batch_size))
+        ahead = chain.from_iterable(map(self._fallback.batches, planned))
         try:
             while self._stop is None and self._feed(ahead):
                 yield from self._take()
@@ -92,6 +104,18 @@ class Run:
                 yield Stopped(error=self._stop)
         finally:
             self._writers.close()
+
+    def _read_ahead(self, planned: Iterator[tuple[Job, ...]]) -> Iterator[tuple[Job, ...]]:
+        """The same; while one is drawn, the images of the next are decoded."""
+        if self._images is None or not self._reads_ahead:
+            yield from planned
+            return
+        current = next(planned, None)
+        while current is not None:
+            following = next(planned, None)
+            self._images.read_ahead(job.recipe for job in following or ())
+            yield current
+            current = following
 
     def rest(self) -> Iterator[Event]:
         """What became of the images that were drawn but not reported yet; waits for them."""
@@ -184,14 +208,18 @@ class Run:
         started = time.perf_counter()
         extension = ".png" if job.path is None else job.path.suffix
         try:
-            data = encode(pixels, extension, record, parameters(job.recipe))
+            pixels, extras = self._carry.of(job.recipe, pixels, self._images)
+            data = encode(pixels, extension, record, parameters(job.recipe), extras)
             digest = sha256(data).hexdigest()
-            if self._journal is not None and self._no_metadata:
-                self._journal.begun(job, digest)
+            if self._journal is not None:
+                self._journal.check_place()
+                if self._no_metadata:
+                    self._journal.begun(job, digest)
             path = self._store(job, data)
         except OSError as error:
+            error = self._moved() or error
             failure = self._disk_error(job.path, error)
-            if error.errno in _DISK_STOPS:
+            if error.errno in _DISK_STOPS or isinstance(error, MovedError):
                 return (Stopped(error=failure),)
             return (Failed(job=job, error=failure),)
         except Exception as error:
@@ -204,6 +232,15 @@ class Run:
         except OSError as error:
             return saved, Stopped(error=self._disk_error(self._journal.manifest, error))
         return (saved,)
+
+    def _moved(self) -> MovedError | None:
+        """What an error of the disk comes of, where the folder is no longer in its place."""
+        try:
+            if self._journal is not None:
+                self._journal.check_place()
+        except MovedError as moved:
+            return moved
+        return None
 
     def _store(self, job: Job, data: bytes) -> Path | None:
         if job.path is None:
@@ -218,6 +255,11 @@ class Run:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def _disk_error(self, path: Path | None, error: OSError) -> KleinError:
+        if isinstance(error, MovedError):
+            return KleinError(
+                f"{error.strerror}: the folder was moved or emptied while the run went on",
+                "move it back, then give the same command with --resume",
+            )
         what = f"cannot write {path or 'to standard output'}: {error.strerror or error}"
         if isinstance(error, FileExistsError):
             return KleinError(what, "-y replaces it; or give another name")

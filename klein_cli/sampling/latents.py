@@ -10,6 +10,9 @@ from torch import Tensor
 
 from klein_cli.recipe import PIXELS_PER_TOKEN
 
+TIME_STEP = 10
+"""Between an image and its references, each at a time of its own: flux2's `t_offset`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Latents:
@@ -52,15 +55,27 @@ def noise(
     return Latents(spatial.flatten(2).transpose(1, 2).contiguous(), grid)
 
 
-def position_ids(text_tokens: int, grid: tuple[int, int], device: torch.device) -> Tensor:
-    """(text_tokens + h * w, 4) int64 positions (t, h, w, l), the text before the image.
+def position_ids(
+    text_tokens: int,
+    grid: tuple[int, int],
+    device: torch.device,
+    references: Sequence[tuple[int, int]] = (),
+) -> Tensor:
+    """(tokens, 4) int64 positions (t, h, w, l): the text's, the image's, each reference's.
 
-    Text tokens differ in l alone, image tokens in h and w.
+    `grid` and those of the references are (h, w). Text tokens differ in l alone, image tokens in h
+    and w. References lie at t = 10, 20 and so on, each on a grid of its own from (0, 0) on.
     """
     text = torch.zeros(text_tokens, 4, dtype=torch.int64)
     text[:, 3] = torch.arange(text_tokens)
+    images = [_grid_ids(TIME_STEP * k, one) for k, one in enumerate((grid, *references))]
+    return torch.cat((text, *images)).to(device)
+
+
+def _grid_ids(time: int, grid: tuple[int, int]) -> Tensor:
     rows, columns = grid
-    image = torch.zeros(rows, columns, 4, dtype=torch.int64)
-    image[..., 1] = torch.arange(rows)[:, None]
-    image[..., 2] = torch.arange(columns)
-    return torch.cat((text, image.flatten(0, 1))).to(device)
+    ids = torch.zeros(rows, columns, 4, dtype=torch.int64)
+    ids[..., 0] = time
+    ids[..., 1] = torch.arange(rows)[:, None]
+    ids[..., 2] = torch.arange(columns)
+    return ids.flatten(0, 1)

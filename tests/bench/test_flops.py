@@ -11,13 +11,22 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from klein_cli.bench.flops import Model, dit_step, encoder, flops, vae_decoder
+from klein_cli.bench.flops import (
+    Model,
+    dit_step,
+    encoder,
+    flops,
+    reference_pass,
+    vae_decoder,
+    vae_encoder,
+)
 from klein_cli.bench.random_weights import SIZES, part_configs
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.models.attention import AttentionLengths, EagerAttention
-from klein_cli.models.flux2 import Flux2Config
+from klein_cli.models.flux2 import Flux2Config, Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Config, Qwen3Model
 from klein_cli.models.vae import VaeConfig
+from klein_cli.models.vae_encoder import VaeEncoder
 
 SMALL = part_configs(SIZES["small"])
 
@@ -87,6 +96,45 @@ def test_the_text_encoder() -> None:
     ids = torch.zeros(1, 512, dtype=torch.int64)
     lengths = AttentionLengths.of((20,), 512, torch.device("cpu"))
     assert counted(model, ids, lengths) == encoder(config, 27)
+
+
+@pytest.mark.parametrize("kv_cache", [False, True])
+def test_references(kv_cache: bool) -> None:
+    """Of each step, and of what is done once."""
+    config = Flux2Config.from_json(SMALL["transformer"])
+    dit = Flux2Transformer(config).requires_grad_(False)
+    references, modulations = torch.randn(1, 10, 128), dit.modulations(torch.ones(1))
+    both = dit.rotary(torch.zeros(512 + 6 + (0 if kv_cache else 10), 4))
+    given = torch.randn(1, 6, 128), torch.randn(1, 512, config.width), modulations, *both
+    once = 0
+    if kv_cache:
+        still = modulations, *dit.rotary(torch.zeros(10, 4))
+        once = counted(dit.reference_keys, references, *still)
+        kept = torch.zeros(1, 4, 2, 10, 2, 32)
+        step = counted(dit.velocity_beside, *given, kept)
+        assert once == reference_pass(config, 10)
+    else:
+        step = counted(dit.velocity, *given, references)
+    prepared = counted(dit.context_embedder, torch.randn(1, 512, 192))
+    prepared += counted(dit.modulations, torch.ones(1))
+    assert step + prepared == sum(dit_step(config, 6, 10, kv_cache=kv_cache))
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 96)])
+def test_the_vae_encoder(width: int, height: int) -> None:
+    vae = VaeEncoder(VaeConfig.from_json(SMALL["vae"]))
+    found = counted(vae, torch.randn(1, 3, height, width))
+    assert found == vae_encoder(VaeConfig.from_json(SMALL["vae"]), width, height)
+
+
+def test_an_edit_of_the_real_model(four_b: Model) -> None:
+    """Two references: what they cost each step, and once."""
+    plain, edit = (
+        flops(four_b, 1024, 1024, 4, references=given) for given in ((), ((1024, 1024),) * 2)
+    )
+    assert edit.denoise / plain.denoise == pytest.approx(3.7, abs=0.05)
+    assert edit.references / 1e12 == pytest.approx(2 * 4.89, abs=0.02)
+    assert (edit.encode, edit.decode, plain.references) == (plain.encode, plain.decode, 0)
 
 
 def test_a_picture_of_the_real_model(four_b: Model) -> None:

@@ -13,8 +13,10 @@ import torch
 from klein_cli.bench.contender import Klein
 from klein_cli.bench.measure import Memory
 from klein_cli.bench.peers import Diffusers, load_peers, tune
+from klein_cli.bench.references import references_of_size
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.engines.oracle import load_official
+from klein_cli.images.store import ImageStore
 from klein_cli.output.reading import read_record
 from klein_cli.pipeline import choose
 from klein_cli.recipe import Recipe
@@ -52,6 +54,16 @@ def test_both_draw_the_same_picture(klein: Klein, plain: Any) -> None:
     assert ours.size == (64, 48)
     assert apart(ours, theirs) <= 1
     assert np.asarray(ours).std() > 20
+
+
+def test_both_draw_the_same_edit(klein: Klein, plain: Any) -> None:
+    images = ImageStore()
+    recipe = replace(RECIPE, references=references_of_size(2, 64, 80, images))
+    ours = Klein(klein._pipeline, klein.memory, images)
+    theirs = Diffusers("diffusers", plain, SETTINGS, Memory(CPU), images)
+    assert apart(ours.draw(recipe), theirs.draw_as_klein(recipe)) <= 1
+    assert apart(ours.draw(recipe), ours.draw(RECIPE)) > 1
+    assert list(theirs.stages(recipe)) == list(ours.stages(recipe))
 
 
 def test_the_png_that_is_timed_is_the_one_that_a_run_writes(klein: Klein, tmp_path: Path) -> None:

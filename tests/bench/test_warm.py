@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
 from klein_cli.bench import measure
 from klein_cli.bench.measure import Memory
+from klein_cli.bench.references import references_of_size
 from klein_cli.bench.warm import warm
+from klein_cli.images.store import ImageStore
 from klein_cli.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -86,6 +90,20 @@ def test_no_prompt_is_drawn_twice(clock: Clock) -> None:
     prompts = [recipe.prompt for _, recipe in log]
     assert len(prompts) > 10
     assert len(set(prompts)) == len(prompts)
+
+
+def test_no_reference_is_drawn_twice(clock: Clock) -> None:
+    """Nor are two of one image alike: one of them would not be encoded."""
+    log: list[tuple[str, Recipe]] = []
+    images = ImageStore()
+    given = references_of_size(2, 96, 64, images)
+    recipe = replace(RECIPE, width=96, references=given)
+    warm([Worker("a", 0.1, clock, log)], recipe, 2, CPU, ignore, images)
+    seen = [each for _, drawn in log for each in drawn.references]
+    assert len(seen) == 2 * len(log)
+    assert len({each.sha256 for each in seen}) == len(seen)
+    assert {drawn.shape.references for _, drawn in log} == {((96, 64),) * 2}
+    assert all(images.picture(each.sha256).width == 96 for each in seen)
 
 
 def test_sides_take_turns_at_being_first(clock: Clock) -> None:

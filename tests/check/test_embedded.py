@@ -34,8 +34,10 @@ def drawn() -> Golden:
 
 def test_the_golden_picture_is_of_the_tiny_that_is_here(drawn: Golden) -> None:
     """After tiny was trained again: python scripts/make_golden.py."""
-    assert read_golden().weights == weights_digest(resolve("tiny").root)
+    weights = weights_digest(resolve("tiny").root)
+    assert read_golden().weights == read_golden(golden.EDITED).weights == weights
     assert embedded.image().state == OK
+    assert embedded.edited().state == OK
 
 
 def test_the_right_encoder_passes() -> None:
@@ -65,6 +67,14 @@ def test_a_wrong_tap_shows_in_the_picture(drawn: Golden, monkeypatch: pytest.Mon
     assert embedded.image().state == BAD
 
 
+def test_a_reference_out_of_place_shows_in_the_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = embedded._drawn(device="cpu", dtype="float32", edited=True)
+    monkeypatch.setattr(embedded, "read_golden", lambda path: Golden(before, ""))
+    assert embedded.edited().state == OK
+    monkeypatch.setattr("klein_cli.sampling.latents.TIME_STEP", 1)
+    assert embedded.edited().state == BAD
+
+
 @pytest.mark.parametrize(("levels", "state"), [(0, OK), (2, OK), (3, BAD)])
 def test_the_limit_is_two_levels(
     levels: int, state: str, drawn: Golden, monkeypatch: pytest.MonkeyPatch
@@ -86,9 +96,10 @@ def test_weights_are_told_apart(tmp_path: Path, small_snapshot: Path) -> None:
 
 
 def test_the_golden_file_is_small_and_says_whose_it_is() -> None:
-    assert golden.FILE.stat().st_size < 20_000
-    with Image.open(golden.FILE) as image:
-        assert image.size == (golden.RECIPE.width, golden.RECIPE.height)
+    for path in (golden.FILE, golden.EDITED):
+        assert path.stat().st_size < 30_000
+        with Image.open(path) as image:
+            assert image.size == (golden.RECIPE.width, golden.RECIPE.height)
 
 
 @pytest.mark.gpu
@@ -97,3 +108,11 @@ def test_the_picture_on_a_gpu(drawn: Golden, monkeypatch: pytest.MonkeyPatch) ->
     finding = embedded.image_on_gpu()
     assert finding.state == OK, finding.said
     assert torch.cuda.is_available()
+
+
+@pytest.mark.gpu
+def test_the_edit_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Golden(embedded._drawn(device="cpu", dtype="float32", edited=True), "")
+    monkeypatch.setattr(embedded, "read_golden", lambda path: here)
+    finding = embedded.edited_on_gpu()
+    assert finding.state == OK, finding.said

@@ -14,6 +14,7 @@ from injected import inject
 
 import klein_cli.check.verify
 from klein_cli.check.clip import clip_likeness
+from klein_cli.check.edits import edits
 from klein_cli.check.limits import LIMITS, precision
 from klein_cli.check.metrics import Pixels
 from klein_cli.check.official import reference
@@ -22,6 +23,7 @@ from klein_cli.check.prompts import PROMPTS
 from klein_cli.check.verify import Comparison, Measure, compare, verify
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.errors import ModelError
+from klein_cli.images.store import ImageStore
 from klein_cli.pipeline import Trace, choose
 from klein_cli.recipe import Recipe
 from klein_cli.settings import CHOICES, Settings
@@ -61,7 +63,7 @@ def drawn(official: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         klein_cli.check.verify,
         "reference",
-        lambda root, settings, recipes, on_event: [
+        lambda root, settings, recipes, on_event, **_: [
             official[settings.dtype][RECIPES.index(recipe)] for recipe in recipes
         ],
     )
@@ -287,3 +289,33 @@ def test_a_wrong_encoder_fails_on_a_gpu(
 ) -> None:
     inject(monkeypatch, wrong)
     assert failed(verified(small_snapshot, device="cuda", dtype="bfloat16"))
+
+
+@pytest.fixture(scope="module")
+def edited(edit_snapshot: Path) -> tuple[ImageStore, list[Recipe], Made]:
+    """What diffusers makes of the edits, of its own noise."""
+    images = ImageStore()
+    recipes = edits(replace(RECIPES[0], width=80, height=64), images, masks=True)
+    made = reference(edit_snapshot, CPU, recipes, ignore, images=images)
+    return images, recipes, made
+
+
+def test_edits_are_held_to_the_same_limits(
+    edit_snapshot: Path,
+    edited: tuple[ImageStore, list[Recipe], Made],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Right, and with references at times of their own invention."""
+    images, recipes, made = edited
+    monkeypatch.setattr(klein_cli.check.verify, "reference", lambda *_, **more: made)
+    assert [len(recipe.references) for recipe in recipes] == [1, 2, 2]
+
+    def found() -> list[set[str]]:
+        compared = verify(
+            resolve(str(edit_snapshot)), choose(CPU), recipes, images=images, on_event=ignore
+        )
+        return [failed([comparison]) for comparison in compared]
+
+    assert found() == [set()] * 3
+    monkeypatch.setattr("klein_cli.sampling.latents.TIME_STEP", 1)
+    assert all("latents" in parts for parts in found())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,18 @@ def test_a_folder_goes_by_is_distilled(small_snapshot: Path, small_base_snapshot
     assert snapshot.revision is None
 
 
+def test_a_folder_keeps_its_references_if_its_pipeline_does(
+    small_snapshot: Path, tmp_path: Path
+) -> None:
+    """diffusers tells by the pipeline's name alone, and that one has no guidance."""
+    root = tmp_path / "kv"
+    shutil.copytree(small_snapshot, root)
+    (root / "model_index.json").write_text('{"_class_name": "Flux2KleinKVPipeline"}')
+    preset = resolve(str(root)).preset
+    assert (preset.kv_cache, preset.distilled, preset.steps) == (True, True, 4)
+    assert not resolve(str(small_snapshot)).preset.kv_cache
+
+
 def test_a_presets_name_goes_before_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +71,9 @@ def test_an_unknown_name_gets_the_nearest(model: str, near: str) -> None:
         preset_for(model)
     assert model in caught.value.message
     assert f"did you mean {near}?" in caught.value.hint
-    assert "klein-4b, klein-9b, klein-base-4b, klein-base-9b, tiny" in caught.value.hint
+    assert (
+        "klein-4b, klein-9b, klein-9b-kv, klein-base-4b, klein-base-9b, tiny" in caught.value.hint
+    )
 
 
 def test_a_name_like_no_other_gets_the_list() -> None:

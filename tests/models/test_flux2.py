@@ -165,3 +165,85 @@ def test_refuses_what_it_does_not_compute(change: dict[str, Any], complaint: str
     """json knows Infinity, NaN and numbers of any length: torch answers those with a traceback."""
     with pytest.raises(ModelError, match=complaint):
         Flux2Config.from_json({**CONFIG, **change})
+
+
+REFERENCES = ((4, 3), (2, 6))
+
+
+def reference_inputs(batch: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, text, two references in a row, and the position ids of all."""
+    latents, text, _ = inputs(batch)
+    tokens = sum(rows * columns for rows, columns in REFERENCES)
+    references = torch.randn(1, tokens, CONFIG["in_channels"])
+    return latents, text, references, position_ids(WORDS, GRID, torch.device("cpu"), REFERENCES)
+
+
+def prepared(ours: Flux2Transformer, sigma: float, text: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+    """What `velocity` is given besides latents and references."""
+    modulations = ours.modulations(torch.tensor([sigma * 1000]))
+    return ours.context_embedder(text), modulations, *ours.rotary(ids)
+
+
+def sharper(ours: Flux2Transformer, theirs: Flux2Transformer2DModel) -> None:
+    """Attention that looks at some tokens more than at others, in both."""
+    for module in (ours, theirs):
+        for name, p in module.named_parameters():
+            if "norm_" in name:
+                p.mul_(3)
+
+
+def test_references_stand_behind_the_image_and_have_no_velocity() -> None:
+    ours, theirs = both()
+    sharper(ours, theirs)
+    latents, text, references, ids = reference_inputs()
+    expected = theirs(
+        hidden_states=torch.cat((latents, references.expand(2, -1, -1)), dim=1),
+        encoder_hidden_states=text,
+        timestep=torch.tensor([0.9]),
+        txt_ids=ids[:WORDS],
+        img_ids=ids[WORDS:],
+        guidance=None,
+        return_dict=False,
+    )[0]
+    found = ours.velocity(latents, *prepared(ours, 0.9, text, ids), references)
+    assert found.shape == latents.shape
+    assert distance(found, expected[:, : latents.shape[1]]) < 1e-5
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.7672])
+def test_keys_of_references_kept_are_those_of_diffusers(sigma: float) -> None:
+    """Extracted at a noisy step, among text and image: the same, and so is the velocity."""
+    from diffusers.models.transformers.transformer_flux2 import (
+        Flux2KVAttnProcessor,
+        Flux2KVParallelSelfAttnProcessor,
+    )
+
+    ours, theirs = both()
+    sharper(ours, theirs)
+    for block in theirs.transformer_blocks:
+        block.attn.set_processor(Flux2KVAttnProcessor())
+    for block in theirs.single_transformer_blocks:
+        block.attn.set_processor(Flux2KVParallelSelfAttnProcessor())
+    latents, text, references, ids = reference_inputs()
+    text_ids, image_ids, theirs_of = ids.split((WORDS, GRID[0] * GRID[1], references.shape[1]))
+    every = references.expand(2, -1, -1)
+    expected, cache = theirs(
+        hidden_states=torch.cat((every, latents), dim=1),
+        encoder_hidden_states=text,
+        timestep=torch.tensor([sigma]).expand(2),
+        txt_ids=text_ids.expand(2, -1, -1),
+        img_ids=torch.cat((theirs_of, image_ids)).expand(2, -1, -1),
+        guidance=None,
+        return_dict=False,
+        kv_cache_mode="extract",
+        num_ref_tokens=references.shape[1],
+    )
+    still = ours.modulations(torch.zeros(1))
+    kept = ours.reference_keys(references, still, *ours.rotary(theirs_of))
+    layers = [*cache.double_block_caches, *cache.single_block_caches]
+    for mine, layer in zip(kept[0], layers, strict=True):
+        assert distance(mine, torch.stack((layer.k_ref[0], layer.v_ref[0]))) < 1e-5
+    given = prepared(ours, sigma, text, torch.cat((text_ids, image_ids)))
+    found = ours.velocity_beside(latents, *given, kept)
+    assert distance(found, expected) < 1e-5
+    assert kept.nbytes == ours.kept_bytes(references)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import os
 import re
 import warnings
@@ -16,7 +19,8 @@ from records import record
 from klein_cli.errors import UsageError
 from klein_cli.output.gallery import PAGE, check_page, images_in, write_gallery
 from klein_cli.output.png import encode
-from klein_cli.recipe import MAX_PROMPT, Recipe
+from klein_cli.output.thumbnails import SOURCE_SIDE
+from klein_cli.recipe import MAX_PROMPT, Mask, Recipe, Reference
 from klein_cli.settings import Settings
 
 SETTINGS = Settings(device="cpu", dtype="float32", attention="sdpa")
@@ -213,3 +217,61 @@ def test_people_count_2_before_10(tmp_path: Path) -> None:
         draw(tmp_path / name)
     found = [path.relative_to(tmp_path).as_posix() for path in images_in(tmp_path)]
     assert found == ["9/1.png", "10/1.png", "a.png", "B-2.png", "b-9.png", "b-10.png", "²-1.png"]
+
+
+def edited(path: Path, *sources: Path) -> Path:
+    """An edit of these images that klein could have made."""
+    references = tuple(
+        Reference(
+            sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+            name=source.name,
+            width=64,
+            height=64,
+        )
+        for source in sources
+    )
+    recipe = Recipe(
+        prompt="make it red",
+        seed=1,
+        width=64,
+        height=64,
+        steps=4,
+        guidance=1.0,
+        model="tiny",
+        references=references,
+        mask=Mask(alpha=True, box=(0, 0, 64, 64)),
+    )
+    written = record(recipe, SETTINGS, provenance={})
+    path.write_bytes(encode(numpy.zeros((64, 64, 3), numpy.uint8), ".png", written, ""))
+    return path
+
+
+def test_an_edit_is_shown_beside_what_it_was_made_from(tmp_path: Path) -> None:
+    """By content: its file may have been moved and renamed since."""
+    folder, photos = tmp_path / "out", tmp_path / "photos"
+    folder.mkdir(), photos.mkdir()
+    for name, colour in (("a.tif", "red"), ("b.png", "blue"), ("c.png", "lime")):
+        Image.new("RGB", (640, 640), colour).save(photos / name)
+    edited(folder / "1.png", photos / "a.tif", photos / "b.png")
+    draw(folder / "2.png")
+    (photos / "a.tif").rename(photos / "moved.tif")
+    (photos / "b.png").unlink()
+    page = Page(write_gallery(folder, images=[photos]).page.read_text(encoding="utf-8"))
+    befores = [tag for tag in page.all("img") if tag.get("class") == "before"]
+    assert len(befores) == 1
+    data = base64.b64decode(str(befores[0]["src"]).removeprefix("data:image/webp;base64,"))
+    with Image.open(io.BytesIO(data)) as small:
+        assert small.size == (SOURCE_SIDE, SOURCE_SIDE)
+        red, green, _ = numpy.asarray(small.convert("RGB"))[0, 0]
+        assert red > 200 > 50 > green
+    assert not [tag for tag in page_of(folder).all("img") if tag.get("class") == "before"]
+
+
+def test_what_an_edit_was_given_is_told(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")
+    edited(tmp_path / "1.png", tmp_path / "photos" / "a.png")
+    text = "\n".join(page_of(tmp_path).texts)
+    assert "a.png, seen at 64x64 (sha256 " in text
+    assert "what is transparent, painted in 64x64 at 0,0, all else kept" in text
+    assert "{" not in text.split("</style>")[-1].split("make it red")[1].split("steps")[0]

@@ -17,9 +17,10 @@ from records import record
 
 from klein_cli import __version__
 from klein_cli.errors import UsageError
+from klein_cli.images.files import MAX_FILE_BYTES
 from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
-from klein_cli.output.reading import MAX_FILE_BYTES, MAX_RECORD_BYTES, read_pixels, read_record
+from klein_cli.output.reading import MAX_RECORD_BYTES, read_pixels, read_record
 from klein_cli.recipe import MAX_PROMPT, Adapter, Mask, PartFile, Recipe, Reference
 from klein_cli.settings import Settings
 
@@ -307,7 +308,7 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("side", [5_000, 10_000, 60_000, 2**31 - 1])
+@pytest.mark.parametrize("side", [10_001, 60_000, 2**31 - 1])
 def test_a_picture_that_would_fill_the_memory_is_not_decoded(tmp_path: Path, side: int) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb(side, side))

@@ -12,8 +12,8 @@ import pytest
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
+from klein_cli.prompts.columns import BadRow
 from klein_cli.prompts.files import (
-    BadRow,
     parse_csv,
     parse_jsonl,
     parse_txt,
@@ -120,6 +120,14 @@ def test_jsonl_null_is_unsaid() -> None:
         ('{"prompt": "a", "guidance": -Infinity}', "malformed JSON: -Infinity is not a number"),
         ('{"prompt": "a", "output": 1}', "output must be text"),
         ('{"prompt": "a", "n": 0}', "n 0 is out of range"),
+        ('{"prompt": "a", "image": 5}', "image must be a path or a list of paths, not 5"),
+        ('{"prompt": "a", "image": ["a.png", 5]}', "image must be a path or a list of paths"),
+        ('{"prompt": "a", "image": ["a.png", " "]}', "image holds an empty path"),
+        ('{"prompt": "a", "mask": ["m.png"]}', "mask must be text"),
+        ('{"prompt": "a", "expand": [1, 2]}', "expand must be pixels, not [1, 2]"),
+        ('{"prompt": "a", "expand": true}', "expand must be pixels, not true"),
+        ('{"prompt": "a", "expand": [0, 0, 0, 0]}', "expand 0,0,0,0 is out of range"),
+        ('{"prompt": "a", "expand": "8,8"}', "--expand 8,8 is not valid"),
         ('{"prompt": "a", "n": 1000000000}', "n 1000000000 is out of range"),
         ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "malformed JSON"),
     ],
@@ -131,6 +139,28 @@ def test_jsonl_names_the_fault_and_its_line(line: str, message: str) -> None:
     assert bad.line == 2
     assert message in bad.message
     assert bad.hint
+
+
+def test_jsonl_rows_name_images_one_or_several() -> None:
+    text = (
+        '{"prompt": "a", "image": "a.png", "mask": "alpha"}\n'
+        '{"prompt": "b", "image": ["a;b.png", "c.png"], "expand": 8}\n'
+        '{"prompt": "c", "image": [], "expand": [0, 1, 2, 3]}\n'
+    )
+    assert list(parse_jsonl(lines(text))) == [
+        Row(prompt="a", line=1, image=("a.png",), mask="alpha"),
+        Row(prompt="b", line=2, image=("a;b.png", "c.png"), expand=(8, 8, 8, 8)),
+        Row(prompt="c", line=3, image=(), expand=(0, 1, 2, 3)),
+    ]
+
+
+def test_csv_names_images_in_several_columns_or_between_semicolons() -> None:
+    text = 'prompt,image,image,expand\na,a.png,,8\nb,a.png; b.png,c.png,"0,0,8,0"\nc,,,\n'
+    assert list(parse_csv(lines(text))) == [
+        Row(prompt="a", line=2, image=("a.png",), expand=(8, 8, 8, 8)),
+        Row(prompt="b", line=3, image=("a.png", "b.png", "c.png"), expand=(0, 0, 8, 0)),
+        Row(prompt="c", line=4),
+    ]
 
 
 def test_csv_reads_names_in_any_order_and_empty_cells_as_unsaid() -> None:
@@ -204,8 +234,10 @@ def test_csv_short_row_leaves_the_rest_unsaid() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("prompt;seed\na;1\n", 1, "unknown column 'prompt;seed'"),
-        ("a cat\na dog\n", 1, "unknown column 'a cat'"),
+        ("a cat\na dog\n", 1, "the header has no prompt column: a cat"),
+        ("prompt,widht\na cat,1\n", 1, "unknown key 'widht'"),
+        ("prompt,cfg_scale\na cat,1\n", 1, "unknown key 'cfg_scale'"),
+        ("prompt,seed\na,1\nprompt,seed\nb,2\n", 3, "the header stands here again"),
         ("seed,width\n1,2\n", 1, "no prompt column"),
         ("prompt,seed,seed\na,1,2\n", 1, "'seed' is there twice"),
         ("prompt,seed\na cat, sitting,1\n", 2, "3 cells under 2 columns"),
@@ -216,7 +248,7 @@ def test_csv_short_row_leaves_the_rest_unsaid() -> None:
     ],
 )
 def test_csv_names_the_fault_and_its_line(text: str, line: int, message: str) -> None:
-    fault = only_fault(parse_csv(lines(text)))
+    fault = only_fault(row for row in parse_csv(lines(text)) if isinstance(row, BadRow))
     assert fault.line == line
     assert message in fault.message
 
@@ -321,7 +353,7 @@ def test_dash_reads_standard_input_as_txt() -> None:
     assert prompts(read_rows("-", io.BytesIO(b"a cat\n# no\na dog\n"))) == ["a cat", "a dog"]
 
 
-@pytest.mark.parametrize("name", ["p.json", "p.xml"])
+@pytest.mark.parametrize("name", ["p.yaml", "p.xml"])
 def test_an_unknown_ending_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=name):
         list(read_rows(name, NO_STDIN))

@@ -1,4 +1,4 @@
-"""--size, --aspect, -W and -H -> pixels."""
+"""--size, --aspect, -W and -H, --expand, and what is edited -> pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import pytest
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
-from klein_cli.prompts.sizes import fit_aspect, image_size, parse_aspect, parse_size
+from klein_cli.prompts.sizes import (
+    edited_size,
+    fit_aspect,
+    image_size,
+    parse_aspect,
+    parse_expand,
+    parse_size,
+)
 
 TINY = presets()["tiny"]
 KLEIN = presets()["klein-4b"]
@@ -86,3 +93,59 @@ def test_an_aspect_too_long_for_the_model_is_refused() -> None:
     with pytest.raises(UsageError, match="makes 576x112, out of range for tiny") as caught:
         fit_aspect(5.0, TINY, 256 * 256)
     assert "128 to 384" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ((None, None), (1168, 880)),
+        ((584, None), (584, 448)),
+        ((None, 880), (1168, 880)),
+        ((512, 512), (512, 512)),
+        ((2048, 2048), (2048, 2048)),
+    ],
+)
+def test_an_edit_has_the_shape_of_its_first_image(
+    asked: tuple[int | None, int | None], wanted: tuple[int, int]
+) -> None:
+    """Each side by itself, as in other programs, would squeeze the image."""
+    width, height = asked
+    assert edited_size((1168, 880), KLEIN, width=width, height=height) == wanted
+
+
+def test_one_side_alone_never_makes_an_edit_of_another_regime() -> None:
+    assert edited_size((64, 64), KLEIN, width=1040, height=None) == (1040, 1040)
+    with pytest.raises(UsageError, match="1056x1056, more than a megapixel") as caught:
+        edited_size((64, 64), KLEIN, width=1056, height=None)
+    assert "--size 1056x1056" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("image", "wanted"),
+    [((1168, 880), (384, 288)), ((64, 64), (128, 128)), ((256, 128), (256, 128))],
+)
+def test_a_size_that_the_model_does_not_make_becomes_the_nearest_of_its_shape(
+    image: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    assert edited_size(image, TINY, width=None, height=None) == wanted
+
+
+def test_a_shape_that_the_model_does_not_make_is_refused() -> None:
+    with pytest.raises(UsageError, match="tiny makes no image as long and narrow as 512x64"):
+        edited_size((512, 64), TINY, width=None, height=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "sides"),
+    [("64", (64,) * 4), ("0,0,256,0", (0, 0, 256, 0)), (" 1, 2 ,3,4", (1, 2, 3, 4))],
+)
+def test_expand_is_one_number_or_four(text: str, sides: tuple[int, ...]) -> None:
+    assert parse_expand(text) == sides
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "1,2", "1,2,3", "-1", "1,,2,3", "1.5", "٣", "0", "99999"]
+)
+def test_any_other_expand_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expand"):
+        parse_expand(text)

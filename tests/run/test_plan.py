@@ -7,11 +7,12 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from given_images import input_images
 
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import destination
 from klein_cli.presets import presets
-from klein_cli.prompts.files import BadRow
+from klein_cli.prompts.columns import BadRow
 from klein_cli.prompts.rows import Defaults, Row
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, check_folders, plan
@@ -43,6 +44,7 @@ def planned(
         defaults=defaults,
         seed=seed,
         output=Output(where=destination(output), overwrite=overwrite, today=date(2026, 3, 9)),
+        images=input_images(),
         history=history,
     )
 
@@ -237,6 +239,7 @@ def test_rows_are_taken_one_by_one() -> None:
         defaults=Defaults(preset=TINY),
         seed=1,
         output=Output(where=destination("d/"), overwrite=False, today=date(2026, 3, 9)),
+        images=input_images(),
         history=Seeing(),
     )
     assert seen == [2, 2, 3, 4, 5]
@@ -252,4 +255,5 @@ def test_a_fault_of_the_options_is_no_lines(wrong: dict[str, int]) -> None:
             defaults=Defaults(preset=TINY, **wrong),
             seed=1,
             output=Output(where=destination("d/"), overwrite=False, today=date(2026, 3, 9)),
+            images=input_images(),
         )

@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from PIL import Image
 
 import klein_cli.run.runner
 from klein_cli.errors import KleinError, ModelError, OutOfMemoryError
+from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
 from klein_cli.recipe import Model, Recipe
 from klein_cli.run.batching import Batch
@@ -427,3 +428,31 @@ def test_nobody_left_to_draw_stops_the_run_with_what_is_done(tmp_path: Path) -> 
     assert isinstance(saved, Saved)
     assert isinstance(stopped, Stopped)
     assert stopped.error.message == "all workers died"
+
+
+def test_the_images_of_the_next_batch_are_read_while_one_is_drawn(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Telling(Painter):
+        def render(self, recipes: Sequence[Recipe], **options: Any) -> list[NDArray[numpy.uint8]]:
+            told.append(f"drawn {[recipe.seed for recipe in recipes]}")
+            return super().render(recipes, **options)
+
+    class Store(ImageStore):
+        def read_ahead(self, recipes: Iterable[Recipe]) -> None:
+            told.append(f"read {[recipe.seed for recipe in recipes]}")
+
+    made = Run(
+        executor=LocalExecutor(Telling(), ORIGIN, Heard(), {}),
+        batch_size=2,
+        overwrite=False,
+        stdout=io.BytesIO(),
+        images=Store(),
+        reads_ahead=True,
+    )
+    assert len(list(made.events(jobs(tmp_path, 5)))) == 5
+    assert told == [
+        *("read [3, 4]", "drawn [1, 2]"),
+        *("read [5]", "drawn [3, 4]"),
+        *("read []", "drawn [5]"),
+    ]

@@ -62,6 +62,17 @@ def test_positions_are_diffusers(grid: tuple[int, int]) -> None:
     assert torch.equal(ids, torch.cat((text, image)))
 
 
+@pytest.mark.parametrize("references", [[(4, 6)], [(4, 6), (5, 3), (1, 1)]])
+def test_positions_of_references_are_diffusers(references: list[tuple[int, int]]) -> None:
+    """At t = 10, 20 and so on, each from (0, 0) on."""
+    from diffusers import Flux2KleinPipeline
+
+    ids = position_ids(3, (2, 2), CPU, references)
+    images = [torch.zeros(1, 8, *grid) for grid in references]
+    assert torch.equal(ids[3 + 4 :], Flux2KleinPipeline._prepare_image_ids(images)[0])
+    assert set(ids[:, 0].tolist()) == {10 * k for k in range(len(references) + 1)}
+
+
 @pytest.mark.gpu
 def test_noise_drawn_on_the_gpu_is_the_official_codes() -> None:
     cuda = torch.device("cuda")

@@ -11,6 +11,7 @@ import typer
 
 from klein_cli.bench.scope import FULL, PARTS, QUICK
 from klein_cli.presets import DEFAULT_MODEL
+from klein_cli.recipe import MAX_REFERENCES
 
 _what = partial(typer.Option, rich_help_panel="What is measured")
 _report = partial(typer.Option, rich_help_panel="Reporting")
@@ -52,6 +53,17 @@ class BenchOptions:
             "own.",
         ),
     ] = None
+    references: Annotated[
+        int,
+        _what(
+            "--references",
+            metavar="N",
+            min=0,
+            max=MAX_REFERENCES,
+            help="Edit so many images, each of the size of the result, instead of drawing from "
+            "words.",
+        ),
+    ] = 0
     only: Annotated[
         str | None,
         _what("--only", metavar="PART,...", help=f"Some parts of the run: {', '.join(PARTS)}."),

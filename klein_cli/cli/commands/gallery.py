@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,15 @@ def gallery(
             "--overwrite", "-y", metavar=" ", help="Replace an index.html that klein did not write."
         ),
     ] = False,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Where the images are that edits were made from, to show them beside; "
+            "may be repeated.",
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -37,9 +47,16 @@ def gallery(
     """
     report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
     with report.errors(), report.bar:
-        made = write_page(folder.expanduser(), report, overwrite=overwrite)
+        places = [_existing(place.expanduser()) for place in images or ()]
+        made = write_page(folder.expanduser(), report, images=places, overwrite=overwrite)
     if not json:
         typer.echo(str(made.page))
+
+
+def _existing(place: Path) -> Path:
+    if not place.exists():
+        raise UsageError(f"--images: there is no {place}", "give a folder of images")
+    return place
 
 
 def gallery_folder(where: Destination, output: str | None) -> Path:
@@ -61,11 +78,14 @@ def add_page(folder: Path, report: Report, *, overwrite: bool) -> int:
     return 0
 
 
-def write_page(folder: Path, report: Report, *, overwrite: bool) -> Gallery:
+def write_page(
+    folder: Path, report: Report, *, images: Sequence[Path] = (), overwrite: bool
+) -> Gallery:
     """Make the page; warns of files that are not images. Raises KleinError."""
     try:
         made = write_gallery(
             folder,
+            images=images,
             overwrite=overwrite,
             on_image=lambda done, of: report.bar.say(f"gallery: {done} of {of} images"),
         )

@@ -15,6 +15,7 @@ from klein_cli.cli import options
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.text import printable, to_stderr
 from klein_cli.errors import KleinError
+from klein_cli.output.described import given
 from klein_cli.output.reading import Record, read_record
 
 _MANY = 9
@@ -71,22 +72,24 @@ def described(path: Path, record: Record) -> str:
     """A record as lines for a person. Nothing in it can move the cursor of a terminal."""
     recipe, settings = record.recipe, record.settings
     place = " ".join(word for word in (record.repo, record.revision) if word)
-    rows = {
-        "prompt": recipe.prompt,
-        "negative": recipe.negative_prompt,
-        "seed": recipe.seed,
-        "size": f"{recipe.width}x{recipe.height}",
-        "steps": recipe.steps,
-        "guidance": f"{recipe.guidance:g}",
-        "sigmas": _sigmas(record.sigmas),
-        "model": recipe.model + (f" ({place})" if place else ""),
-        "weights": record.weights,
-        "computed": _listed(asdict(settings)),
-        "versions": _listed(record.provenance),
-        "step down": record.step_down,
-        "not known": ", ".join(record.unknown) or None,
-    }
-    lines = [f"{name:>10}  {printable(value)}" for name, value in rows.items() if value is not None]
+    rows = [
+        ("prompt", recipe.prompt),
+        ("negative", recipe.negative_prompt),
+        *given(recipe),
+        ("seed", recipe.seed),
+        ("size", f"{recipe.width}x{recipe.height}"),
+        ("steps", recipe.steps),
+        ("guidance", f"{recipe.guidance:g}"),
+        ("sigmas", _sigmas(record.sigmas)),
+        ("model", recipe.model + (f" ({place})" if place else "")),
+        *(("part", f"{part.part}: {part.name}, {part.kind}") for part in record.parts),
+        ("weights", record.weights),
+        ("computed", _listed(asdict(settings))),
+        ("versions", _listed(record.provenance)),
+        ("step down", record.step_down),
+        ("not known", ", ".join(record.unknown) or None),
+    ]
+    lines = [f"{name:>10}  {printable(value)}" for name, value in rows if value is not None]
     return "\n".join([printable(path), *lines])
 
 

@@ -19,20 +19,23 @@ from klein_cli.checkpoints.given import Parts
 from klein_cli.checkpoints.resolve import Snapshot, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.config import origins, was_typed
+from klein_cli.cli.editing import no_effect
 from klein_cli.cli.generation import parsed_output
 from klein_cli.cli.groups import grouped, only_typed
 from klein_cli.cli.terminal.dry_run import dry_run
 from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
+from klein_cli.images.store import ImageStore
 from klein_cli.output.naming import Names
-from klein_cli.output.png import check_room
-from klein_cli.output.reading import read_record
+from klein_cli.output.reading import Record, read_record
 from klein_cli.presets import Preset
 from klein_cli.prompts.rows import ignored, recipe_of
 from klein_cli.prompts.source import typed_prompt
-from klein_cli.run.differences import model_of, row_of_recipe
+from klein_cli.run.differences import model_of
+from klein_cli.run.inputs import InputImages
 from klein_cli.run.jobs import Job
+from klein_cli.run.originals import Found, Originals, edited_again
 from klein_cli.run.plan import Output, check_folders
 from klein_cli.run.reproduce import Overrides, Reproduction, Source, names_of
 from klein_cli.settings import CHOICES
@@ -64,6 +67,7 @@ class _Variation:
     model: str | None
     parts: Parts
     image: options.ImageOptions
+    editing: options.EditOptions
 
     @property
     def guidance(self) -> float | None:
@@ -72,7 +76,17 @@ class _Variation:
 
 
 @grouped(
-    leave_out={"prompt", "prompts_file", "wildcards", "seeds", "resume", "gallery"}
+    leave_out={
+        "prompt",
+        "prompts_file",
+        "prompt_column",
+        "options_in_prompts",
+        "wildcards",
+        "wildcards_dir",
+        "seeds",
+        "resume",
+        "gallery",
+    }
     | {"workers", "ray"},
     defaults=dict.fromkeys(("model", *CHOICES), THE_IMAGES),
     helps={
@@ -81,6 +95,10 @@ class _Variation:
         "height": "Another height.",
         "aspect": "Another shape, as in 16:9, with about as many pixels as the image.",
         "steps": "Other steps.",
+        "references": "Where an edit's images are, file or folder, where they are neither beside "
+        "it nor here; or what to edit instead, in order. Repeatable.",
+        "mask": "Where its mask is, or another.",
+        "expand": "Another expansion.",
     },
 )
 def reproduce(
@@ -89,6 +107,7 @@ def reproduce(
     images: Images,
     prompts: options.PromptOptions,
     strict: options.Strict = False,
+    editing: options.EditOptions,
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: options.Model,
@@ -111,22 +130,26 @@ def reproduce(
         prompt = typed.prompt_option
         named = was_typed(context, "model")
         files_given = replace(only_typed(context, parts), models_dir=parts.models_dir)
-        given = files_given.wanted(model if named else None)
-        for note in given.notes:
+        chosen = files_given.wanted(model if named else None)
+        for note in chosen.notes:
             report.warn(note)
         asked = _Variation(
             prompt=None if prompt is None else typed_prompt(prompt, sys.stdin.buffer),
             negative_prompt=typed.negative_prompt,
-            model=given.model if named else None,
-            parts=given.parts,
+            model=chosen.model if named else None,
+            parts=chosen.parts,
             image=only_typed(context, image),
+            editing=only_typed(context, editing),
         )
-        sources = _sources(images, asked)
+        given = InputImages(ImageStore(), folder=Path(), stdin=sys.stdin.buffer)
+        sources = _sources(images, asked, given, report)
         for line in origins(context, not_filed=_OF_THE_IMAGE - {"device"}):
             report.detail(line)
         report.detail(f"from {names_of(images)}: all else that the recipe says")
         _warn_of_no_effect(sources, asked, report)
-        return _reproduce(sources, overrides, report, only_plan=files.dry_run)
+        if (of_masks := asked.editing.of_masks()) and not given.masked:
+            report.warn(no_effect(of_masks, "no image has a mask"))
+        return _reproduce(sources, overrides, given, report, only_plan=files.dry_run)
 
     raise typer.Exit(
         run_command(run, output=files.output, dry_run=files.dry_run, **asdict(reporting))
@@ -151,10 +174,15 @@ def _overrides(
 
 
 def _reproduce(
-    sources: Sequence[Source], overrides: Overrides, report: Report, *, only_plan: bool
+    sources: Sequence[Source],
+    overrides: Overrides,
+    given: InputImages,
+    report: Report,
+    *,
+    only_plan: bool,
 ) -> int:
     jobs = _named(sources, overrides.output)
-    reproduction = Reproduction(sources, jobs, overrides, report)
+    reproduction = Reproduction(sources, jobs, overrides, report, given.store)
     if only_plan:
         tokens = reproduction.tokens()
         dry_run(jobs, lambda job: tokens.get(job.index), None, report=report)
@@ -164,37 +192,57 @@ def _reproduce(
         return RunReporter(report, len(jobs)).follow(reproduction, jobs)
 
 
-def _sources(images: Sequence[Path], asked: _Variation) -> list[Source]:
+def _sources(
+    images: Sequence[Path], asked: _Variation, given: InputImages, report: Report
+) -> list[Source]:
     """Every image read and its recipes made. Raises one error that names all that cannot be."""
     sources, errors = [], []
     named = preset_for(asked.model) if asked.model is not None else None
     snapshots: dict[tuple[str, str | None], Snapshot] = {}
+    records: list[tuple[Path, Record]] = []
     for path in images:
         try:
-            sources.append(_read(path, asked, named, snapshots))
+            records.append((path, read_record(path)))
         except KleinError as error:
             errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
+    recipes = [record.recipe for _, record in records]
+    originals = Originals(asked.editing.references or (), asked.editing.mask, recipes)
+    for path, record in records:
+        try:
+            source, found = _source(path, record, asked, named, snapshots, originals, given)
+            sources.append(source)
+            for other in found.others:
+                report.warn(f"{path} was not made of {other}: what comes is a variation")
+        except KleinError as error:
+            errors.append(error)
     if errors:
-        lines = [f"  {error.message}" for error in errors]
-        # One kind of fault keeps its exit code.
-        kind = type(errors[0]) if len({error.exit_code for error in errors}) == 1 else UsageError
-        raise kind(
-            "\n".join([f"{len(errors)} of {len(images)} images cannot be used", *lines]),
-            f"{errors[0].hint}; no image was made",
-        )
+        raise _all_of(errors, len(images))
     return sources
 
 
-def _read(
+def _all_of(errors: Sequence[KleinError], images: int) -> KleinError:
+    """One error that names all."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = [f"  {error.message}" for error in errors]
+    # One kind of fault keeps its exit code.
+    kind = type(errors[0]) if len({error.exit_code for error in errors}) == 1 else UsageError
+    return kind(
+        "\n".join([f"{len(errors)} of {images} images cannot be used", *lines]),
+        f"{errors[0].hint}; no image was made",
+    )
+
+
+def _source(
     path: Path,
+    record: Record,
     asked: _Variation,
     named: Preset | None,
     snapshots: dict[tuple[str, str | None], Snapshot],
-) -> Source:
+    originals: Originals,
+    given: InputImages,
+) -> tuple[Source, Found]:
     """An image and its recipes. A model that many were made with is looked for once."""
-    record = read_record(path)
     then = record.recipe
     snapshot = None
     if named is None:
@@ -206,17 +254,20 @@ def _read(
         negative_prompt=asked.negative_prompt,
         like=(then.width, then.height),
     )
-    row = row_of_recipe(then, defaults, prompt=asked.prompt)
+    found = originals.of(then, path)
+    defaults, row = edited_again(then, found, asked.editing.of(defaults), prompt=asked.prompt)
+    inputs = given.of(row, defaults)
     seed = then.seed if asked.image.seed is None else asked.image.seed
-    return Source(
+    source = Source(
         path=path,
         record=record,
         model=asked.model or then.model,
         parts=asked.parts,
         snapshot=snapshot,
         preset=defaults.preset,
-        recipes=tuple(recipe_of(row, defaults, seed + k) for k in range(defaults.n)),
+        recipes=tuple(recipe_of(row, defaults, seed + k, inputs) for k in range(defaults.n)),
     )
+    return source, found
 
 
 def _named(sources: Sequence[Source], output: Output) -> list[Job]:
@@ -229,8 +280,7 @@ def _named(sources: Sequence[Source], output: Output) -> list[Job]:
     jobs = []
     for index, recipe in enumerate(drawn, start=1):
         path = names.of(index, recipe)
-        if not output.no_metadata:
-            check_room(recipe, path.suffix)
+        output.check(recipe, path)
         jobs.append(Job(index=index, recipe=recipe, path=path, exact=where.exact))
     check_folders({job.path.parent for job in jobs if job.path is not None})
     return jobs

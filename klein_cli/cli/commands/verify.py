@@ -26,7 +26,7 @@ from klein_cli.output.png import check_writable, save
 from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.prompts.rows import Defaults, Row, recipe_of
 from klein_cli.recipe import Recipe
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def verify(
 ) -> None:
     """Prove that klein computes what the official model computes: exit code 0 if so, 1 if not.
 
-    Draws a fixed set of prompts with klein and with diffusers.Flux2KleinPipeline, on the same
-    weights and noise, and compares the text embeddings, the latents after every step and the
-    images. --dtype float32 sees the smallest mistake.
+    Draws a fixed set of prompts and edits with klein and with diffusers' pipelines for FLUX.2
+    [klein], on the same weights, images and noise, and compares the text embeddings, the latents
+    after every step and the images. --dtype float32 sees the smallest mistake.
     """
     report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
     with report.errors():
@@ -149,20 +149,26 @@ def _compare(
     report: Report,
 ) -> tuple[dict[str, str], list[Comparison]]:
     """What was compared, and the comparisons: here torch is imported."""
-    with defer_sigint():
+    with defer_interrupts():
         from klein_cli.check.clip import clip_likeness
+        from klein_cli.check.edits import edits
         from klein_cli.check.verify import verify as compare
         from klein_cli.check.verify import versions
+        from klein_cli.images.store import ImageStore
         from klein_cli.pipeline import choose
 
     chosen = choose(settings, preset)
     with report.downloading() as watch:
         snapshot = resolve(asked.model, watch, asked.parts)
     likeness = None if clip is None else clip_likeness(clip)
+    images = ImageStore()
+    if chosen.engine == "native" or not preset.kv_cache:
+        recipes = [*recipes, *edits(recipes[0], images, masks=not preset.kv_cache)]
     comparisons = compare(
         snapshot,
         chosen,
         recipes,
+        images=images,
         batch_size=batch_size,
         likeness=likeness,
         on_event=report.bar.say,
@@ -212,17 +218,25 @@ def _lines(
         yield ""
     good = sum(comparison.passed for comparison in comparisons)
     verdict = "the same" if good == len(comparisons) else "NOT the same"
-    yield f"klein and diffusers: {verdict} ({good} of {len(comparisons)} prompts)"
+    yield f"klein and diffusers: {verdict} ({good} of {len(comparisons)} images)"
 
 
 def _lines_of(comparison: Comparison) -> Iterator[str]:
     title = " ".join(comparison.recipe.prompt.split())
     title = title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
-    yield f'\n"{title}" ({comparison.length} of 512 positions)'
+    yield f'\n"{title}" ({comparison.length} of 512 positions{_given(comparison.recipe)})'
     for measure in comparison.measures:
         value, limit = measure.words()
         mark = "" if measure.passed else "  TOO FAR"
         yield f"  {measure.part:<24} {measure.name:<14} {value:>9}  {limit}{mark}"
+
+
+def _given(recipe: Recipe) -> str:
+    """What a recipe has besides words."""
+    if not recipe.references:
+        return ""
+    sizes = ", ".join(f"{each.width}x{each.height}" for each in recipe.references)
+    return f", image {sizes}" + (", masked" if recipe.mask else "")
 
 
 def _event(comparison: Comparison) -> dict[str, Any]:
@@ -238,6 +252,8 @@ def _event(comparison: Comparison) -> dict[str, Any]:
         "prompt": comparison.recipe.prompt,
         "seed": comparison.recipe.seed,
         "tokens": comparison.length,
+        "references": [[each.width, each.height] for each in comparison.recipe.references],
+        "masked": comparison.recipe.mask is not None,
         "passed": comparison.passed,
         "measures": measures,
     }

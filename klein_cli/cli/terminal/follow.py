@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 from klein_cli.cli.terminal.report import Report
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.naming import STDOUT
+from klein_cli.prompts.rows import Row
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped
+from klein_cli.run.interrupts import exit_code_of
 from klein_cli.run.jobs import Job
-
-INTERRUPTED = 130
+from klein_cli.run.resume.journal import RunJournal
 
 
 class Runnable(Protocol):
@@ -44,14 +45,27 @@ class RunReporter:
         try:
             for event in run.events(jobs):
                 self.tell(event)
-        except KeyboardInterrupt:
-            return self._interrupted(run)
+        except KeyboardInterrupt as interrupt:
+            self._interrupted(run)
+            return exit_code_of(interrupt)
         except BrokenPipeError:
             self._finish(run)
             raise KleinError(
                 f"standard output was closed, so the run ends: {self._tally()}{self._more()}",
                 "send it to a file, or to a program that reads all of it",
             ) from None
+        return self.finish()
+
+    def refuse(self, refused: Iterable[tuple[Row, UsageError]], journal: RunJournal | None) -> None:
+        """Report the images of a folder that cannot be edited, and put them on record."""
+        for row, error in refused:
+            self._codes.append(error.exit_code)
+            self._report.refused(row, error)
+            if journal is not None:
+                journal.refused(row, error.message)
+
+    def finish(self) -> int:
+        """Report the end of the run; its exit code."""
         self._report.event("finished", made=self._made, failed=len(self._codes))
         missing = self._wanted - self._made
         if missing and self._wanted > 1:
@@ -79,12 +93,11 @@ class RunReporter:
             with suppress(BrokenPipeError):
                 self.tell(event)
 
-    def _interrupted(self, run: Runnable) -> int:
+    def _interrupted(self, run: Runnable) -> None:
         self._finish(run)
         with suppress(BrokenPipeError):  # the same Ctrl-C ends who reads of it
             self._report.event("interrupted", made=self._made, wanted=self._wanted)
         self._report.note(f"interrupted: {self._tally()}{self._more()}")
-        return INTERRUPTED
 
     def _tally(self) -> str:
         return f"{self._made} of {self._wanted} images made"
@@ -111,11 +124,11 @@ def run_command(
     try:
         with report.errors():
             return run(report)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         with suppress(BrokenPipeError):
             report.event("interrupted", made=0, wanted=None)
         report.note("interrupted")
-        return INTERRUPTED
+        return exit_code_of(interrupt)
 
 
 def exit_code(made: int, failures: list[int]) -> int:

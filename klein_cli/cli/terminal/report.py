@@ -6,12 +6,14 @@ import contextlib
 import json
 import traceback
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from klein_cli.cli.terminal.preview import Preview
 from klein_cli.cli.terminal.progress import Bar, watched
 from klein_cli.cli.terminal.text import printable, to_stderr
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, UsageError
+from klein_cli.prompts.rows import Row
+from klein_cli.recipe import ALPHA, Recipe
 from klein_cli.run.events import Failed, Saved, Stopped, words
 from klein_cli.run.jobs import Job
 
@@ -61,6 +63,7 @@ class Report:
         except KleinError as error:
             with contextlib.suppress(BrokenPipeError):  # which may be the error
                 self.event("error", message=error.message, hint=error.hint)
+            error.told = self._as_json
             raise
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -92,12 +95,26 @@ class Report:
         """An image of a dry run, and its prompt in tokens, or None where that is unknown."""
         recipe = job.recipe
         count, cut = (tokens.tokens, tokens.cut) if tokens else (None, None)
-        self.event("planned", **_facts(job), steps=recipe.steps, tokens=count, cut=cut or None)
+        given = _given(recipe)
+        references = {"references": [reference._asdict() for reference in given]} if given else {}
+        self.event(
+            "planned",
+            **_facts(job),
+            steps=recipe.steps,
+            tokens=count,
+            cut=cut or None,
+            **references,
+        )
         length = "length unknown" if count is None else f"{count} tokens"
         length += f", cut from {_quoted(cut)}" if cut else ""
         self._result(
-            f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}  "
-            f"{recipe.steps} steps  {length}  {_in_short(recipe.prompt)}"
+            f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}"
+            f"{' painted' if recipe.mask else ''}  {recipe.steps} steps  {length}  "
+            + _in_short(recipe.prompt)
+            + "".join(
+                f"  {printable(name)} {width}x{height} {tokens} tokens"
+                for name, width, height, tokens in given
+            )
         )
 
     def saved(self, saved: Saved) -> None:
@@ -121,6 +138,13 @@ class Report:
             self._bug_shown = True
             self._to_stderr("".join(traceback.format_exception(error)).rstrip())
         self._to_stderr(f"error: image {failed.job.index}: {words(error)}\nhint: {hint}")
+
+    def refused(self, row: Row, error: UsageError) -> None:
+        """An image that was given cannot be edited."""
+        image = (row.image or ("",))[0]
+        facts = {"index": None, "path": None, "prompt": row.prompt, "image": image}
+        self.event("failed", **facts, error=error.message, hint=error.hint)
+        self._to_stderr(f"error: {printable(image)}: {error.message}\nhint: {error.hint}")
 
     def stopped(self, stopped: Stopped) -> None:
         """The run ends before its end."""
@@ -152,7 +176,7 @@ def _quoted(text: str) -> str:
 
 def _facts(job: Job) -> dict[str, Any]:
     recipe = job.recipe
-    return {
+    facts: dict[str, Any] = {
         "index": job.index,
         "path": str(job.path) if job.path else None,
         "seed": recipe.seed,
@@ -160,3 +184,23 @@ def _facts(job: Job) -> dict[str, Any]:
         "height": recipe.height,
         "prompt": recipe.prompt,
     }
+    if job.carried:
+        facts["carried"] = job.carried
+    if recipe.references:
+        facts["image"] = [reference.name for reference in recipe.references]
+    if recipe.mask is not None:
+        facts["mask"] = recipe.mask.name or (ALPHA if recipe.mask.alpha else None)
+    return facts
+
+
+class _Given(NamedTuple):
+    """A reference as a plan tells it."""
+
+    name: str
+    width: int
+    height: int
+    tokens: int
+
+
+def _given(recipe: Recipe) -> list[_Given]:
+    return [_Given(each.name, each.width, each.height, each.tokens) for each in recipe.references]

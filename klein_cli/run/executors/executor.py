@@ -22,6 +22,7 @@ from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
     from klein_cli.checkpoints.resolve import Snapshot
+    from klein_cli.images.store import ImageStore
     from klein_cli.pipeline import Pipeline
     from klein_cli.run.fallback import Pixels
     from klein_cli.text.tokenizer import PromptTokenizer
@@ -85,7 +86,8 @@ class Workload:
     """What an executor is started for: so many `images` of a model, and where they are drawn.
 
     `settings` are as the user gave them; `chosen` are decided for this machine, None where other
-    machines draw. `gpus` counts those of this machine that may be used.
+    machines draw. `gpus` counts those of this machine that may be used; the `store` has the images
+    that were given.
     """
 
     model: str
@@ -97,6 +99,7 @@ class Workload:
     gpus: int
     images: int
     listener: Listener
+    store: ImageStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,21 +119,26 @@ class ReadyExecutor:
 
 
 def draw(
-    renderer: Renderer, recipes: Sequence[Recipe], *, tiled: bool, **watching: Any
+    renderer: Renderer,
+    recipes: Sequence[Recipe],
+    *,
+    tiled: bool,
+    images: ImageStore | None,
+    **watching: Any,
 ) -> tuple[list[Pixels], Exception | None]:
     """The images of a batch, or what went wrong, of which no memory hangs.
 
-    `watching` goes to `Renderer.render`. When an image does not fit in any way, the error says what
-    would.
+    `images` has what the recipes edit, and goes to `Renderer.render` as `watching` does. When an
+    image does not fit in any way, the error says what would.
     """
     try:
-        return renderer.render(recipes, tiled=tiled, **watching), None
+        return renderer.render(recipes, tiled=tiled, images=images, **watching), None
     except Exception as error:
         # A traceback's frames hold the tensors that the next try needs the place of.
         traceback.clear_frames(error.__traceback__)
         failure = error
     if isinstance(failure, OutOfMemoryError) and tiled and len(recipes) == 1:
-        fits = what_fits(renderer, recipes[0])
+        fits = what_fits(renderer, recipes[0], images)
         hint = failure.hint
         if fits is not None:
             hint = f"--size {fits} fits here; or close what else uses the memory"

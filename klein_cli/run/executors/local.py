@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from klein_cli.output.metadata import Origin
 from klein_cli.run.batching import Batch
@@ -14,6 +15,10 @@ from klein_cli.run.events import Listener
 from klein_cli.run.executors.executor import BatchResult, ReadyExecutor, Workload, draw
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.fallback import Renderer
+from klein_cli.run.inputs import ImageNotes
+
+if TYPE_CHECKING:
+    from klein_cli.images.store import ImageStore
 
 _WRITERS = 2
 _LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
@@ -23,16 +28,23 @@ class LocalExecutor:
     """See `executor.Executor`. A batch is drawn when its result is asked for.
 
     The `listener` hears what is being done, and how many images' worth of the batch is done.
-    `seconds` by phase are added to.
+    `seconds` by phase are added to. The `store` has the images that were given, if any were.
     """
 
     def __init__(
-        self, renderer: Renderer, origin: Origin, listener: Listener, seconds: dict[str, float]
+        self,
+        renderer: Renderer,
+        origin: Origin,
+        listener: Listener,
+        seconds: dict[str, float],
+        store: ImageStore | None = None,
     ) -> None:
         self._renderer = renderer
         self._origin = origin
         self._listener = listener
         self._seconds = seconds
+        self._store = store
+        self._notes = ImageNotes(listener)
         self._batch: Batch | None = None
 
     def submit(self, batch: Batch) -> None:
@@ -48,10 +60,13 @@ class LocalExecutor:
             self._renderer,
             batch.recipes,
             tiled=batch.tiled,
+            images=self._store,
             callback=lambda step, *_: self._listener.progress(count * step / steps),
             on_event=self._listener.doing,
             seconds=self._seconds,
         )
+        if self._store is not None:
+            self._notes.tell(self._store.notes())
         return BatchResult(
             batch=batch,
             images=images,
@@ -94,10 +109,10 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
     )
     if pipeline.skipped_tensors:
         skipped = grouped(pipeline.skipped_tensors)
-        work.listener.detail(f"not read, since nothing needs them: {skipped}")
+        work.listener.detail(f"not read unless something needs them: {skipped}")
     seconds = {"load": pipeline.loading_seconds}
     yield ReadyExecutor(
-        executor=LocalExecutor(pipeline, pipeline.origin, work.listener, seconds),
+        executor=LocalExecutor(pipeline, pipeline.origin, work.listener, seconds, work.store),
         origin=pipeline.origin,
         batch_size=pipeline.default_batch_size,
         # One image waits for nobody: it is written where it stands.

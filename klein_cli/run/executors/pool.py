@@ -11,19 +11,23 @@ threads, and are distinguished in the records of their images where their machin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from klein_cli.errors import KleinError, first_line
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import presets
+from klein_cli.recipe import Recipe
 from klein_cli.run.batching import Batch
 from klein_cli.run.executors.executor import BatchResult, ReadyExecutor, WorkerDied, Workload
+from klein_cli.run.executors.files import SentFile, files_of
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.inputs import ImageNotes
+from klein_cli.run.interrupts import defer_interrupts
 
 if TYPE_CHECKING:
     from klein_cli.run.fallback import Pixels
@@ -52,6 +56,7 @@ class Link(Protocol):
 
 
 L = TypeVar("L", bound=Link)
+Files = Callable[[Sequence[Recipe]], list[SentFile]]
 
 
 class Transport(Protocol[L]):
@@ -85,11 +90,24 @@ class _Seat(Generic[L]):
 
 
 class Pool(Generic[L]):
-    """See `executor.Executor`. `info` is of the worker that was ready first."""
+    """See `executor.Executor`. `info` is of the worker that was ready first.
+
+    `images` gives the files that recipes need; `notes` hears what workers say of them.
+    """
 
     info: WorkerInfo
 
-    def __init__(self, transport: Transport[L], request: LoadRequest, count: int) -> None:
+    def __init__(
+        self,
+        transport: Transport[L],
+        request: LoadRequest,
+        count: int,
+        *,
+        images: Files,
+        notes: ImageNotes,
+    ) -> None:
+        self._images = images
+        self._notes = notes
         self._transport = transport
         self._request = request
         self._seats: list[_Seat[L]] = []
@@ -116,9 +134,14 @@ class Pool(Generic[L]):
             self._settle(self._answering())
 
     def submit(self, batch: Batch) -> None:
+        try:
+            files = self._images(batch.recipes)
+        except KleinError as error:  # a file has gone
+            self._results.append(_failed(batch, error, self.info.origin))
+            return
         seat = min((seat for seat in self._seats if _room(seat)), key=lambda seat: len(seat.line))
         seat.line.append(batch)
-        seat.link.send(DrawRequest(recipes=batch.recipes, tiled=batch.tiled))
+        seat.link.send(DrawRequest(recipes=batch.recipes, tiled=batch.tiled, files=files))
 
     def next(self) -> BatchResult | None:
         if not self._results:
@@ -169,6 +192,7 @@ class Pool(Generic[L]):
             self._refused(seat, answer.exception())
         else:
             failure = None if answer.failure is None else answer.failure.exception()
+            self._notes.tell(answer.notes)
             self._give_back(seat, answer.images, failure, answer.seconds)
 
     def _accept(self, seat: _Seat[L], info: WorkerInfo) -> None:
@@ -224,12 +248,17 @@ class Pool(Generic[L]):
 
 
 @contextmanager
-def started(work: Workload, transport: Transport[L], count: int) -> Iterator[ReadyExecutor]:
+def started(
+    work: Workload, transport: Transport[L], count: int, *, by_path: bool
+) -> Iterator[ReadyExecutor]:
     """`count` workers, at least one of them with the model loaded; they end with the context.
 
-    Raises ModelError when no worker can load the model.
+    They find images `by_path`, or get their bytes. Raises ModelError when no worker can load the
+    model.
     """
-    pool = Pool(transport, _load_request(work), count)
+    images = partial(files_of, store=work.store, by_path=by_path)
+    notes = ImageNotes(work.listener)
+    pool = Pool(transport, _load_request(work), count, images=images, notes=notes)
     try:
         pool.wait_for_the_first()
         yield ReadyExecutor(
@@ -244,7 +273,7 @@ def started(work: Workload, transport: Transport[L], count: int) -> Iterator[Rea
 
 def _load_request(work: Workload) -> LoadRequest:
     """A folder goes by its full path: workers may stand elsewhere."""
-    with defer_sigint():
+    with defer_interrupts():
         import torch
     is_folder = work.snapshot.repo is None and work.model not in presets()
     model = str(work.snapshot.root.resolve()) if is_folder else work.model
@@ -254,6 +283,10 @@ def _load_request(work: Workload) -> LoadRequest:
     return LoadRequest(
         model=model, settings=work.settings, threads=torch.get_num_threads(), given=given
     )
+
+
+def _failed(batch: Batch, error: Exception, origin: Origin) -> BatchResult:
+    return BatchResult(batch=batch, images=[], error=error, seconds=0.0, origin=origin)
 
 
 def _room(seat: _Seat[L]) -> int:

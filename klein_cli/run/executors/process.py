@@ -130,7 +130,7 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
     count = work.placement.workers
     assert count is not None
     gpus: Sequence[str | None] = visible_gpus(count) if work.gpus else [None] * count
-    with started(work, Processes(gpus), count) as ready:
+    with started(work, Processes(gpus), count, by_path=True) as ready:
         yield ready
 
 

@@ -13,11 +13,12 @@ from klein_cli.checkpoints.given import NO_PARTS, Parts
 from klein_cli.checkpoints.resolve import Snapshot, on_disk, preset_for, resolve
 from klein_cli.checkpoints.source import PARTS
 from klein_cli.device.startup import freeze_imports, quick_start, read_ahead, wake_gpu
+from klein_cli.images.store import ImageStore
 from klein_cli.run.events import Listener
 from klein_cli.run.executors import local, process, ray
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
 from klein_cli.run.executors.placement import Placement
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.run.jobs import Job, Jobs
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.timings import Timings
@@ -49,6 +50,7 @@ def start(
     placement: Placement,
     jobs: Jobs | Sequence[Job],
     *,
+    store: ImageStore,
     strict: bool,
     listener: Listener,
     timings: Timings,
@@ -57,14 +59,15 @@ def start(
 ) -> Iterator[ReadyExecutor]:
     """An executor for some jobs, which ends with the context.
 
-    `settings` are as the user gave them; with `strict`, prompts that are too long are an error; a
-    `snapshot` that was found for `model` need not be looked for; `parts` are files in place of the
-    model's own. Raises KleinError when there can be no executor.
+    `settings` are as the user gave them; the `store` has the images of the jobs; with `strict`,
+    prompts that are too long are an error; a `snapshot` that was found for `model` need not be
+    looked for; `parts` are files in place of the model's own. Raises KleinError when there can be
+    no executor.
     """
     with ExitStack() as stack:
         with quick_start():
             work = _prepared(
-                model, settings, placement, jobs, strict, listener, timings, snapshot, parts
+                model, settings, placement, jobs, store, strict, listener, timings, snapshot, parts
             )
             if work.chosen is not None:
                 _report_settings(model, work.chosen, listener, here=True)
@@ -97,6 +100,7 @@ def _prepared(
     settings: Settings,
     placement: Placement,
     jobs: Jobs | Sequence[Job],
+    store: ImageStore,
     strict: bool,
     listener: Listener,
     timings: Timings,
@@ -133,11 +137,12 @@ def _prepared(
         gpus=gpus,
         images=len(jobs),
         listener=listener,
+        store=store,
     )
 
 
 def _import_torch(placement: Placement, timings: Timings) -> None:
-    with timings.imports(), defer_sigint():
+    with timings.imports(), defer_interrupts():
         if placement.single:
             import klein_cli.pipeline  # noqa: F401 (what it imports takes longest)
         else:

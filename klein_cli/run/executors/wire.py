@@ -2,7 +2,7 @@
 
 4 bytes           the header's length, big-endian
 the header        a JSON object; "kind" names the message, "parts" the lengths of what follows
-the parts         raw bytes, one after another: the images' pixels
+the parts         raw bytes, one after another: images' pixels, or the files of given images
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from socket import socket
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -34,9 +34,17 @@ def send(connection: socket, message: Message) -> None:
         parts = [_bytes_of(image) for image in message.images]
         said = {
             "shapes": [image.shape for image in message.images],
+            "levels": [image.dtype.name for image in message.images],
             "failure": None if message.failure is None else asdict(message.failure),
             "seconds": message.seconds,
+            "notes": message.notes,
         }
+    elif isinstance(message, DrawRequest):
+        parts = [memoryview(file.data) for file in message.files]
+        bare = replace(message, files=[replace(file, data=b"") for file in message.files])
+        said = asdict(bare)
+        for file in said["files"]:
+            del file["data"]
     else:
         said = asdict(message)
     sizes = [part.nbytes for part in parts]
@@ -55,7 +63,13 @@ def receive(connection: socket) -> Message | None:
     except (EOFError, ConnectionError):
         return None
     kind = _KINDS[header["kind"]]
-    return _drawn(header, parts) if kind is Drawn else built(header, kind)
+    if kind is Drawn:
+        return _drawn(header, parts)
+    message: Message = built(header, kind)
+    if isinstance(message, DrawRequest):
+        files = zip(message.files, parts, strict=True)
+        return replace(message, files=[replace(file, data=bytes(part)) for file, part in files])
+    return message
 
 
 def _bytes_of(image: Pixels) -> memoryview:
@@ -79,8 +93,9 @@ def _drawn(header: dict[str, Any], parts: list[bytearray]) -> Drawn:
     import numpy
 
     images = [
-        numpy.frombuffer(part, numpy.uint8).reshape(shape)
-        for part, shape in zip(parts, header["shapes"], strict=True)
+        numpy.frombuffer(part, level).reshape(shape)
+        for part, shape, level in zip(parts, header["shapes"], header["levels"], strict=True)
     ]
     failure = header["failure"] and built(header["failure"], Failure)
-    return Drawn(images=images, failure=failure, seconds=header["seconds"])
+    notes = [(name, text) for name, text in header["notes"]]
+    return Drawn(images=images, failure=failure, seconds=header["seconds"], notes=notes)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from klein_cli import errors
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError
+from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
 from klein_cli.recipe import Recipe
 from klein_cli.run.executors.executor import draw
+from klein_cli.run.executors.files import SentFile
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,10 +53,13 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawRequest:
-    """A batch: recipes of one shape, each decoded in tiles if `tiled`."""
+    """A batch: recipes of one shape, each decoded in tiles if `tiled`, and the `files` of the
+    images that they edit.
+    """
 
     recipes: list[Recipe]
     tiled: bool
+    files: list[SentFile] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +95,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """The answer to a DrawRequest: images or the failure in their place, and the seconds."""
+    """The answer to a DrawRequest: images or the failure in their place, and the seconds.
+
+    `notes` are what there is to say of the images that were given, each with the image's name.
+    """
 
     images: list[Pixels]
     failure: Failure | None
     seconds: float
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Worker:
@@ -102,6 +111,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
+        self._store = ImageStore()
 
     def load(self, request: LoadRequest) -> WorkerInfo | Failure:
         """Get the model ready."""
@@ -127,13 +137,26 @@ class Worker:
         self._pipeline = pipeline
         return info
 
+    def expect(self, request: DrawRequest) -> None:
+        """Begin to decode what a batch edits that is next in line; from any thread."""
+        for file in request.files:
+            file.put_into(self._store)
+        self._store.read_ahead(request.recipes)
+
     def draw(self, request: DrawRequest) -> Drawn:
         """The images of a batch."""
         assert self._pipeline is not None
         started = time.perf_counter()
-        images, error = draw(self._pipeline, request.recipes, tiled=request.tiled)
+        for file in request.files:
+            file.put_into(self._store)
+        images, error = draw(
+            self._pipeline, request.recipes, tiled=request.tiled, images=self._store
+        )
+        for file in request.files:  # the next batch brings what it needs
+            self._store.forget(file.sha256)
         return Drawn(
             images=images,
             failure=None if error is None else Failure.of(error),
             seconds=time.perf_counter() - started,
+            notes=self._store.notes(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import Destination
@@ -13,6 +14,9 @@ from klein_cli.run.events import Listener
 from klein_cli.run.resume.history import FILE, History, read_history
 from klein_cli.run.resume.journal import RunJournal
 from klein_cli.run.resume.manifest import Manifest, opened
+
+if TYPE_CHECKING:
+    from klein_cli.images.store import ImageStore
 
 
 @dataclass(slots=True)
@@ -46,11 +50,15 @@ class OutputFolder:
             )
         return began if given is None else given
 
-    def journal(self, preset: Preset) -> RunJournal | None:
-        """That of the run that is planned now. The history's part is over: it is let go."""
+    def journal(self, preset: Preset, images: ImageStore) -> RunJournal | None:
+        """That of the run that is planned now, of these images. The history's part is over: it is
+        let go.
+        """
         if self.manifest is None:
             return None
-        journal = RunJournal(self.manifest, self.history, resumed=self.resumed, preset=preset)
+        journal = RunJournal(
+            self.manifest, self.history, resumed=self.resumed, preset=preset, images=images
+        )
         self.history = History()
         return journal
 

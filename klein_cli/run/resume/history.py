@@ -32,7 +32,8 @@ class Item:
     `recipe` and `sha256` are the hashes of what was asked for and of the file's bytes; None until
     it is made. `begun` are those of an image whose file says nothing of itself, from just before
     it is written. `occurrence` tells the images of equal rows apart, from 0; None as long as
-    their order tells it. `given` says that a row has it already.
+    their order tells it. `carried` is what the row says to others, and is only written. `given`
+    says that a row has it already.
     """
 
     run: int
@@ -43,6 +44,7 @@ class Item:
     recipe: str | None = None
     sha256: str | None = None
     begun: tuple[str, str] | None = None
+    carried: Mapping[str, Any] | None = field(default=None, compare=False)
     given: bool = field(default=False, compare=False)
 
 
@@ -66,6 +68,7 @@ class History:
     _items: dict[tuple[int, int], Item] = field(default_factory=dict)
     _rows: dict[str, list[Item]] = field(default_factory=dict)
     _taken: dict[str, int] = field(default_factory=dict)
+    _made: dict[str, Item] = field(default_factory=dict)
     _unmade: dict[tuple[str, int], Item] = field(default_factory=dict)
     _seconds: dict[tuple[int, int, int], tuple[int, float]] = field(default_factory=dict)
 
@@ -102,6 +105,10 @@ class History:
         if item is not None:
             item.given = True
         return item
+
+    def made_as(self, file: str) -> Item | None:
+        """The image that was last made under this name."""
+        return self._made.get(file)
 
     def files(self) -> Iterator[str]:
         """Every name that was ever planned or given, within the folder."""
@@ -174,6 +181,7 @@ class History:
             count, total = self._seconds.get(shape, (0, 0.0))
             self._seconds[shape] = count + 1, total + seconds
         item.file, (item.recipe, item.sha256) = file, hashes
+        self._made[file] = item
 
 
 def _last_known(items: list[Item], others: set[int]) -> list[Item]:

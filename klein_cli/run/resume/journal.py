@@ -12,17 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import KleinError
 from klein_cli.output.metadata import Origin
 from klein_cli.output.png import save, sweep
 from klein_cli.presets import Preset
-from klein_cli.prompts.rows import row_of
+from klein_cli.prompts.files import STDIN
+from klein_cli.prompts.rows import Row, row_of
+from klein_cli.recipe import ALPHA, Recipe
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Plan
 from klein_cli.run.resume.history import FILE, History, Item, recipe_hash
 from klein_cli.run.resume.manifest import Manifest
+
+if TYPE_CHECKING:
+    from klein_cli.images.store import ImageStore
 
 FAILED = "failed.jsonl"
 
@@ -38,12 +43,19 @@ class RunJournal:
     """
 
     def __init__(
-        self, manifest: Manifest, history: History, *, resumed: bool, preset: Preset
+        self,
+        manifest: Manifest,
+        history: History,
+        *,
+        resumed: bool,
+        preset: Preset,
+        images: ImageStore | None = None,
     ) -> None:
         self.manifest = manifest.folder / FILE
         self.failures = manifest.folder / FAILED
         self._manifest = manifest
         self._preset = preset
+        self._images = images
         self._base = history.base if resumed else 0
         self._last = history.run
         self._resumed = resumed
@@ -90,6 +102,10 @@ class RunJournal:
             f"{name} {before[name]}, not {now[name]}" for name in changed
         )
 
+    def check_place(self) -> None:
+        """Raise OSError when the folder or its manifest was moved or removed since then."""
+        self._manifest.check_place()
+
     def begun(self, job: Job, sha256: str) -> None:
         """An image is about to be written whose file tells nothing of it."""
         self._manifest.begun(self._made(job, job.path, sha256))
@@ -101,9 +117,40 @@ class RunJournal:
     def failed(self, job: Job, error: str) -> None:
         """An image could not be made."""
         output = self._item(job).file
-        row = {**row_of(job.recipe, self._preset), "n": 1, "output": output, "error": error}
+        given = self._given(job.recipe)
+        row = {**row_of(job.recipe, self._preset), **given, "n": 1, "output": output}
+        row |= {name: said for name, said in (job.carried or {}).items() if name not in row}
+        self._fail(row, output, error)
+
+    def refused(self, row: Row, error: str) -> None:
+        """A row of a folder of images cannot be edited; it is known by the name it would have."""
+        assert row.name is not None
+        images = [self._from_here(path) for path in row.image or ()]
+        self._fail({"prompt": row.prompt, "image": images, "output": row.name}, row.name, error)
+
+    def _given(self, recipe: Recipe) -> dict[str, Any]:
+        """What a row says of a recipe's images: their files, as they are found from here."""
+        said: dict[str, Any] = {}
+        if recipe.references:
+            said["image"] = [self._file(reference.sha256) for reference in recipe.references]
+        if recipe.mask is not None:
+            mask = recipe.mask
+            said["mask"] = ALPHA if mask.alpha else mask.sha256 and self._file(mask.sha256)
+            said["expand"] = mask.expand
+        return {name: value for name, value in said.items() if value}
+
+    def _file(self, sha256: str) -> str:
+        assert self._images is not None
+        source = self._images.source(sha256)
+        return self._from_here(source) if isinstance(source, Path) else STDIN
+
+    def _from_here(self, path: str | Path) -> str:
+        """A path from the folder in which failed.jsonl lies."""
+        return os.path.relpath(path, self._manifest.folder)
+
+    def _fail(self, row: dict[str, Any], output: str, error: str) -> None:
         self._failed.add(output)
-        line = _json_line(row)
+        line = _json_line({**row, "error": error})
         with open(self.failures, "a+b") as file:
             if file.tell():  # a line without an end is somebody's, or torn
                 file.seek(-1, os.SEEK_END)
@@ -161,6 +208,7 @@ class RunJournal:
             seed=job.recipe.seed,
             file=file,
             occurrence=job.occurrence,
+            carried=job.carried,
         )
 
     @contextmanager

@@ -58,7 +58,8 @@ def test_an_installation_that_works_is_well_on_one_screen(tmp_path: Path) -> Non
     lines = done.stdout.splitlines()
     assert lines[-1] == "all is well"
     assert len(lines) <= 24
-    for name in ("klein", "packages", "GPU", "torch", "tiny", "sdpa", "eager", "mask", "picture"):
+    named = ("klein", "packages", "GPU", "torch", "tiny", "sdpa", "eager", "mask", "picture")
+    for name in (*named, "edit"):
         assert any(line[6:].startswith(name) for line in lines), name
     assert done.stderr == ""
 

@@ -99,3 +99,11 @@ def test_a_page_that_fails_does_not_hide_how_the_run_ended(
 ) -> None:
     monkeypatch.setattr("klein_cli.cli.terminal.follow.RunReporter.follow", lambda *_: 4)
     run([*MAKE, "-m", random_snapshot, "-o", f"{tmp_path}/none/", "--gallery"], capfd, expected=4)
+
+
+def test_images_that_edits_were_made_from_must_be_there(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was spelt wrong would leave a page without them, and nobody would know why."""
+    _, err = run(["gallery", str(tmp_path), "--images", str(tmp_path / "photo")], capfd, 2)
+    assert err.startswith(f"error: --images: there is no {tmp_path}/photo\nhint: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -13,7 +14,7 @@ from records import record
 from klein_cli.cli.app import main
 from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Adapter, Mask, Recipe, Reference
 from klein_cli.settings import Settings
 
 RECIPE = Recipe(
@@ -92,3 +93,34 @@ def test_one_bad_picture_does_not_hide_the_others(
     assert "plain.png holds no recipe" in err
     assert "hint:" in err
     assert main(["info", str(plain)]) == 2
+
+
+def test_what_an_edit_was_given_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its images by name, size and digest; its mask; its adapters; none as a table in braces."""
+    recipe = replace(
+        RECIPE,
+        references=(
+            Reference(sha256="ab" * 32, name="photo\x1b[2J.jpg", width=1248, height=832),
+            Reference(sha256="cd" * 32, name="style.png", width=64, height=64),
+        ),
+        mask=Mask(
+            sha256="ef" * 32, name="mask.png", expand=(0, 0, 256, 0), box=(10, 20, 522, 532), blur=8
+        ),
+        adapters=(Adapter(sha256="12" * 32, name="ink.safetensors", weight=0.8),),
+    )
+    settings = Settings(device="cpu", dtype="float32", attention="sdpa")
+    written = record(recipe, settings, provenance={})
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(numpy.zeros((32, 64, 3), numpy.uint8), ".png", written, ""))
+    assert main(["info", str(path)]) == 0
+    shown = capfd.readouterr().out
+    for line in (
+        "     image  photo\\x1b[2J.jpg, seen at 1248x832 (sha256 abababababab)",
+        "     image  style.png, seen at 64x64 (sha256 cdcdcdcdcdcd)",
+        "      mask  mask.png (sha256 efefefefefef), "
+        "expanded by 0 left, 0 top, 256 right, 0 bottom, "
+        "painted in 512x512 at 10,20, blur 8, all else kept",
+        "   adapter  ink.safetensors, weight 0.8 (sha256 121212121212)",
+    ):
+        assert line in shown.splitlines()
+    assert "\x1b" not in shown

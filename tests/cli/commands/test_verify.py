@@ -20,6 +20,8 @@ from klein_cli.cli.app import main
 pytestmark = [pytest.mark.process, pytest.mark.lengthy, pytest.mark.usefixtures("empty_folder")]
 
 QUICK = ("--size", "32x32", "--steps", "1", "--device", "cpu", "--attention", "sdpa")
+EDITS = 3
+DRAWN = len(PROMPTS) + EDITS
 HEAVY = ("torch", "transformers", "diffusers", "numpy")
 PROBE = f"""
 import ast, sys
@@ -68,18 +70,20 @@ def test_the_same(verify: Any) -> None:
     code, out, err = verify()
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[-1] == f"klein and diffusers: the same ({len(PROMPTS)} of {len(PROMPTS)} prompts)"
+    assert lines[-1] == f"klein and diffusers: the same ({DRAWN} of {DRAWN} images)"
     assert "TOO FAR" not in out
     assert "clip: not compared" in out
-    assert out.count("embeddings, padded rows  worst") == len(PROMPTS) - 1
-    assert out.count("latents                  step 1") == len(PROMPTS)
+    assert out.count("embeddings, padded rows  worst") == DRAWN - 1
+    assert out.count("latents                  step 1") == DRAWN
+    assert out.count(" of 512 positions, image ") == EDITS
+    assert out.count(", masked)") == 1
     assert "<= 2.00e-05" in out
 
 
 def test_in_short(verify: Any) -> None:
     code, out, err = verify("-q", "--attention", "eager")
     assert (code, err) == (0, "")
-    assert out == f"klein and diffusers: the same ({len(PROMPTS)} of {len(PROMPTS)} prompts)\n"
+    assert out == f"klein and diffusers: the same ({DRAWN} of {DRAWN} images)\n"
 
 
 @pytest.fixture
@@ -93,10 +97,10 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
 _DRAWN: dict[object, Any] = {}
 
 
-def _reference(root: Path, settings: Any, recipes: list[Any], on_event: Any) -> Any:
+def _reference(root: Path, settings: Any, recipes: list[Any], on_event: Any, **more: Any) -> Any:
     key = (root, settings, *recipes)
     if key not in _DRAWN:
-        _DRAWN[key] = klein_cli.check.official.reference(root, settings, recipes, on_event)
+        _DRAWN[key] = klein_cli.check.official.reference(root, settings, recipes, on_event, **more)
     return _DRAWN[key]
 
 
@@ -124,11 +128,12 @@ def test_json_is_every_number_and_the_verdict(verify: Any, monkeypatch: pytest.M
     monkeypatch.setattr("klein_cli.cli.commands.verify.PROMPTS", PROMPTS[:2])
     inject(monkeypatch, "first pad unmasked")
     code, out, _ = verify("--json", "-s", "5")
-    first, second, last = (
-        json.loads(line, parse_constant=pytest.fail) for line in out.split("\n")[:-1]
-    )
+    first, second, *edits, last = events(out)
     assert code == 1
-    assert [first["event"], second["event"], last["event"]] == ["compared", "compared", "verified"]
+    assert {each["event"] for each in (first, second, *edits)} == {"compared"}
+    assert last["event"] == "verified"
+    assert [len(each["references"]) for each in edits] == [1, 2, 2]
+    assert [each["masked"] for each in (first, *edits)] == [False, False, False, True]
     assert [first["prompt"], second["prompt"]] == list(PROMPTS[:2])
     assert [first["seed"], second["seed"]] == [5, 6]
     assert first["passed"] is last["passed"] is False
@@ -147,7 +152,7 @@ def test_json_of_equal_pictures_is_strict(verify: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr("klein_cli.cli.commands.verify.PROMPTS", PROMPTS[:1])
     code, out, _ = verify("--json")
     assert code == 0
-    first, _ = (json.loads(line, parse_constant=pytest.fail) for line in out.splitlines())
+    first, *_ = events(out)
     assert {m["name"]: m["value"] for m in first["measures"]}["psnr"] in (
         "inf",
         pytest.approx(85, abs=20),
@@ -165,7 +170,7 @@ def test_the_page(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("klein_cli.cli.commands.verify.PROMPTS", PROMPTS[:2])
     assert verify("--html", "out/report.html")[0] == 0
     text = Path("out/report.html").read_text(encoding="utf-8")
-    assert text.count("<img") == 6
+    assert text.count("<img") == 3 * (2 + EDITS)
     assert PROMPTS[0] in text
     code, _, err = verify("--html", "out/report.html")
     assert (code, "-y replaces it" in err) == (2, True)
@@ -174,7 +179,7 @@ def test_the_page(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tiny_is_the_same(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "-m", "tiny", "--size", "128x128", "--device", "cpu"]) == 0
-    assert "klein and diffusers: the same (7 of 7 prompts)" in capfd.readouterr().out
+    assert "klein and diffusers: the same (10 of 10 images)" in capfd.readouterr().out
 
 
 def test_guidance_is_the_same(
@@ -182,7 +187,7 @@ def test_guidance_is_the_same(
 ) -> None:
     monkeypatch.setattr("klein_cli.cli.commands.verify.PROMPTS", PROMPTS[:2])
     assert main(["verify", "-m", str(small_base_snapshot), *QUICK, "--steps", "2"]) == 0
-    assert "2 of 2" in capfd.readouterr().out
+    assert "5 of 5" in capfd.readouterr().out
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from interpreted import DEVICE, MARKS, _rounding_that_carries
-from small_models import FLUX2, QWEN3, VAE, distance, filled, flux2_inputs
+from small_models import FLUX2, GRID, QWEN3, VAE, WORDS, distance, filled, flux2_inputs
 from torch import Tensor
 
 from klein_cli.errors import ModelError
@@ -23,7 +23,9 @@ from klein_cli.models.attention import AttentionLengths, SdpaAttention
 from klein_cli.models.flux2 import Flux2Transformer
 from klein_cli.models.qwen3 import Qwen3Model
 from klein_cli.models.vae import VaeDecoder
+from klein_cli.models.vae_encoder import VaeEncoder
 from klein_cli.optimize.backend import PLAIN, Backend, backend_for
+from klein_cli.sampling.latents import position_ids
 from klein_cli.settings import Settings
 
 pytestmark = MARKS
@@ -42,6 +44,34 @@ def flux2(backend: Backend, dtype: torch.dtype) -> Tensor:
     return out
 
 
+REFERENCES = (2, 2), (1, 3)
+
+
+def _referring(
+    backend: Backend, dtype: torch.dtype
+) -> tuple[Flux2Transformer, tuple[Tensor, ...], Tensor, Tensor]:
+    """A DiT, what it is given of an image at any step, two references, and all positions."""
+    dit = filled(Flux2Transformer(FLUX2, backend.flux2)).to(DEVICE, dtype)
+    backend.prepare("transformer", dit)
+    latents, timestep, text, _ = flux2_inputs(dtype, DEVICE)
+    generator = torch.Generator().manual_seed(5)
+    references = torch.randn(1, 7, FLUX2.in_channels, generator=generator).to(DEVICE, dtype)
+    ids = position_ids(WORDS, GRID, torch.device(DEVICE), REFERENCES)
+    return dit, (latents, dit.context_embedder(text), dit.modulations(timestep)), references, ids
+
+
+def edit(backend: Backend, dtype: torch.dtype) -> Tensor:
+    dit, given, references, ids = _referring(backend, dtype)
+    return dit.velocity(*given, *dit.rotary(ids), references)
+
+
+def kept(backend: Backend, dtype: torch.dtype) -> Tensor:
+    dit, given, references, ids = _referring(backend, dtype)
+    still = dit.modulations(torch.zeros(1, dtype=dtype, device=DEVICE))
+    keys = dit.reference_keys(references, still, *dit.rotary(ids[-7:]))
+    return dit.velocity_beside(*given, *dit.rotary(ids[:-7]), keys)
+
+
 def qwen3(backend: Backend, dtype: torch.dtype) -> Tensor:
     model = filled(Qwen3Model(QWEN3, (1, 2), SdpaAttention(), backend.qwen3)).to(DEVICE, dtype)
     backend.prepare("text_encoder", model)
@@ -57,7 +87,16 @@ def vae(backend: Backend, dtype: torch.dtype) -> Tensor:
     return out
 
 
-MODELS = [flux2, qwen3, vae]
+def encoder(backend: Backend, dtype: torch.dtype) -> Tensor:
+    model = filled(VaeEncoder(VAE, backend.vae)).to(DEVICE, dtype)
+    backend.prepare("vae", model)
+    torch.manual_seed(1)
+    image = torch.randn(1, 3, 32, 48).contiguous(memory_format=torch.channels_last)
+    out: Tensor = model(image.to(DEVICE, dtype))
+    return out
+
+
+MODELS = [flux2, edit, kept, qwen3, vae, encoder]
 Draw = Callable[[Backend, torch.dtype], Tensor]
 
 
@@ -79,7 +118,7 @@ def test_in_float32_nothing_changes(model: Draw) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_bfloat16_is_no_further_from_float32(model: Draw) -> None:
     """Kernels round once where torch rounds several times."""
-    if model is vae and DEVICE == "cpu":
+    if model in (vae, encoder) and DEVICE == "cpu":
         pytest.skip("the CPU has no product of half precision into float32")
     exact, dtype = model(PLAIN, torch.float32), torch.bfloat16
     plain, fused = model(PLAIN, dtype), model(on_kernels(), dtype)

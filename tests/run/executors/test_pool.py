@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
+from listening import Heard
 
-from klein_cli.errors import KleinError, OutOfMemoryError
+from klein_cli.errors import KleinError, OutOfMemoryError, UsageError
 from klein_cli.output.metadata import Origin
 from klein_cli.recipe import Model, Recipe
 from klein_cli.run.batching import Batch
 from klein_cli.run.executors.executor import WorkerDied
+from klein_cli.run.executors.files import SentFile
 from klein_cli.run.executors.pool import Pool, WorkerLost
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
+from klein_cli.run.inputs import ImageNotes
 from klein_cli.run.jobs import Job
 from klein_cli.settings import Settings
 
@@ -38,6 +42,10 @@ def batch(index: int = 1) -> Batch:
     )
     job = Job(index=index, recipe=recipe, path=Path(f"{index}.png"), exact=False)
     return Batch(jobs=(job,), planned=1)
+
+
+def no_files(recipes: Sequence[Recipe]) -> list[SentFile]:
+    return []
 
 
 class Scripted:
@@ -91,7 +99,7 @@ def pool_of(
     workers: Workers, *answers: WorkerInfo | Failure | WorkerLost, count: int = 2
 ) -> Pool[Scripted]:
     """A pool whose workers answered so to load; the rest have not answered yet."""
-    pool = Pool(workers, REQUEST, count)
+    pool = Pool(workers, REQUEST, count, images=no_files, notes=ImageNotes(Heard()))
     for link, answer in zip(workers.links, answers, strict=False):
         link.answers.append(answer)
     pool.wait_for_the_first()
@@ -243,7 +251,7 @@ def test_a_pool_that_cannot_be_filled_leaves_no_process(workers: Workers) -> Non
 
     two = Two()
     with pytest.raises(KleinError, match="cannot start a worker"):
-        Pool(two, REQUEST, 3)
+        Pool(two, REQUEST, 3, images=no_files, notes=ImageNotes(Heard()))
     assert [link.ended for link in two.links] == [True, True]
 
 
@@ -251,3 +259,34 @@ def test_the_workers_end_with_the_pool(workers: Workers) -> None:
     pool = pool_of(workers, info(2))
     pool.close()
     assert all(link.ended for link in workers.links)
+
+
+def test_a_batch_whose_image_has_gone_fails_and_the_pool_goes_on(workers: Workers) -> None:
+    pool = pool_of(workers, info(2), count=1)
+
+    def gone(recipes: Sequence[Recipe]) -> list[SentFile]:
+        raise UsageError("cannot read the image a.png", "give it")
+
+    pool._images = gone
+    pool.submit(batch(1))
+    pool._images = no_files
+    pool.submit(batch(2))
+    result = pool.next()
+    assert result is not None
+    assert (str(result.error), result.batch.jobs[0].index) == ("cannot read the image a.png", 1)
+    workers.links[0].answers.append(drawn())
+    result = pool.next()
+    assert result is not None
+    assert result.error is None
+
+
+def test_what_a_worker_says_of_images_is_told_once(workers: Workers) -> None:
+    heard = Heard()
+    pool = Pool(workers, REQUEST, 1, images=no_files, notes=ImageNotes(heard))
+    workers.links[0].answers.append(info(2))
+    pool.wait_for_the_first()
+    for index in (1, 2):
+        pool.submit(batch(index))
+        workers.links[0].answers.append(replace(drawn(), notes=[("a.png", "a.png is CMYK")]))
+        pool.next()
+    assert heard.said == [("note", "a.png is CMYK")]

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from given_images import photo
 
 from klein_cli.cli.app import main
 from klein_cli.errors import KleinError, UsageError
@@ -102,8 +103,14 @@ quickly = pytest.mark.parametrize(
 
 
 def command(folder: Path, pictures: int, *more: str) -> list[str]:
-    prompts = folder.parent / "prompts.txt"
-    prompts.write_text("\n".join(f"a red circle, number {n}" for n in range(pictures)))
+    """A run of so many images, of which every other edits one of two that were given."""
+    given = [photo(folder.parent / f"given-{k}.png", seed=k) for k in range(2)]
+    rows = [
+        {"prompt": f"a red circle, number {n}", "image": [given[n // 2 % 2].name] * (n % 2)}
+        for n in range(pictures)
+    ]
+    prompts = folder.parent / "prompts.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, rows)))
     options = ["-m", "tiny", "--size", "128x128", "--steps", "2", "--device", "cpu", "-s", "5"]
     source = ["--prompts-file", str(prompts), "-o", f"{folder}/"]
     return ["generate", *source, *options, *more]
@@ -383,7 +390,7 @@ def test_workers_are_told_of_a_folder_by_its_full_path(
     """They may stand elsewhere, where a name without a slash would be a hub's or nothing."""
     requests: list[LoadRequest] = []
 
-    def stop(transport: object, request: LoadRequest, count: int) -> None:
+    def stop(transport: object, request: LoadRequest, count: int, **_: object) -> None:
         requests.append(request)
         raise KleinError("enough", "look at the request")
 

@@ -12,8 +12,9 @@ import numpy
 import pytest
 
 from klein_cli.output.metadata import Origin
-from klein_cli.recipe import MAX_SEED, Model, Recipe
+from klein_cli.recipe import MAX_SEED, Mask, Model, Recipe, Reference
 from klein_cli.run.executors import wire
+from klein_cli.run.executors.files import SentFile
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
 from klein_cli.settings import Settings
 
@@ -26,6 +27,11 @@ RECIPE = Recipe(
     guidance=0.1,
     model="/models/\udcff",
     negative_prompt=None,
+)
+EDIT = replace(
+    RECIPE,
+    references=(Reference(sha256="0" * 64, name="a.png", width=64, height=32),),
+    mask=Mask(sha256="1" * 64, name="m\udcff.png", expand=(0, 1, 2, 3), box=(0, 0, 64, 32)),
 )
 ORIGIN = Origin(
     model=Model(name="small", revision="0a", weights="00"),
@@ -48,6 +54,7 @@ def ends() -> Iterator[tuple[socket, socket]]:
             model="/a/b c\udcff", settings=Settings(device="cuda", quantize="fp8"), threads=7
         ),
         DrawRequest(recipes=[RECIPE, replace(RECIPE, guidance=4, negative_prompt="")], tiled=True),
+        DrawRequest(recipes=[EDIT], tiled=False),
         WorkerInfo(origin=ORIGIN, batch_size=3),
         Failure(name="OutOfMemoryError", message="it did not fit", hint="use less"),
         Failure(name="ZeroDivisionError", message="", traceback="Traceback ..."),
@@ -60,6 +67,30 @@ def test_what_comes_out_is_what_went_in(message: wire.Message, ends: tuple[socke
     found = wire.receive(theirs)
     assert found == message
     assert repr(found) == repr(message), "a whole number became another kind of number"
+
+
+def test_given_images_go_by_path_or_by_their_bytes(ends: tuple[socket, socket]) -> None:
+    """A worker on another machine has no such path, and standard input has none anywhere."""
+    ours, theirs = ends
+    by_path = SentFile(sha256="0" * 64, name="a.png", path="/a.png")
+    by_bytes = SentFile(sha256="1" * 64, name="b.png", path=None, data=bytes(range(256)))
+    message = DrawRequest(recipes=[EDIT], tiled=False, files=[by_path, by_bytes])
+    wire.send(ours, message)
+    assert wire.receive(theirs) == message
+
+
+def test_what_was_found_about_images_comes_back_and_so_do_16_bits(
+    ends: tuple[socket, socket],
+) -> None:
+    ours, theirs = ends
+    wide = numpy.array([[[1, 65535, 300, 7]]], numpy.uint16)
+    notes = [("a.png", "a.png is transparent in places")]
+    wire.send(ours, Drawn(images=[wide], failure=None, seconds=1.0, notes=notes))
+    found = wire.receive(theirs)
+    assert isinstance(found, Drawn)
+    assert found.notes == notes
+    assert found.images[0].dtype == numpy.uint16
+    assert numpy.array_equal(found.images[0], wide)
 
 
 def test_pixels_keep_every_bit_and_their_shapes(ends: tuple[socket, socket]) -> None:

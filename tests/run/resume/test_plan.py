@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy
 import pytest
+from given_images import input_images
 from PIL import Image
 from records import record
 
@@ -40,6 +41,7 @@ def planned(*rows: Row, history: History | None = None, **changes: Any) -> Plan:
         defaults=replace(DEFAULTS, **changes),
         seed=history.seed if history else 10,
         output=Output(where=destination(output), overwrite=overwrite, today=date(2026, 3, 9)),
+        images=input_images(),
         history=history,
     )
 
