@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klein_cli.checkpoints.fingerprint import fingerprint
+from klein_cli.checkpoints.fingerprint import fingerprint, part_files
+from klein_cli.checkpoints.given import wanted
 from klein_cli.checkpoints.reader import Reader
 from klein_cli.checkpoints.resolve import Snapshot, resolve
 from klein_cli.checkpoints.source import size_of
@@ -97,13 +98,19 @@ class Pipeline:
         cls,
         model: str = DEFAULT_MODEL,
         *,
+        transformer: str | None = None,
+        text_encoder: str | None = None,
+        vae: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         quantize: str = "none",
         settings: Settings | None = None,
         on_event: OnEvent | None = None,
     ) -> Pipeline:
-        """The model of a preset's name, a folder or a hub id; downloaded if it is not here.
+        """The model of a preset's name, a folder, a hub id or a file; downloaded if it is not here.
+
+        `transformer`, `text_encoder` and `vae` are files in place of
+        its own.
 
         `settings` say more than the three words before them can, and then stand for these too.
         `on_event` hears what is being done. Raises KleinError: UsageError for settings that cannot
@@ -111,7 +118,11 @@ class Pipeline:
         """
         if settings is None:
             settings = Settings(device=device, dtype=dtype, quantize=quantize)
-        snapshot = resolve(model)
+        given = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
+        asked = wanted(model, given)
+        for note in asked.notes:
+            (on_event or _ignore)(note)
+        snapshot = resolve(asked.model, parts=asked.parts)
         return cls.load(snapshot, choose(settings, snapshot.preset), on_event=on_event)
 
     @classmethod
@@ -152,7 +163,7 @@ class Pipeline:
         device, backend = device_for(settings.device), backend_for(settings)
         target = Target(device=device, dtype=torch_dtype(settings.dtype), backend=backend)
         on_event(f"loading the text encoder{_weight(snapshot, 'text_encoder')}")
-        tokenizer = tokenizer or PromptTokenizer.from_snapshot(snapshot.root)
+        tokenizer = tokenizer or PromptTokenizer.of(snapshot)
         with Reader(device.torch_device) if device.streams else nullcontext() as reader:
             target = replace(target, reader=reader)
             encoder = TextEncoder.load(
@@ -163,7 +174,7 @@ class Pipeline:
             )
             if tokenizer.vocabulary > encoder.vocabulary:
                 raise ModelError(
-                    f"the tokenizer of {snapshot.root} knows {tokenizer.vocabulary} tokens, its "
+                    f"the tokenizer of {snapshot.name} knows {tokenizer.vocabulary} tokens, its "
                     f"text encoder {encoder.vocabulary}",
                     "the model's parts do not belong together: download it again",
                 )
@@ -187,7 +198,11 @@ class Pipeline:
     def origin(self) -> Origin:
         """Where this pipeline's images come from. Raises ModelError when files have gone."""
         return Origin(
-            model=replace(self.snapshot.model, weights=fingerprint(self.snapshot)),
+            model=replace(
+                self.snapshot.model,
+                weights=fingerprint(self.snapshot),
+                parts=part_files(self.snapshot),
+            ),
             settings=self.settings,
             provenance=provenance(self.settings),
         )

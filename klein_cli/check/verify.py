@@ -16,8 +16,9 @@ from torch import Tensor
 from klein_cli.check.limits import LIMITS, Limits, precision
 from klein_cli.check.metrics import Pixels, mean_abs_diff, psnr, relative_error, row_errors, ssim
 from klein_cli.check.official import reference
+from klein_cli.check.official_layout import official_layout
 from klein_cli.checkpoints.resolve import Snapshot
-from klein_cli.device.choose import provenance
+from klein_cli.device.choose import provenance, torch_dtype
 from klein_cli.device.memory import release_memory
 from klein_cli.images.store import ImageStore
 from klein_cli.pipeline import Pipeline, Trace
@@ -84,16 +85,17 @@ def verify(
     other or an image does not fit.
     """
     ours = _ours(snapshot, settings, recipes, images, batch_size, on_event)
-    theirs = reference(
-        snapshot.root,
-        settings,
-        recipes,
-        on_event,
-        images=images,
-        kv_cache=snapshot.preset.kv_cache,
-    )
+    with official_layout(snapshot, torch_dtype(settings.dtype), on_event) as root:
+        theirs = reference(
+            root,
+            settings,
+            recipes,
+            on_event,
+            images=images,
+            kv_cache=snapshot.preset.kv_cache,
+        )
     release_memory()
-    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+    tokenizer = PromptTokenizer.of(snapshot)
     return [
         compare(
             recipe,

@@ -18,6 +18,7 @@ from pathlib import Path
 import typer
 
 from klein_cli import __version__
+from klein_cli.checkpoints.given import Parts
 from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
@@ -63,6 +64,7 @@ class _Run:
     """
 
     model: str
+    parts: Parts
     source: PromptSource
     one_by_one: bool
     images: InputImages
@@ -88,6 +90,7 @@ def run_generate(
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: str,
+    parts: options.PartOptions,
     machine: options.MachineOptions,
     show: bool,
     reporting: options.ReportOptions,
@@ -116,8 +119,12 @@ def run_generate(
             source = edit.rows(prompts, editing.references, report.note)
         else:
             source = source_of(prompts)
+        chosen = parts.wanted(model)
+        for note in chosen.notes:
+            report.warn(note)
         asked = _Run(
-            model=model,
+            model=chosen.model,
+            parts=chosen.parts,
             source=source,
             images=_images(prompts),
             one_by_one=in_folder,
@@ -125,7 +132,7 @@ def run_generate(
             of_masks=given.of_masks(),
             defaults=given.of(
                 image.defaults(
-                    preset_for(model),
+                    preset_for(chosen.model),
                     negative_prompt=prompts.negative_prompt,
                     wildcards=prompts.wildcards,
                     wildcards_dir=prompts.wildcards_dir,
@@ -228,6 +235,7 @@ def _make(
         strict=asked.strict,
         listener=report,
         timings=timings,
+        parts=asked.parts,
     )
     with report.bar, started as ready:
         if journal is not None:
@@ -261,9 +269,9 @@ def _make(
 def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) -> int:
     from klein_cli.cli.terminal.dry_run import dry_run
 
-    tokenize, snapshot = None, on_disk(asked.model)
+    tokenize, snapshot = None, on_disk(asked.model, asked.parts)
     if snapshot is not None:
-        tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
+        tokenize = PromptTokenizer.of(snapshot).tokenize
         several = len(planned.jobs) > 1
         check_lengths(tokenize, planned.jobs, several=several, strict=asked.strict, listener=report)
     dry_run(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from klein_cli.checkpoints.given import Parts
 from klein_cli.checkpoints.resolve import Snapshot, on_disk
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError, ModelError
@@ -41,7 +42,9 @@ from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An image and what `model` is to draw from it. No snapshot: the user names the model."""
+    """An image and what `model` is to draw from it. No snapshot: the user names the model, and
+    perhaps files in place of its `parts`.
+    """
 
     path: Path
     record: Record
@@ -49,6 +52,7 @@ class Source:
     snapshot: Snapshot | None
     preset: Preset
     recipes: tuple[Recipe, ...]
+    parts: Parts = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -101,10 +105,10 @@ class Reproduction:
         tokens: dict[int, TokenizedPrompt] = {}
         for jobs in self._groups(self._jobs):
             source = self._origin[jobs[0].index]
-            snapshot = source.snapshot or on_disk(source.model)
+            snapshot = source.snapshot or on_disk(source.model, source.parts)
             if snapshot is None:
                 continue
-            tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
+            tokenize = PromptTokenizer.of(snapshot).tokenize
             strict, several = self._overrides.strict, len(self._jobs) > 1
             check_lengths(tokenize, jobs, several=several, strict=strict, listener=self._listener)
             tokens |= {job.index: tokenize(job.recipe.prompt) for job in jobs}
@@ -181,6 +185,7 @@ class Reproduction:
             listener=self._listener,
             timings=timings,
             snapshot=source.snapshot,
+            parts=source.parts,
         )
         with started as ready:
             self._report_differences(jobs, lines, source.preset.name, ready.origin)

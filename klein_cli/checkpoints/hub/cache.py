@@ -96,6 +96,14 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def cached_file(repo: str, path: str) -> Path | None:
+    """A file of `repo`'s main branch, if it is here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, path, cache_dir=cache_folder())
+    return Path(found) if isinstance(found, str) else None
+
+
 def point_main_to(repo: str, commit: str) -> None:
     """Record `commit` as that of `repo`'s main branch, as the hub's client does."""
     ref = repository_folder(repo) / "refs" / "main"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from klein_cli import __version__
+from klein_cli.checkpoints.given import Parts
 from klein_cli.checkpoints.resolve import Snapshot, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.config import origins, was_typed
@@ -64,6 +65,7 @@ class _Variation:
     prompt: str | None
     negative_prompt: str | None
     model: str | None
+    parts: Parts
     image: options.ImageOptions
     editing: options.EditOptions
 
@@ -109,6 +111,7 @@ def reproduce(
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: options.Model,
+    parts: options.PartOptions,
     machine: options.MachineOptions,
     reporting: options.ReportOptions,
 ) -> None:
@@ -125,10 +128,16 @@ def reproduce(
         overrides = _overrides(context, machine, strict, parsed_output(files, reporting))
         typed = only_typed(context, prompts)
         prompt = typed.prompt_option
+        named = was_typed(context, "model")
+        files_given = replace(only_typed(context, parts), models_dir=parts.models_dir)
+        chosen = files_given.wanted(model if named else None)
+        for note in chosen.notes:
+            report.warn(note)
         asked = _Variation(
             prompt=None if prompt is None else typed_prompt(prompt, sys.stdin.buffer),
             negative_prompt=typed.negative_prompt,
-            model=model if was_typed(context, "model") else None,
+            model=chosen.model if named else None,
+            parts=chosen.parts,
             image=only_typed(context, image),
             editing=only_typed(context, editing),
         )
@@ -238,7 +247,7 @@ def _source(
     snapshot = None
     if named is None:
         key = then.model, record.revision
-        snapshot = snapshots[key] = snapshots.get(key) or model_of(path, record)
+        snapshot = snapshots[key] = snapshots.get(key) or model_of(path, record, asked.parts)
         named = snapshot.preset
     defaults = asked.image.defaults(
         named,
@@ -253,6 +262,7 @@ def _source(
         path=path,
         record=record,
         model=asked.model or then.model,
+        parts=asked.parts,
         snapshot=snapshot,
         preset=defaults.preset,
         recipes=tuple(recipe_of(row, defaults, seed + k, inputs) for k in range(defaults.n)),

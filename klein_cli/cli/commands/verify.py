@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klein_cli.check.prompts import PROMPTS
+from klein_cli.checkpoints.given import Wanted
 from klein_cli.checkpoints.resolve import preset_for, resolve
+from klein_cli.checkpoints.single_file import OPTIONS
 from klein_cli.cli import options
 from klein_cli.cli.groups import grouped
 from klein_cli.cli.terminal.report import Report
@@ -83,6 +85,7 @@ Overwrite = Annotated[
 def verify(
     *,
     model: options.Model = DEFAULT_MODEL,
+    parts: options.PartOptions,
     machine: options.MachineOptions,
     size: options.Size = None,
     steps: options.Steps = None,
@@ -103,7 +106,10 @@ def verify(
     with report.errors():
         check_official("klein verify")
         settings, batch_size = machine.settings(), machine.images_per_batch()
-        preset = preset_for(model)
+        asked = parts.wanted(model)
+        for note in asked.notes:
+            report.warn(note)
+        preset = preset_for(asked.model)
         recipes = _recipes(options.ImageOptions(size=size, steps=steps).defaults(preset), seed)
         if clip is not None and not clip.is_dir():
             raise UsageError(f"there is no folder {clip}", "give --clip the folder of a CLIP model")
@@ -112,7 +118,7 @@ def verify(
         with report.bar:
             report.bar.say("starting torch")
             facts, comparisons = _compare(
-                model, preset, settings, recipes, batch_size, clip, report
+                asked, preset, settings, recipes, batch_size, clip, report
             )
         if html is not None:
             _write_page(html, facts, comparisons, overwrite)
@@ -134,7 +140,7 @@ def _recipes(defaults: Defaults, first_seed: int) -> list[Recipe]:
 
 
 def _compare(
-    model: str,
+    asked: Wanted,
     preset: Preset,
     settings: Settings,
     recipes: Sequence[Recipe],
@@ -153,7 +159,7 @@ def _compare(
 
     chosen = choose(settings, preset)
     with report.downloading() as watch:
-        snapshot = resolve(model, watch)
+        snapshot = resolve(asked.model, watch, asked.parts)
     likeness = None if clip is None else clip_likeness(clip)
     images = ImageStore()
     if chosen.engine == "native" or not preset.kv_cache:
@@ -169,7 +175,8 @@ def _compare(
     )
     first = recipes[0]
     facts = {
-        "model": model + (f" at {snapshot.revision}" if snapshot.revision else ""),
+        "model": asked.model + (f" at {snapshot.revision}" if snapshot.revision else ""),
+        **{OPTIONS[part].lstrip("-"): path for part, path in asked.parts.items()},
         "ours": f"engine {chosen.engine}, "
         + chosen.listed(leave_out=("device", "dtype", "engine")),
         "both": f"{chosen.device}, {chosen.dtype}, {first.width}x{first.height}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,11 +32,15 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
-    """What workers are to load: a model by name or absolute path, and how they are to compute."""
+    """What workers are to load: a model by name or absolute path, and how they are to compute.
+
+    `given` are absolute paths of files in place of the model's own.
+    """
 
     model: str
     settings: Settings
     threads: int
+    given: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +131,7 @@ class Worker:
         from klein_cli.pipeline import Pipeline
 
         torch.set_num_threads(request.threads)
-        snapshot = resolve(request.model)
+        snapshot = resolve(request.model, parts=request.given)
         pipeline = Pipeline.load(snapshot, choose(request.settings, snapshot.preset))
         info = WorkerInfo(origin=pipeline.origin, batch_size=pipeline.default_batch_size)
         self._pipeline = pipeline
