@@ -5,14 +5,17 @@ Imports no torch: a wrong name, folder or prompt is reported before anything hea
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from klein_cli.addresses import check_path, hub_id
 from klein_cli.checkpoints.folder import (
     INDEX_FILE,
     FolderCheckpoint,
+    check_readable,
     is_readable,
     problems,
     read_json,
@@ -174,23 +177,27 @@ def _at(name: str, root: Path, preset: Preset, repo: str) -> Snapshot:
 
 def _is_local(model: str) -> bool:
     """True where a path is meant: one that exists, or one that can be nothing else."""
-    if Path(model).expanduser().exists() or model.endswith(_SINGLE_FILES):
+    if os.path.exists(os.path.expanduser(model)) or model.endswith(_SINGLE_FILES):
         return True
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
 
 
 def _folder(model: str) -> Snapshot:
-    root = Path(model).expanduser()
+    if repo := hub_id(model):
+        raise ModelError(f"-m {model} is an address", f"give the hub id alone: {repo}")
+    check_path("-m", model)
+    root = Path(os.path.expanduser(model))
     if not model.strip():
         raise ModelError("-m is empty", f"give a model by name ({_names()}), a folder or a hub id")
-    if root.is_file() and not model.endswith(_SINGLE_FILES):
+    if os.path.isfile(root) and not model.endswith(_SINGLE_FILES):
         raise ModelError(f"{model} is a file, not a model", _FOLDER_HINT)
-    if model.endswith(_SINGLE_FILES) and not root.is_dir():
+    if model.endswith(_SINGLE_FILES) and not os.path.isdir(root):
         raise ModelError(
             f"{model} is a single-file checkpoint, which klein cannot read yet",
             _FOLDER_HINT,
         )
-    if not root.is_dir():
+    check_readable(root)
+    if not os.path.isdir(root):
         raise ModelError(f"there is no folder {model}", f"give a model by name: {_names()}")
     name = root.resolve().name or model
     return Snapshot(name=name, root=root, preset=_preset_of_folder(root, name))

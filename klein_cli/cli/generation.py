@@ -30,7 +30,7 @@ from klein_cli.cli.editing import (
     report_edits,
     source_of,
 )
-from klein_cli.cli.terminal.follow import INTERRUPTED, RunReporter, run_command
+from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
@@ -45,6 +45,7 @@ from klein_cli.recipe import CPU_SEEDS
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_placement, start
 from klein_cli.run.inputs import InputImages
+from klein_cli.run.interrupts import was_interrupted
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resume.folder import OutputFolder, output_folder
@@ -127,6 +128,7 @@ def run_generate(
                     preset_for(model),
                     negative_prompt=prompts.negative_prompt,
                     wildcards=prompts.wildcards,
+                    wildcards_dir=prompts.wildcards_dir,
                 )
             ),
             seed=image.seed,
@@ -165,7 +167,7 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
         if files.dry_run:
             return _dry_run(asked, planned, earlier, report)
         code = _draw(asked, seed, planned, earlier, report)
-        if gallery is not None and code != INTERRUPTED:
+        if gallery is not None and not was_interrupted(code):
             with report.bar:
                 page = add_page(gallery, report, overwrite=files.overwrite)
             code = code or page
@@ -316,6 +318,10 @@ def _keeps_manifest(asked: _Run) -> bool:
 def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:
     """What the user does not know, or may think otherwise."""
     preset = asked.defaults.preset
+    for text in asked.source.remarks.warnings():
+        report.warn(text)
+    for text in asked.source.remarks.notes():
+        report.note(text)
     report_edits(asked.images, planned, asked.defaults, asked.of_masks, report)
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
     if without := [*unused, *sorted(planned.without_effect)]:

@@ -74,7 +74,17 @@ class _Variation:
 
 
 @grouped(
-    leave_out={"prompt", "prompts_file", "wildcards", "seeds", "resume", "gallery"}
+    leave_out={
+        "prompt",
+        "prompts_file",
+        "prompt_column",
+        "options_in_prompts",
+        "wildcards",
+        "wildcards_dir",
+        "seeds",
+        "resume",
+        "gallery",
+    }
     | {"workers", "ray"},
     defaults=dict.fromkeys(("model", *CHOICES), THE_IMAGES),
     helps={
