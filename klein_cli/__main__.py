@@ -5,6 +5,8 @@ import os
 import sys
 from typing import NoReturn
 
+from klein_cli.run.interrupts import end_as_by_ctrl_c, exit_code_of
+
 
 def run() -> NoReturn:
     """The process `klein`, whole."""
@@ -22,11 +24,12 @@ def main() -> int:
     try:
         if sys.argv[1:] == ["--version"]:
             return _version()
+        end_as_by_ctrl_c()
         from klein_cli.cli.app import main as command_line
 
         return command_line()
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return exit_code_of(interrupt)
 
 
 def _version() -> int:

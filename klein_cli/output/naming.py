@@ -22,11 +22,12 @@ from datetime import date
 from pathlib import Path
 from string import Formatter
 
+from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
 from klein_cli.recipe import Recipe
 
 STDOUT = "-"
-FIELDS = ("index", "seed", "slug", "width", "height", "model", "date")
+FIELDS = ("index", "seed", "slug", "width", "height", "model", "date", "row", "n", "id")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
 _ONE_NAME = "{slug}-{seed}.png"
@@ -74,6 +75,7 @@ def destination(output: str | None, *, is_folder: bool = False) -> Destination:
         return Destination(template="", single="", folder=Path(), exact=True)
     if not output.strip() or "\0" in output:
         raise UsageError("-o is empty", "give a file, a folder or a template")
+    check_path("-o", output)
     if output.startswith("~"):
         output = os.path.expanduser(output)
     if is_folder or os.path.isdir(output):
@@ -122,6 +124,17 @@ def candidates(path: Path) -> Iterator[Path]:
         number += 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an image is among its rows: the `n`-th of row number `row`, both from 1, whose own
+    `id` is as it is written.
+    """
+
+    row: int = 1
+    n: int = 1
+    id: str = ""
+
+
 class Names:
     """Gives each image of a run a path of its own, in the order of asking.
 
@@ -146,9 +159,16 @@ class Names:
         self._folders: set[str] = set()
         self._numbers: dict[str, int] = {}
 
-    def of(self, index: int, recipe: Recipe) -> Path:
+    @property
+    def needs_id(self) -> bool:
+        """Whether rows without an id have no name."""
+        return any(name == "id" for _, name, *_ in Formatter().parse(self._where.template))
+
+    def of(self, index: int, recipe: Recipe, place: Place | None = None) -> Path:
         """The path of image `index` (from 1). Raises UsageError."""
-        path = Path(_fill(self._where.template, _values(index, recipe, self._today)))
+        path = Path(
+            _fill(self._where.template, _values(index, recipe, self._today, place or Place()))
+        )
         check_extension(path)
         _check_length(path)
         if not self._where.exact:
@@ -223,7 +243,8 @@ def _templated(template: str) -> Destination:
     if template.endswith(_SEPARATORS):
         template = os.path.join(template, _FOLDER_NAME)
     sample = Recipe(prompt="a", seed=0, width=16, height=16, steps=1, guidance=1.0, model="a")
-    check_extension(Path(_fill(template, _values(1, sample, date(2000, 1, 1)))))
+    values = _values(1, sample, date(2000, 1, 1), Place(id="a"))
+    check_extension(Path(_fill(template, values)))
     fixed = ""
     for literal, field, *_ in parts:
         fixed += literal
@@ -233,8 +254,11 @@ def _templated(template: str) -> Destination:
     return Destination(template=template, single=template, folder=folder, exact=False)
 
 
-def _values(index: int, recipe: Recipe, today: date) -> dict[str, object]:
+def _values(index: int, recipe: Recipe, today: date, place: Place) -> dict[str, object]:
     return {
+        "row": place.row,
+        "n": place.n,
+        "id": _as_name(place.id),
         "index": index,
         "seed": recipe.seed,
         "slug": slug(recipe.prompt),
@@ -243,6 +267,11 @@ def _values(index: int, recipe: Recipe, today: date) -> dict[str, object]:
         "model": slug(recipe.model),
         "date": today,
     }
+
+
+def _as_name(identity: str) -> str:
+    """A row's id as a part of a file's name: what cannot be one is a hyphen."""
+    return re.sub(r"[^\w.-]+", "-", identity).strip(".-") or "row"
 
 
 def _fill(template: str, values: dict[str, object]) -> str:
@@ -256,6 +285,7 @@ def _fill(template: str, values: dict[str, object]) -> str:
 
 def _inside(folder: Path, output: str) -> Path:
     """`output` under `folder`. Raises UsageError when it leaves it, by a symbolic link too."""
+    check_path("output", output)
     name = Path(output)
     climbs = Path(os.path.normpath(name)).parts[:1] == ("..",)
     leaves = climbs or name.is_absolute() or name.drive or name.root

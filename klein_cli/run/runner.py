@@ -32,6 +32,7 @@ from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
 from klein_cli.run.jobs import Job
 from klein_cli.run.resume.journal import RunJournal
+from klein_cli.run.resume.manifest import MovedError
 from klein_cli.run.writers import Writers
 
 if TYPE_CHECKING:
@@ -210,12 +211,15 @@ class Run:
             pixels, extras = self._carry.of(job.recipe, pixels, self._images)
             data = encode(pixels, extension, record, parameters(job.recipe), extras)
             digest = sha256(data).hexdigest()
-            if self._journal is not None and self._no_metadata:
-                self._journal.begun(job, digest)
+            if self._journal is not None:
+                self._journal.check_place()
+                if self._no_metadata:
+                    self._journal.begun(job, digest)
             path = self._store(job, data)
         except OSError as error:
+            error = self._moved() or error
             failure = self._disk_error(job.path, error)
-            if error.errno in _DISK_STOPS:
+            if error.errno in _DISK_STOPS or isinstance(error, MovedError):
                 return (Stopped(error=failure),)
             return (Failed(job=job, error=failure),)
         except Exception as error:
@@ -228,6 +232,15 @@ class Run:
         except OSError as error:
             return saved, Stopped(error=self._disk_error(self._journal.manifest, error))
         return (saved,)
+
+    def _moved(self) -> MovedError | None:
+        """What an error of the disk comes of, where the folder is no longer in its place."""
+        try:
+            if self._journal is not None:
+                self._journal.check_place()
+        except MovedError as moved:
+            return moved
+        return None
 
     def _store(self, job: Job, data: bytes) -> Path | None:
         if job.path is None:
@@ -242,6 +255,11 @@ class Run:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def _disk_error(self, path: Path | None, error: OSError) -> KleinError:
+        if isinstance(error, MovedError):
+            return KleinError(
+                f"{error.strerror}: the folder was moved or emptied while the run went on",
+                "move it back, then give the same command with --resume",
+            )
         what = f"cannot write {path or 'to standard output'}: {error.strerror or error}"
         if isinstance(error, FileExistsError):
             return KleinError(what, "-y replaces it; or give another name")

@@ -12,10 +12,9 @@ from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.naming import STDOUT
 from klein_cli.prompts.rows import Row
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped
+from klein_cli.run.interrupts import exit_code_of
 from klein_cli.run.jobs import Job
 from klein_cli.run.resume.journal import RunJournal
-
-INTERRUPTED = 130
 
 
 class Runnable(Protocol):
@@ -46,8 +45,9 @@ class RunReporter:
         try:
             for event in run.events(jobs):
                 self.tell(event)
-        except KeyboardInterrupt:
-            return self._interrupted(run)
+        except KeyboardInterrupt as interrupt:
+            self._interrupted(run)
+            return exit_code_of(interrupt)
         except BrokenPipeError:
             self._finish(run)
             raise KleinError(
@@ -93,12 +93,11 @@ class RunReporter:
             with suppress(BrokenPipeError):
                 self.tell(event)
 
-    def _interrupted(self, run: Runnable) -> int:
+    def _interrupted(self, run: Runnable) -> None:
         self._finish(run)
         with suppress(BrokenPipeError):  # the same Ctrl-C ends who reads of it
             self._report.event("interrupted", made=self._made, wanted=self._wanted)
         self._report.note(f"interrupted: {self._tally()}{self._more()}")
-        return INTERRUPTED
 
     def _tally(self) -> str:
         return f"{self._made} of {self._wanted} images made"
@@ -125,11 +124,11 @@ def run_command(
     try:
         with report.errors():
             return run(report)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         with suppress(BrokenPipeError):
             report.event("interrupted", made=0, wanted=None)
         report.note("interrupted")
-        return INTERRUPTED
+        return exit_code_of(interrupt)
 
 
 def exit_code(made: int, failures: list[int]) -> int:

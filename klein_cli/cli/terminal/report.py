@@ -63,6 +63,7 @@ class Report:
         except KleinError as error:
             with contextlib.suppress(BrokenPipeError):  # which may be the error
                 self.event("error", message=error.message, hint=error.hint)
+            error.told = self._as_json
             raise
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -183,6 +184,8 @@ def _facts(job: Job) -> dict[str, Any]:
         "height": recipe.height,
         "prompt": recipe.prompt,
     }
+    if job.carried:
+        facts["carried"] = job.carried
     if recipe.references:
         facts["image"] = [reference.name for reference in recipe.references]
     if recipe.mask is not None:
