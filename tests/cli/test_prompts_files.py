@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,3 +174,36 @@ def test_options_of_prompts_files_need_one(klein: Klein, empty_folder: Path) -> 
         code, _, err = klein("generate", "a cat", "-m", "tiny", "--dry-run", *option)
         assert code == 2
         assert f"error: {option[0]} is for a prompts file" in err
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.skipif(shutil.which("awk") is None, reason="there is no awk")
+def test_the_page_on_benchmarks_leads_to_what_their_code_reads(
+    klein: Klein, empty_folder: Path, random_snapshot: str
+) -> None:
+    Path("evaluation_metadata.jsonl").write_text(GENEVAL)
+    Path("PartiPrompts.tsv").write_text("Prompt\tCategory\na cube\tA\na ball\tB\n")
+    geneval, _, parti, _ = blocks("sh")
+    draw, split = geneval.splitlines()
+    code, _, err = klein(*shlex.split(draw)[1:], "-m", random_snapshot, *SMALL[:-2])
+    assert code == 0, err
+    subprocess.run(split, shell=True, check=True)
+    for number, line in enumerate(GENEVAL.splitlines(), start=1):
+        folder = Path(f"geneval/{number:05d}")
+        assert (folder / "metadata.jsonl").read_text() == f"{line}\n"
+        names = [path.name for path in sorted((folder / "samples").iterdir())]
+        assert names == ["0001.png", "0002.png", "0003.png", "0004.png"]
+    command = shlex.split(parti.partition(" > ")[0])[1:]
+    code, out, err = klein(*command, "-m", random_snapshot, *SMALL[:-2])
+    assert code == 0, err
+    Path("parti.jsonl").write_text(out)
+    subprocess.run([sys.executable, "-c", *blocks("python")], check=True)
+    captions = json.loads(Path("captions.json").read_text())
+    assert captions == {"0001-a-cube-1": "a cube", "0002-a-ball-2": "a ball"}
+    assert {path.stem for path in Path("parti").glob("*.png")} == captions.keys()
