@@ -178,7 +178,7 @@ class Pipeline:
 
     @property
     def skipped_tensors(self) -> tuple[str, ...]:
-        """The tensors that are not read because nothing needs them."""
+        """The tensors that are not read; those of the VAE's encoder are when an image is given."""
         parts = ((f"{name}.", part) for name, part in self._engine.parts.items())
         skipped = (f"{name}{tensor}" for name, part in parts for tensor in part.skipped)
         return (*self._encoder.part.skipped, *skipped)

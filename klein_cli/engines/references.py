@@ -69,7 +69,7 @@ class Given:
         if not self.sources:
             return list(painted)
         return [
-            source.composite(pixels, blur=recipe.mask.blur, keep=recipe.mask.keep, opaque=False)
+            source.composite(pixels, blur=recipe.mask.blur, keep=recipe.mask.keep)
             for source, pixels, recipe in zip(self.sources, painted, recipes, strict=True)
             if recipe.mask is not None
         ]

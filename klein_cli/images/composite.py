@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.images.colour import from_srgb
-from klein_cli.images.levels import blended, over
+from klein_cli.images.levels import blended
 from klein_cli.images.reading import Picture
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ def composite(
     *,
     blur: int,
     keep: bool,
-    opaque: bool,
-) -> NDArray[numpy.uint8] | NDArray[numpy.uint16]:
+) -> NDArray[Any]:
     """See `masks.MaskedSource.composite`."""
     import numpy
 
@@ -30,7 +29,7 @@ def composite(
     laid = _fitted(painted, right - left, bottom - top, picture.profile)
     cut = white[top:bottom, left:right]
     weights = softened(cut, blur) if keep else numpy.ones(cut.shape, dtype=numpy.float32)
-    result = _ground(picture, opaque=opaque)
+    result = _ground(picture)
     result[top:bottom, left:right] = blended(result[top:bottom, left:right], laid, weights)
     return result
 
@@ -51,14 +50,12 @@ def softened(white: NDArray[numpy.bool_], blur: int) -> NDArray[numpy.float32]:
     return depth.astype(numpy.float32) / numpy.float32(blur + 1)
 
 
-def _ground(picture: Picture, *, opaque: bool) -> NDArray[Any]:
-    """A copy of the source in its own profile and depth: with its alpha, or over white."""
+def _ground(picture: Picture) -> NDArray[Any]:
+    """A copy of the source in its own profile and depth, with its alpha if it has one."""
     import numpy
 
     if picture.kept_alpha is None:
         return picture.kept.copy()
-    if opaque:
-        return over(picture.kept, picture.kept_alpha, white=True)
     return numpy.dstack([picture.kept, picture.kept_alpha])
 
 

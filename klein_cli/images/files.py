@@ -66,15 +66,14 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    _ignore_pillows_warnings()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_formats(data, name)) as image:
-                check_size(image.width, image.height, name)
-                if image.format == "TIFF":
-                    _check_tiles(image, name)
-                    _silence_libtiff()
-                yield image
+        with Image.open(io.BytesIO(data), formats=_formats(data, name)) as image:
+            check_size(image.width, image.height, name)
+            if image.format == "TIFF":
+                _check_tiles(image, name)
+                _silence_libtiff()
+            yield image
     except KleinError:
         raise
     except UnidentifiedImageError:
@@ -110,6 +109,14 @@ def check_size(width: int, height: int, name: str) -> None:
             f"{name} is {width}x{height}, and too narrow",
             f"crop it: the long side may be {MAX_ASPECT} times the short one",
         )
+
+
+def _ignore_pillows_warnings() -> None:
+    """Say nothing of how a stranger's file was made.
+
+    Not by a context: those of several threads would restore each other's filters.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _check_tiles(image: Any, name: str) -> None:

@@ -57,10 +57,12 @@ def _is_named_image(path: Path) -> bool:
 
 
 def digest_of(path: Path) -> str | None:
-    """The SHA-256 of a regular file of bounded size, None for anything else."""
-    with suppress(OSError, ValueError):
-        status = os.stat(path)
-        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:
-            with path.open("rb") as file:
+    """The SHA-256 of a regular file of bounded size; None for anything else."""
+    with suppress(OSError, ValueError):  # ValueError for a name with a zero in it
+        # A pipe or a device would never end.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(handle, "rb") as file:
+            facts = os.fstat(handle)
+            if stat.S_ISREG(facts.st_mode) and facts.st_size <= MAX_FILE_BYTES:
                 return hashlib.file_digest(file, "sha256").hexdigest()
     return None

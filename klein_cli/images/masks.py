@@ -90,23 +90,16 @@ class MaskedSource:
         return _any_by(rows.T, width // PIXELS_PER_TOKEN).T.reshape(-1)
 
     def composite(
-        self,
-        painted: NDArray[numpy.uint8],
-        *,
-        blur: int = 0,
-        keep: bool = True,
-        opaque: bool = True,
-    ) -> NDArray[numpy.uint8] | NDArray[numpy.uint16]:
-        """(H, W, 3): the result, of the source's size, profile and bits a channel.
+        self, painted: NDArray[numpy.uint8], *, blur: int = 0, keep: bool = True
+    ) -> NDArray[Any]:
+        """(H, W, 3), or (H, W, 4) of a transparent source: the result, of the source's size,
+        profile and bits a channel.
 
         `painted` is (h, w, 3) uint8 sRGB of `painted_size`. Outside the mask every pixel is the
         source's own, bit for bit; `blur` is how many pixels inside the mask's edge it takes to be
-        all painted. Without `keep` the whole box is as it was painted. With `opaque` false a
-        transparent source gives (H, W, 4): its alpha, opaque where it was repainted.
+        all painted. What is repainted is opaque. Without `keep` the whole box is as it was painted.
         """
-        return composite(
-            self.picture, painted, self.white, self.box, blur=blur, keep=keep, opaque=opaque
-        )
+        return composite(self.picture, painted, self.white, self.box, blur=blur, keep=keep)
 
 
 def read_mask(source: Source, *, name: str | None = None) -> MaskImage:

@@ -152,10 +152,6 @@ class ImageStore:
                 for other in others:
                     self.reference(other)
 
-    def profile(self, sha256: str) -> bytes | None:
-        """The ICC profile that kept pixels of the image are in; None for sRGB."""
-        return self.picture(sha256).profile
-
     def _read(self, sha256: str, kind: type[Read], reader: Callable[..., Read]) -> Read:
         found = self._kept((kind, sha256), lambda: self._as_it_was(sha256, reader))
         assert isinstance(found, kind)

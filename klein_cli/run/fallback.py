@@ -62,7 +62,7 @@ class MemoryFallback:
         if count > 1:
             if count // 2 < self._at_once(_seen(recipe), count):
                 self._most[_seen(recipe)] = count // 2
-                beside = f" with {len(recipe.references)} given" if recipe.references else ""
+                beside = f" with {len(recipe.references)} references" if recipe.references else ""
                 notice = f"{error.message}; from here on, images of {size}{beside} and larger are "
                 notice += "made "
                 notice += "one by one" if count == 2 else f"{count // 2} at a time"

@@ -147,7 +147,7 @@ def test_a_transparent_source_keeps_its_alpha(blur: int) -> None:
     """Over white, then given its alpha again, its edges would be pale."""
     masked, pixels = transparent()
     painted, white = levels(64, 96, 3), masked.white
-    result = masked.composite(painted, blur=blur, opaque=False)
+    result = masked.composite(painted, blur=blur)
     assert result.shape == (64, 96, 4)
     assert (result[~white] == pixels[~white]).all()
     share = numpy.minimum(1, depths(white) / (blur + 1))[:, :, None]
@@ -157,13 +157,6 @@ def test_a_transparent_source_keeps_its_alpha(blur: int) -> None:
     inside = white[:, :, None]
     assert (numpy.abs(result[:, :, :3] - seen) * inside).max() <= 0.501
     assert (numpy.abs(result[:, :, 3:] - 255 * alpha) * inside).max() <= 0.501
-
-
-def test_a_transparent_source_that_is_made_opaque_is_over_white() -> None:
-    masked, _ = transparent()
-    result = masked.composite(levels(64, 96, 3), opaque=True)
-    assert result.shape == (64, 96, 3)
-    assert (result[~masked.white] == masked.picture.rgb[~masked.white]).all()
 
 
 def test_a_box_is_put_back_where_it_was() -> None:

@@ -149,7 +149,7 @@ def test_what_a_mask_keeps_is_the_files_own_all_the_way(
         mask=Mask(sha256=mask.sha256, name="m.png", box=(0, 0, 96, 70), blur=2),
     )
     painted = random.integers(0, 256, (64, 96, 3), numpy.uint8)
-    pixels = store.masked(recipe).composite(painted, blur=2, opaque=False)
+    pixels = store.masked(recipe).composite(painted, blur=2)
     pixels, extras = EDIT.of(recipe, pixels, store)
     path = tmp_path / f"a{extension}"
     path.write_bytes(encode(pixels, extension, {"a": 1}, "a", extras))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from klein_cli.errors import OutOfMemoryError
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Mask, Recipe, Reference
 from klein_cli.run.batching import Batch
 from klein_cli.run.fallback import MemoryFallback, what_fits
 from klein_cli.run.jobs import Job
@@ -140,3 +141,36 @@ def test_nothing_fits() -> None:
 def test_what_fits_is_a_size_that_can_be_asked_for() -> None:
     recipe = Recipe(prompt="a", seed=1, width=16, height=336, steps=4, guidance=1.0, model="tiny")
     assert what_fits(Memory(16 * 200), recipe) == "16x160"
+
+
+def edits(count: int, side: int = 512, *, masked: Mask | None = None) -> tuple[Job, ...]:
+    """The same, each with two references of that size."""
+    given = tuple(
+        Reference(sha256=str(k) * 64, name="a.png", width=side, height=side) for k in range(2)
+    )
+    return tuple(
+        replace(job, recipe=replace(job.recipe, references=given, mask=masked))
+        for job in jobs(count, side)
+    )
+
+
+def test_references_count_in_what_is_as_large() -> None:
+    """An edit takes the memory of a larger image: words alone are not slowed down by it."""
+    fallback = MemoryFallback()
+    (whole,) = fallback.batches(edits(4))
+    _, said = fallback.step_down(whole, ERROR)
+    assert said == (
+        "it did not fit; from here on, images of 512x512 with 2 references and larger are made "
+        "2 at a time"
+    )
+    assert shape(list(fallback.batches(jobs(4)))) == [(4, False)]
+    assert shape(list(fallback.batches(edits(4)))) == [(2, False), (2, False)]
+    assert shape(list(fallback.batches(jobs(4, 1024)))) == [(2, False), (2, False)]
+
+
+def test_no_size_fits_a_part_of_an_image() -> None:
+    """It is the image's own: a hint to choose another would be refused."""
+    masked = Mask(sha256="a" * 64, name="m.png", box=(0, 0, 512, 512))
+    memory = Memory(512 * 512)
+    assert what_fits(memory, edits(1, masked=masked)[0].recipe) is None
+    assert memory.tried == []

@@ -109,7 +109,7 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
     )
     if pipeline.skipped_tensors:
         skipped = grouped(pipeline.skipped_tensors)
-        work.listener.detail(f"not read, since nothing needs them: {skipped}")
+        work.listener.detail(f"not read unless something needs them: {skipped}")
     seconds = {"load": pipeline.loading_seconds}
     yield ReadyExecutor(
         executor=LocalExecutor(pipeline, pipeline.origin, work.listener, seconds, work.store),

@@ -132,6 +132,12 @@ class Worker:
         self._pipeline = pipeline
         return info
 
+    def expect(self, request: DrawRequest) -> None:
+        """Begin to decode what a batch edits that is next in line; from any thread."""
+        for file in request.files:
+            file.put_into(self._store)
+        self._store.read_ahead(request.recipes)
+
     def draw(self, request: DrawRequest) -> Drawn:
         """The images of a batch."""
         assert self._pipeline is not None

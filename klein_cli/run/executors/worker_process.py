@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 
@@ -28,8 +29,9 @@ def main(descriptor: int) -> None:
     # A compiler that a kernel starts must not hold the socket open.
     connection.set_inheritable(False)
     requests: SimpleQueue[LoadRequest | DrawRequest] = SimpleQueue()
-    threading.Thread(target=_read, args=(connection, requests), daemon=True).start()
     worker = Worker()
+    arguments = (connection, requests, worker.expect)
+    threading.Thread(target=_read, args=arguments, daemon=True).start()
     while True:
         request = requests.get()
         answer = worker.load(request) if isinstance(request, LoadRequest) else worker.draw(request)
@@ -37,10 +39,16 @@ def main(descriptor: int) -> None:
             wire.send(connection, answer)
 
 
-def _read(connection: socket.socket, requests: SimpleQueue[LoadRequest | DrawRequest]) -> None:
+def _read(
+    connection: socket.socket,
+    requests: SimpleQueue[LoadRequest | DrawRequest],
+    expect: Callable[[DrawRequest], None],
+) -> None:
     """Requests as they come, so that the driver never waits; in a thread, to notice its end."""
     while (request := wire.receive(connection)) is not None:
         assert isinstance(request, LoadRequest | DrawRequest)
+        if isinstance(request, DrawRequest):
+            expect(request)
         requests.put(request)
     os._exit(0)
 

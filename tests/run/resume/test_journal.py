@@ -12,13 +12,13 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from given_images import input_images
+from given_images import input_images, mask, photo
 
 from klein_cli.output.metadata import Origin
 from klein_cli.output.naming import destination
 from klein_cli.presets import presets
 from klein_cli.prompts.files import read_rows
-from klein_cli.prompts.rows import Defaults, Row
+from klein_cli.prompts.rows import Defaults, Row, recipe_of
 from klein_cli.recipe import Model
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, plan
@@ -177,3 +177,27 @@ def test_other_settings_than_before_are_told_and_written_down(journal: RunJourna
     assert resumed.computed_with(
         replace(cpu, model=Model(name="tiny", weights="abcd")), no_metadata=False
     ) == ("the images so far were made with weights 1234, not abcd")
+
+
+def test_a_failed_edit_can_be_given_again_from_where_its_row_lies() -> None:
+    """Its images are found from d/, and a size beside a mask would be refused."""
+    photo("in/a.png")
+    mask("in/m.png", (0, 0, 9, 9))
+    images = input_images(Path("in"))
+    defaults = Defaults(preset=TINY, steps=4)
+    row = Row(prompt="red", image=("a.png",), mask="m.png", expand=(0, 0, 8, 0))
+    with opened(Path("d")) as manifest:
+        journal = RunJournal(
+            manifest, manifest.history(), resumed=False, preset=TINY, images=images.store
+        )
+        inputs = images.of(row, defaults)
+        recipe = recipe_of(row, defaults, 7, inputs)
+        journal.failed(Job(index=1, recipe=recipe, path=Path("d/x.png"), exact=False), "oops")
+    (again,) = read_back()
+    assert (again.image, again.mask, again.expand) == (
+        ("../in/a.png",),
+        "../in/m.png",
+        (0, 0, 8, 0),
+    )
+    from_there = input_images(Path("d"))
+    assert recipe_of(again, defaults, 7, from_there.of(again, defaults)) == recipe
