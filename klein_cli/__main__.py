@@ -32,10 +32,14 @@ def main() -> int:
         if code is not None:
             return code
         from klein_cli.cli.app import main as command_line
+        from klein_cli.run.interrupts import end_as_by_ctrl_c
 
+        end_as_by_ctrl_c()
         return command_line()
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        from klein_cli.run.interrupts import exit_code_of
+
+        return exit_code_of(interrupt)
 
 
 def _version() -> int:

@@ -17,6 +17,8 @@ class KleinError(Exception):
     """An error a user can act on: `message` says what is wrong, `hint` what to do about it."""
 
     exit_code = 1
+    told = False
+    """Whether an event has told of it: `--json` ends with one, whoever finds the error."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)

@@ -27,7 +27,7 @@ MAX_SOURCE_SIDE = 65_500
 """Pixels a side of an image that is given, expanded or not: what the formats can hold."""
 MAX_BLUR = 1000
 ALPHA = "alpha"
-"""The word for a mask that is what the first image leaves transparent."""
+"""A mask that is what the first image leaves transparent, as rows and options name it."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_NAME = 1000

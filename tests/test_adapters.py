@@ -21,6 +21,7 @@ from klein_cli.presets import presets
 from klein_cli.recipe import Adapter, Recipe
 from klein_cli.settings import CHOICES, Settings
 from tests.fixtures.adapters import write
+from tests.fixtures.edit_models import images, sharpened
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -185,3 +186,20 @@ def test_latents_are_denoised_with_the_adapters_of_the_pipeline(
     wanted = latents()
     pipe("a cat", adapters=[], width=48, height=32)
     assert torch.equal(latents(), wanted)
+
+
+def test_kept_references_are_those_of_the_adapters_at_hand(
+    small_snapshot: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A model that keeps keys and values of images computes them with the weights of the moment."""
+    root = sharpened(small_snapshot, tmp_path / "kv", kv_cache=True)
+    given = {"images": images(), "seed": 1, "width": 48, "height": 32, "steps": 1}
+    options = {"device": "cpu", "dtype": "float32"}
+    pipe = Pipeline.open(str(root), **options)
+    wanted = {
+        adapters: Pipeline.open(str(root), adapters=adapters, **options)("a cat", **given)
+        for adapters in ((), (files[0],))
+    }
+    for adapters in [*wanted, *wanted]:
+        (found,) = pipe("a cat", adapters=adapters, **given)
+        assert np.array_equal(found.pixels, wanted[adapters][0].pixels)

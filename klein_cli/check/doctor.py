@@ -22,7 +22,7 @@ from klein_cli.check.gpu import check_gpu, check_torch, driver
 from klein_cli.check.installed_models import look_at_embedded, look_at_models
 from klein_cli.check.probing import Probes
 from klein_cli.checkpoints.folder import free_space, problems
-from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached
+from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached, check_cache
 from klein_cli.checkpoints.resolve import EMBEDDED_MODEL
 from klein_cli.errors import KleinError
 from klein_cli.presets import DEFAULT_MODEL, GIGABYTE, presets
@@ -121,6 +121,7 @@ def _applies(needed: Requirement, extra: str) -> bool:
 
 def _models_disk() -> Finding:
     folder = cache_folder()
+    check_cache()
     free = free_space(folder)
     said = f"{free / GIGABYTE:.0f} GB free at {folder}"
     data = {"folder": str(folder), "free": free}

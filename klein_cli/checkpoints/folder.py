@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
@@ -19,6 +20,7 @@ from klein_cli.checkpoints.header import read_header
 from klein_cli.checkpoints.kinds import packed
 from klein_cli.checkpoints.source import DAMAGED, PARTS, Stored
 from klein_cli.errors import ModelError
+from klein_cli.tables import shortened
 
 INDEX_FILE = "model_index.json"
 
@@ -129,6 +131,20 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder} holds no weights: there is no {names}", DAMAGED)
 
 
+def check_readable(root: Path) -> None:
+    """Raise ModelError for a model's folder, or one of a part in it, that may not be read."""
+    for folder in (root, *(root / part for part in PARTS)):
+        try:
+            os.scandir(folder).close()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ModelError(
+                f"{shortened(str(folder), 300)} cannot be read: {error.strerror or error}",
+                "look at its permissions, or give another folder",
+            ) from None
+
+
 def problems(root: Path, besides: Collection[str] = ()) -> list[str]:
     """What is wrong with the files of the model in `root`, each in a line; [] when it is whole.
 
@@ -137,13 +153,14 @@ def problems(root: Path, besides: Collection[str] = ()) -> list[str]:
     Sees what is missing, cut short or not readable, and tensors that an index promises and no file
     holds. It does not see a flipped bit: that takes `digest`.
     """
+    found = list(_complaints(partial(check_readable, root)))
     needed = [name for name in _NEEDED if name.partition("/")[0] not in besides]
-    found = [f"{name} is missing" for name in needed if not (root / name).is_file()]
+    found += [f"{name} is missing" for name in needed if not os.path.isfile(root / name)]
     for name in needed:
-        if (root / name).is_file():
+        if os.path.isfile(root / name):
             found += _complaints(partial(read_json, root / name))
     for folder in PARTS:
-        if folder not in besides and (root / folder).is_dir():
+        if folder not in besides and os.path.isdir(root / folder):
             found += _complaints(partial(_check_part, root / folder))
     return [fault.replace(f"{root}/", "") for fault in found]
 
@@ -219,4 +236,4 @@ def _shards(index: Path) -> list[Path]:
 def free_space(folder: Path) -> int:
     """Bytes free on the disk that `folder` is on, or will be on when it is made."""
     candidates = (folder, *folder.absolute().parents)
-    return shutil.disk_usage(next(place for place in candidates if place.exists())).free
+    return shutil.disk_usage(next(place for place in candidates if os.path.exists(place))).free

@@ -6,14 +6,17 @@ Imports no torch: a wrong name, folder or prompt is reported before anything hea
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from klein_cli.addresses import check_path, hub_id
 from klein_cli.checkpoints.folder import (
     INDEX_FILE,
     FolderCheckpoint,
+    check_readable,
     is_readable,
     problems,
     read_json,
@@ -102,18 +105,24 @@ class Snapshot:
         return _tokenizer(self.root, self.given)
 
 
-def _tokenizer(root: Path | None, given: Parts) -> Path | None:
-    """A model's own, unless a text encoder is given: then that beside it, or klein's."""
-    own = None if root is None else root / "tokenizer"
-    if "text_encoder" not in given:
-        return own
-    beside = tokenizer_beside(given["text_encoder"])
-    if beside is not None:
-        return beside
-    config = given_part(given["text_encoder"], "text_encoder", None).config()
-    if config["vocab_size"] >= VOCABULARY or own is None or not own.is_dir():
-        return None
-    return own  # a small model's, of which klein's knows nothing
+def _tokenizer(root: Path, given: Parts) -> Path | None:
+    if _needs_own_tokenizer(given):
+        return root / "tokenizer"
+    return tokenizer_beside(given["text_encoder"])
+
+
+def _needs_own_tokenizer(given: Parts) -> bool:
+    """Whether a model's own tokenizer is used, not that beside its text encoder, or klein's.
+
+    Of a small model, klein's knows nothing.
+    """
+    encoder = given.get("text_encoder")
+    if encoder is None:
+        return True
+    if tokenizer_beside(encoder) is not None:
+        return False
+    known: int = given_part(encoder, "text_encoder", None).config()["vocab_size"]
+    return known < VOCABULARY
 
 
 def preset_for(model: str) -> Preset:
@@ -165,7 +174,7 @@ def on_disk(model: str, parts: Parts = NO_PARTS) -> Snapshot | None:
     root = cached(repo)
     if root is None:
         return _of_files_alone(model, repo, parts)
-    if problems(root, besides=_besides(root, parts)):
+    if problems(root, besides=_besides(parts)):
         return None
     return with_parts(_at(model, root, _hub_preset(repo), repo), parts)
 
@@ -184,16 +193,16 @@ def with_parts(snapshot: Snapshot, parts: Parts) -> Snapshot:
 
 def _of_files_alone(model: str, repo: str, parts: Parts) -> Snapshot | None:
     """A model whose parts are all given, and of which nothing else is needed."""
-    if set(parts) < set(PARTS) or (known := _known(repo)) is None:
+    known = _known(repo)
+    if set(parts) < set(PARTS) or _needs_own_tokenizer(parts) or known is None:
         return None
     folder = Path(parts["transformer"]).expanduser().absolute().parent
     return with_parts(Snapshot(name=model, root=folder, preset=known, repo=repo), parts)
 
 
-def _besides(root: Path | None, parts: Parts) -> tuple[str, ...]:
+def _besides(parts: Parts) -> tuple[str, ...]:
     """The folders of a model that nobody needs beside these parts."""
-    own = root is not None and _tokenizer(root, parts) == root / "tokenizer"
-    return (*parts, *(() if own or "text_encoder" not in parts else ("tokenizer",)))
+    return (*parts, *(() if _needs_own_tokenizer(parts) else ("tokenizer",)))
 
 
 def already_here(name: str, revision: str | None, parts: Parts = NO_PARTS) -> Snapshot | None:
@@ -207,7 +216,7 @@ def already_here(name: str, revision: str | None, parts: Parts = NO_PARTS) -> Sn
         return with_parts(_embedded(preset), parts)
     for commit in [revision, None] if revision else [None]:
         root = cached(preset.repo, commit)
-        if root is not None and not problems(root, besides=_besides(root, parts)):
+        if root is not None and not problems(root, besides=_besides(parts)):
             return with_parts(_at(name, root, preset, preset.repo), parts)
     return _of_files_alone(name, preset.repo, parts)
 
@@ -232,7 +241,7 @@ def _pulled(
         _pulled_small_decoder(watch)
     if not set(parts) < set(PARTS) and (found := _of_files_alone(model, repo, parts)):
         return found
-    besides = _besides(None, parts)
+    besides = _besides(parts)
     wanted = [name for name in WANTED_FILES if name.partition("/")[0] not in besides]
     root = download(repo, wanted, watch=watch, check_all=check_all)
     if not check_all and problems(root, besides=besides):
@@ -258,25 +267,31 @@ def _at(name: str, root: Path, preset: Preset, repo: str) -> Snapshot:
 
 def _is_local(model: str) -> bool:
     """True where a path is meant: one that exists, or one that can be nothing else."""
-    if Path(model).expanduser().exists() or model.endswith(_SINGLE_FILES):
+    if not model.strip() or os.path.exists(os.path.expanduser(model)):
+        return True
+    if model.endswith(_SINGLE_FILES):
         return True
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
 
 
 def _folder(model: str) -> Snapshot:
-    root = Path(model).expanduser()
+    if repo := hub_id(model):
+        raise ModelError(f"-m {model} is an address", f"give the hub id alone: {repo}")
+    check_path("-m", model)
+    root = Path(os.path.expanduser(model))
     if not model.strip():
         raise ModelError("-m is empty", f"give a model by name ({_names()}), a folder or a hub id")
-    if root.is_file() and not model.endswith(_SINGLE_FILES):
+    if os.path.isfile(root) and not model.endswith(_SINGLE_FILES):
         raise ModelError(f"{model} is a file, not a model", _FOLDER_HINT)
-    if model.endswith(_SINGLE_FILES) and not root.is_dir():
-        if not root.is_file():
+    if model.endswith(_SINGLE_FILES) and not os.path.isdir(root):
+        if not os.path.isfile(root):
             raise ModelError(f"there is no file {model}", "check the path")
         raise ModelError(
             f"{model} is one file, not a whole model",
             "klein generate takes it, as -m or --transformer; give a model by name or a folder",
         )
-    if not root.is_dir():
+    check_readable(root)
+    if not os.path.isdir(root):
         raise ModelError(f"there is no folder {model}", f"give a model by name: {_names()}")
     name = root.resolve().name or model
     return Snapshot(name=name, root=root, preset=_preset_of_folder(root, name))

@@ -6,7 +6,10 @@ traceback.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
 from typing import Annotated, Any
@@ -18,9 +21,12 @@ from typer.main import get_command
 from klein_cli import __version__
 from klein_cli.cli.config import configured
 from klein_cli.cli.terminal.stdio import exit_code
+from klein_cli.cli.terminal.text import to_stderr
+from klein_cli.cli.terminal.width import check_width
 from klein_cli.cli.usage import COMPLAINTS, explain
+from klein_cli.errors import KleinError
+from klein_cli.run.interrupts import exit_code_of
 
-_INTERRUPTED = 130
 _STYLE: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "rich_markup_mode": "rich",
@@ -147,10 +153,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    tell = _tell if "--json" in options else _keep
     try:
-        code = app(args=arguments, prog_name="klein", standalone_mode=False)
+        return _command_line(words)
+    except KleinError as error:
+        if not error.told:
+            tell("error", message=error.message, hint=error.hint)
+        raise
+    except KeyboardInterrupt as interrupt:
+        tell("interrupted", made=0, wanted=None)
+        to_stderr("interrupted")
+        return exit_code_of(interrupt)
+    except Exception as bug:
+        tell("error", message=f"{type(bug).__name__}: {bug}", hint="this is a bug in klein")
+        raise
+
+
+def _command_line(words: list[str]) -> int:
+    """Run it by Typer, whose own exceptions become ours."""
+    check_width()
+    try:
+        code = app(args=words, prog_name="klein", standalone_mode=False)
     except COMPLAINTS as complaint:
         raise explain(complaint) from None
-    except (KeyboardInterrupt, typer.Abort):
-        return _INTERRUPTED
+    except typer.Abort as abort:
+        interrupt = abort.__cause__
+        raise interrupt if isinstance(interrupt, KeyboardInterrupt) else KeyboardInterrupt from None
     return code if isinstance(code, int) else 0
+
+
+def _tell(kind: str, **facts: Any) -> None:
+    """The event that ends the output of --json, for what no report has told of."""
+    with suppress(OSError, KleinError):
+        print(json.dumps({"event": kind, **facts}), flush=True)  # noqa: T201
+
+
+def _keep(kind: str, **facts: Any) -> None:
+    """Without --json there are no events."""

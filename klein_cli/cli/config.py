@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Container, Iterator, Mapping
 from difflib import get_close_matches
@@ -24,6 +25,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from klein_cli.addresses import check_path
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.errors import UsageError
 from klein_cli.tables import shortened
@@ -72,6 +74,9 @@ class ConfiguredCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error about an option that the file set names the file too."""
+        _check_present_folder()
+        for param in self.params:
+            _check_paths(max(param.opts, key=len), ctx.params.get(param.name))
         try:
             return super().invoke(ctx)
         except UsageError as error:
@@ -79,6 +84,23 @@ class ConfiguredCommand(TyperCommand):
             if not any(named & set(p.opts) and _is_filed(ctx, p.name) for p in self.params):
                 raise
             raise UsageError(f"{error.message} (set in {ctx.meta[_FILE]})", error.hint) from None
+
+
+def _check_present_folder() -> None:
+    """Raise UsageError where it is gone: libraries fail of that in ways of their own."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError)
+        what = "is gone" if gone else f"cannot be read: {error.strerror}"
+        raise UsageError(f"the folder you are in {what}", "cd to one that exists") from None
+
+
+def _check_paths(name: str, value: Any) -> None:
+    """Raise UsageError for an address where the parameter takes files."""
+    for path in value if isinstance(value, list) else [value]:
+        if isinstance(path, Path):
+            check_path(name if name.startswith("-") else "the path", path)
 
 
 def _take_defaults(ctx: Any, given: Mapping[str, Any]) -> None:
@@ -168,8 +190,10 @@ def _read(asked: Any, *, ignored: bool) -> tuple[Path, dict[str, Any]] | None:
 
     if asked is not None and ignored:
         raise UsageError("--config and --no-config exclude each other", "leave one of them out")
+    if asked is not None:
+        check_path("--config", asked)
     file = default_file() if asked is None else Path(asked)
-    if ignored or not file.is_file():
+    if ignored or not os.path.isfile(file):  # nor one that may not be looked at
         if asked is not None:
             raise UsageError(f"there is no settings file {asked}", "check --config")
         return None

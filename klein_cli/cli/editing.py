@@ -11,6 +11,7 @@ from klein_cli.cli import options
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import EXTENSIONS
+from klein_cli.prompts.columns import Reading
 from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Row
 from klein_cli.prompts.source import PromptSource, prompt_source
@@ -101,6 +102,9 @@ def source_of(prompts: options.PromptOptions) -> PromptSource:
         option=prompts.prompt_option,
         file=prompts.prompts_file,
         stdin=sys.stdin.buffer,
+        reading=Reading(
+            prompt_column=prompts.prompt_column, options_in_prompts=prompts.options_in_prompts
+        ),
     )
 
 

@@ -29,10 +29,12 @@ from klein_cli.cli.editing import (
     check_masks,
     check_stdin,
     check_words,
+    no_effect,
     report_edits,
     source_of,
 )
-from klein_cli.cli.terminal.follow import INTERRUPTED, RunReporter, run_command
+from klein_cli.cli.streaming import check_stream, draw_stream
+from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
@@ -48,6 +50,7 @@ from klein_cli.run.adapters import InputAdapters
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_adapters, check_placement, start
 from klein_cli.run.inputs import InputImages
+from klein_cli.run.interrupts import was_interrupted
 from klein_cli.run.plan import Output, Plan, check_folders, plan
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resume.folder import OutputFolder, output_folder
@@ -122,12 +125,12 @@ def run_generate(
             source = edit.rows(prompts, editing.references, report.note)
         else:
             source = source_of(prompts)
-        wanted = parts.wanted(model)
-        for note in wanted.notes:
+        chosen = parts.wanted(model)
+        for note in chosen.notes:
             report.warn(note)
         asked = _Run(
-            model=wanted.model,
-            parts=wanted.parts,
+            model=chosen.model,
+            parts=chosen.parts,
             source=source,
             images=_images(prompts),
             adapters=_adapters(prompts, parts, report),
@@ -137,9 +140,10 @@ def run_generate(
             defaults=replace(
                 given.of(
                     image.defaults(
-                        preset_for(wanted.model),
+                        preset_for(chosen.model),
                         negative_prompt=prompts.negative_prompt,
                         wildcards=prompts.wildcards,
+                        wildcards_dir=prompts.wildcards_dir,
                     )
                 ),
                 lora=tuple(lora or ()),
@@ -153,9 +157,33 @@ def run_generate(
             strict=strict,
             show=show and not (reporting.json or reporting.quiet),
         )
+        if prompts.stream:
+            check_stream(prompts, files, placement)
+            return _stream(asked, report)
         return _generate(asked, partial(_report_origins, context, asked.defaults), report)
 
     return run_command(run, output=files.output, dry_run=files.dry_run, **asdict(reporting))
+
+
+def _stream(asked: _Run, report: Report) -> int:
+    preset, unused = asked.defaults.preset, ignored(asked.defaults, asked.defaults.preset)
+    if unused:
+        report.warn(no_effect(list(map(options.name_of, unused)), f"{preset.name} is distilled"))
+    return draw_stream(
+        asked.source,
+        model=asked.model,
+        parts=asked.parts,
+        defaults=asked.defaults,
+        seed=secrets.randbelow(CPU_SEEDS) if asked.seed is None else asked.seed,
+        output=asked.output,
+        images=asked.images,
+        adapters=asked.adapters,
+        carry=asked.carry,
+        settings=asked.settings,
+        placement=asked.placement,
+        strict=asked.strict,
+        report=report,
+    )
 
 
 def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Report) -> int:
@@ -180,7 +208,7 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
         if files.dry_run:
             return _dry_run(asked, planned, earlier, report)
         code = _draw(asked, seed, planned, earlier, report)
-        if gallery is not None and code != INTERRUPTED:
+        if gallery is not None and not was_interrupted(code):
             with report.bar:
                 page = add_page(gallery, report, overwrite=files.overwrite)
             code = code or page
@@ -347,6 +375,10 @@ def _keeps_manifest(asked: _Run) -> bool:
 def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Report) -> None:
     """What the user does not know, or may think otherwise."""
     preset = asked.defaults.preset
+    for text in asked.source.remarks.warnings():
+        report.warn(text)
+    for text in asked.source.remarks.notes():
+        report.note(text)
     report_edits(asked.images, planned, asked.defaults, asked.of_masks, report)
     if planned.tag is not None:
         report.warn(f"a prompt names an adapter, and the model reads it as words: {planned.tag}")

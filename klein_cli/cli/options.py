@@ -20,6 +20,7 @@ from klein_cli.presets import Preset, presets
 from klein_cli.prompts.rows import Defaults
 from klein_cli.prompts.seeds import parse_seeds
 from klein_cli.prompts.sizes import image_size, parse_expand
+from klein_cli.prompts.wildcard_files import WildcardFiles
 from klein_cli.recipe import MAX_BLUR
 from klein_cli.run.executors.placement import Placement
 from klein_cli.settings import CHOICES, Settings
@@ -168,8 +169,9 @@ class PromptOptions:
             "--prompts-file",
             metavar="FILE",
             help=(
-                "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl or .csv "
-                "rows with prompt, seed, width, height, steps, guidance, negative_prompt, output, "
+                "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl, .json, "
+                ".csv or .tsv rows with prompt, seed, width, height, steps, guidance, "
+                "negative_prompt, output, "
                 "n, image, mask, expand, lora. "
                 '"-" reads prompts, or .jsonl rows, from standard input.'
             ),
@@ -183,13 +185,47 @@ class PromptOptions:
             help="What to stay away from. Only for models that use guidance: the base models.",
         ),
     ] = None
+    stream: Annotated[
+        bool,
+        _prompt_flag(
+            "--stream",
+            help="Draw each prompt as soon as it is read, from a pipe that need not end: with "
+            "--prompts-file -.",
+        ),
+    ] = False
+    prompt_column: Annotated[
+        str | None,
+        _prompt(
+            "--prompt-column",
+            metavar="NAME",
+            help="The column, or key, of the prompts file that holds the prompt. If left out, the "
+            "one called prompt. Columns that klein does not know go into the manifest.",
+        ),
+    ] = None
+    options_in_prompts: Annotated[
+        bool,
+        _prompt_flag(
+            "--options-in-prompts",
+            help="Read options in the lines of a .txt file as AUTOMATIC1111 and InvokeAI do: "
+            "--steps 4 --seed 9, or -s4 -S9.",
+        ),
+    ] = False
     wildcards: Annotated[
         bool,
         _prompt_flag(
             "--wildcards",
-            help="Of {red|green|blue} in a prompt, take one, chosen by the image's seed.",
+            help="Of {red|green|blue} in a prompt, take one, chosen by the image's seed; of "
+            "{2$$a|b|c} two; weighted as in {0.5::a|b}.",
         ),
     ] = False
+    wildcards_dir: Annotated[
+        Path | None,
+        _prompt(
+            "--wildcards-dir",
+            metavar="DIR",
+            help="Of __colour__ in a prompt, take a line of DIR/colour.txt; implies --wildcards.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +308,7 @@ class ImageOptions:
         *,
         negative_prompt: str | None = None,
         wildcards: bool = False,
+        wildcards_dir: Path | None = None,
         like: tuple[int, int] | None = None,
     ) -> Defaults:
         """What rows get where they are silent; for `like` see `image_size`. Raises UsageError."""
@@ -297,7 +334,8 @@ class ImageOptions:
             negative_prompt=negative_prompt,
             n=self.num_images,
             seeds=sweep,
-            wildcards=wildcards,
+            wildcards=wildcards or wildcards_dir is not None,
+            wildcard_files=None if wildcards_dir is None else WildcardFiles(wildcards_dir),
         )
 
 
@@ -394,7 +432,7 @@ class OutputOptions:
             metavar="PATH",
             help=(
                 "A file (.png, .jpg or .webp); a folder, which exists or ends in /; a template "
-                "with {index} {seed} {slug} {width} {height} {model} {date}, as in "
+                "with {index} {seed} {slug} {width} {height} {model} {date} {row} {n} {id}, as in "
                 '"out/{index:04d}-{slug}.png"; or "-" for one PNG on standard output. '
                 "{slug}-{seed}.png here if left out."
             ),

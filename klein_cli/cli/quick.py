@@ -1,10 +1,10 @@
 """The shortest way from a shell to an image: a plain `klein generate`, drawn by a running engine.
 
-Before the engine has been asked, next to nothing is imported: the words are sent as they were typed,
-with the lines that say what this process would compute with, and the engine draws if it would
-compute the same. What the file needs here is imported meanwhile. Anything unusual, from an option
-that is not in `VALUES` to an answer that is no image, is left to the command line proper, which
-begins from the start: nothing has been written by then.
+Before the engine has been asked, next to nothing is imported: the words are sent as they were
+typed, with the lines that say what this process would compute with, and the engine draws if it
+would compute the same. What the file needs here is imported meanwhile. Anything unusual, from an
+option that is not in `VALUES` to an answer that is no image, is left to the command line proper,
+which begins from the start: nothing has been written by then.
 """
 
 from __future__ import annotations

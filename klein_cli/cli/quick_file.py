@@ -1,4 +1,4 @@
-"""The end of the shortest way: what the engine has drawn -> a file, while nothing else is awaited."""
+"""The end of the shortest way: what an engine has drawn -> a file."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class DiffusersEngine:
         """(1, R, C). Raises UsageError for a model that keeps their keys and values."""
         if self._keeps_references:
             raise UsageError(
-                "this model caches keys and values of its images, and the diffusers engine does not",
+                "this model caches its images' keys and values, and the diffusers engine does not",
                 "use --engine native",
             )
         return references.to(self._device.torch_device, self._dtype)

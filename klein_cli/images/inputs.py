@@ -55,7 +55,7 @@ def masked(
     width, height = painted.painted_size
     return Reference(sha256=source.sha256, name=source.name, width=width, height=height), Mask(
         sha256=None if file is None else file.sha256,
-        name=None if file is None else told(file),
+        name=None if file is None else told_name(file),
         alpha=alpha,
         expand=expand,
         box=painted.box,
@@ -67,10 +67,10 @@ def masked(
 def reference(found: Probe) -> Reference:
     """How a recipe names an image that was found."""
     width, height = processed_size(found.width, found.height)
-    return Reference(sha256=found.sha256, name=told(found), width=width, height=height)
+    return Reference(sha256=found.sha256, name=told_name(found), width=width, height=height)
 
 
-def told(found: Probe) -> str:
+def told_name(found: Probe) -> str:
     """A file's name as a record can hold it: valid Unicode, and nothing that could be a path."""
     return found.name.encode("utf-8", "replace").decode().replace("\\", "_")
 

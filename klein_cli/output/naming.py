@@ -22,17 +22,19 @@ from datetime import date
 from pathlib import Path
 from string import Formatter
 
+from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
 from klein_cli.recipe import Recipe
 
 STDOUT = "-"
-FIELDS = ("index", "seed", "slug", "width", "height", "model", "date")
+FIELDS = ("index", "seed", "slug", "width", "height", "model", "date", "row", "n", "id")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
 _ONE_NAME = "{slug}-{seed}.png"
 _FOLDER_NAME = "{index:04d}-{slug}-{seed}.png"
 _SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 _SLUG_LENGTH = 48
+_SLUG_BYTES = 120
 _NAME_BYTES = 255
 _PATH_BYTES = 4000
 _FIELD_HINT = "the fields are " + ", ".join(f"{{{field}}}" for field in FIELDS)
@@ -74,6 +76,7 @@ def destination(output: str | None, *, is_folder: bool = False) -> Destination:
         return Destination(template="", single="", folder=Path(), exact=True)
     if not output.strip() or "\0" in output:
         raise UsageError("-o is empty", "give a file, a folder or a template")
+    check_path("-o", output)
     if output.startswith("~"):
         output = os.path.expanduser(output)
     if is_folder or os.path.isdir(output):
@@ -90,14 +93,52 @@ def destination(output: str | None, *, is_folder: bool = False) -> Destination:
 
 
 def slug(text: str) -> str:
-    """`text` as a short file name in lower-case ASCII: never empty, never one Windows reserves."""
-    plain = unicodedata.normalize("NFKD", text[:1000]).encode("ascii", "ignore").decode()
-    words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
-    if len(words) > _SLUG_LENGTH:
-        words = words[: _SLUG_LENGTH + 1].rpartition("-")[0] or words[:_SLUG_LENGTH]
+    """`text` as a short file name: never empty, never one Windows reserves.
+
+    Letters and digits of any script, lower-case, composed (NFC), in at most so many characters and
+    bytes; accents are left off Latin letters.
+    """
+    words = _hyphenated(_without_accents(text[:1000]))
+    try:
+        os.fsencode(words)
+    except UnicodeEncodeError:  # a file system of one script alone
+        words = _hyphenated(words.encode("ascii", "ignore").decode())
+    words = _cut(words)
     if not words:
         return "picture"
     return f"{words}-picture" if _RESERVED.fullmatch(words) else words
+
+
+def _without_accents(text: str) -> str:
+    """The text composed, less the marks on the letters of ASCII."""
+    kept: list[str] = []
+    base = ""
+    for char in unicodedata.normalize("NFKD", text):
+        is_mark = unicodedata.category(char) == "Mn"
+        base = base if is_mark else char
+        if not (is_mark and base.isascii()):
+            kept.append(char)
+    return unicodedata.normalize("NFC", "".join(kept)).lower()
+
+
+def _hyphenated(text: str) -> str:
+    """Letters, digits and their marks, and hyphens between what else separated them."""
+    kept = (char if unicodedata.category(char)[0] in "LNM" else "-" for char in text)
+    return re.sub("-+", "-", "".join(kept)).strip("-")
+
+
+def _cut(words: str) -> str:
+    """As many whole words as fit, or as much of the first."""
+    fits = len(words) <= _SLUG_LENGTH
+    short = words[: _SLUG_LENGTH + 1]
+    while len(short.encode("utf-8", "replace")) > _SLUG_BYTES:
+        fits, short = False, short[:-1]
+    if fits:
+        return words
+    at = min(len(short), _SLUG_LENGTH)
+    while at and unicodedata.category(words[at])[0] == "M":  # not between a letter and its marks
+        at -= 1
+    return short.rpartition("-")[0] or words[:at]
 
 
 def check_extension(path: Path) -> None:
@@ -120,6 +161,17 @@ def candidates(path: Path) -> Iterator[Path]:
     while True:
         yield _with_number(path, number)
         number += 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an image is among its rows: the `n`-th of row number `row`, both from 1, whose own
+    `id` is as it is written.
+    """
+
+    row: int = 1
+    n: int = 1
+    id: str = ""
 
 
 class Names:
@@ -146,9 +198,16 @@ class Names:
         self._folders: set[str] = set()
         self._numbers: dict[str, int] = {}
 
-    def of(self, index: int, recipe: Recipe) -> Path:
+    @property
+    def needs_id(self) -> bool:
+        """Whether rows without an id have no name."""
+        return any(name == "id" for _, name, *_ in Formatter().parse(self._where.template))
+
+    def of(self, index: int, recipe: Recipe, place: Place | None = None) -> Path:
         """The path of image `index` (from 1). Raises UsageError."""
-        path = Path(_fill(self._where.template, _values(index, recipe, self._today)))
+        path = Path(
+            _fill(self._where.template, _values(index, recipe, self._today, place or Place()))
+        )
         check_extension(path)
         _check_length(path)
         if not self._where.exact:
@@ -223,7 +282,8 @@ def _templated(template: str) -> Destination:
     if template.endswith(_SEPARATORS):
         template = os.path.join(template, _FOLDER_NAME)
     sample = Recipe(prompt="a", seed=0, width=16, height=16, steps=1, guidance=1.0, model="a")
-    check_extension(Path(_fill(template, _values(1, sample, date(2000, 1, 1)))))
+    values = _values(1, sample, date(2000, 1, 1), Place(id="a"))
+    check_extension(Path(_fill(template, values)))
     fixed = ""
     for literal, field, *_ in parts:
         fixed += literal
@@ -233,8 +293,11 @@ def _templated(template: str) -> Destination:
     return Destination(template=template, single=template, folder=folder, exact=False)
 
 
-def _values(index: int, recipe: Recipe, today: date) -> dict[str, object]:
+def _values(index: int, recipe: Recipe, today: date, place: Place) -> dict[str, object]:
     return {
+        "row": place.row,
+        "n": place.n,
+        "id": _as_name(place.id),
         "index": index,
         "seed": recipe.seed,
         "slug": slug(recipe.prompt),
@@ -243,6 +306,11 @@ def _values(index: int, recipe: Recipe, today: date) -> dict[str, object]:
         "model": slug(recipe.model),
         "date": today,
     }
+
+
+def _as_name(identity: str) -> str:
+    """A row's id as a part of a file's name: what cannot be one is a hyphen."""
+    return re.sub(r"[^\w.-]+", "-", identity).strip(".-") or "row"
 
 
 def _fill(template: str, values: dict[str, object]) -> str:
@@ -256,6 +324,7 @@ def _fill(template: str, values: dict[str, object]) -> str:
 
 def _inside(folder: Path, output: str) -> Path:
     """`output` under `folder`. Raises UsageError when it leaves it, by a symbolic link too."""
+    check_path("output", output)
     name = Path(output)
     climbs = Path(os.path.normpath(name)).parts[:1] == ("..",)
     leaves = climbs or name.is_absolute() or name.drive or name.root

@@ -216,7 +216,7 @@ def _record(table: Mapping[str, Any]) -> Record:
         unknown=tuple(strange[:_MAX_ENTRIES]),
         parts=_parts(model.get("parts", [])),
     )
-    fault = prompt_fault(record.recipe.prompt)
+    fault = prompt_fault(record.recipe.prompt, drawn=True)
     if fault:
         raise ValueError(fault[0])
     (record.recipe.negative_prompt or "").encode("utf-8")

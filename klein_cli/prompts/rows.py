@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from typing import Any, Protocol
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import Preset
 from klein_cli.prompts.sizes import edited_size
+from klein_cli.prompts.wildcard_files import WildcardFiles
 from klein_cli.prompts.wildcards import chosen
 from klein_cli.recipe import Adapter, Mask, Recipe, Reference, check_guidance
 
 MAX_IMAGES = 1_000_000
+
+_INVISIBLE = (
+    ("\0", "a zero character", "take it out"),
+    ("\ufeff", "a byte order mark", "take it out; files put together leave one between them"),
+)
+"""What no prompt means, and what a tokenizer would read all the same."""
 
 _OF_GUIDANCE = ("guidance", "negative_prompt")
 LEFT_OPEN = ("width", "height", "steps", "guidance", "negative_prompt")
@@ -27,7 +34,8 @@ class Row:
     `line` counts from 1; 0 is a prompt that was typed at the shell. `image` are files as they are
     written, `mask` a file or `recipe.ALPHA`; `expand` are pixels at the left, top, right and
     bottom; `lora` are adapters as they are written. `name` is what a folder of edits calls its
-    image: unlike `output`, nothing that the row is known by.
+    image: unlike `output`, nothing that the row is known by. `id` is for templates of names, and
+    `carried` for others: both go into the manifest.
     """
 
     prompt: str
@@ -45,6 +53,8 @@ class Row:
     expand: tuple[int, int, int, int] | None = None
     lora: tuple[str, ...] | None = None
     name: str | None = None
+    id: str | None = None
+    carried: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +74,10 @@ class Defaults:
     from the model's `preset`. Raises UsageError for a value that no image can have.
 
     `seeds` sweeps: every prompt that says neither seed nor n is drawn once with each of them.
-    With `wildcards`, groups such as {a|b} in a prompt are chosen by each image's seed. `image`,
-    `mask`, `expand` and `lora` are as in a row; a mask's edge is softened inward by `blur` pixels,
-    and what it does not cover stays as it was unless `keep` is false.
+    With `wildcards`, groups such as {a|b} in a prompt are chosen by each image's seed, and __name__
+    from `wildcard_files`. `image`, `mask`, `expand` and `lora` are as in a row; a mask's edge is
+    softened inward by `blur` pixels, and what it does not cover stays as it was unless `keep` is
+    false.
     """
 
     preset: Preset
@@ -78,6 +89,7 @@ class Defaults:
     n: int = 1
     seeds: tuple[range, ...] = ()
     wildcards: bool = False
+    wildcard_files: WildcardFiles | None = None
     image: tuple[str, ...] = ()
     mask: str | None = None
     expand: tuple[int, int, int, int] | None = None
@@ -90,6 +102,9 @@ class Defaults:
             raise UsageError(f"--num-images {self.n} is out of range", f"use 1 to {MAX_IMAGES}")
         if self.guidance is not None:
             check_guidance(self.guidance)
+        fault = text_fault("--negative-prompt", self.negative_prompt or "")
+        if fault:
+            raise UsageError(*fault)
 
 
 class Guided(Protocol):
@@ -171,7 +186,7 @@ def recipe_of(row: Row, defaults: Defaults, seed: int, inputs: Inputs = Inputs()
     """
     asked = asked_for(row, defaults, inputs)
     if defaults.wildcards:
-        asked["prompt"] = chosen(row.prompt, seed)
+        asked["prompt"] = chosen(row.prompt, seed, defaults.wildcard_files)
         fault = prompt_fault(asked["prompt"])
         if fault:
             raise UsageError(*fault)
@@ -192,15 +207,32 @@ def row_of(recipe: Recipe, preset: Preset) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None and name not in unsaid}
 
 
-def prompt_fault(prompt: str) -> tuple[str, str] | None:
-    """Why `prompt` cannot be used, as (message, hint), or None."""
+def prompt_fault(prompt: str, *, drawn: bool = False) -> tuple[str, str] | None:
+    """Why `prompt` cannot be used, as (message, hint), or None.
+
+    One that was `drawn` already, by a klein that let invisible characters through, can be.
+    """
     if not prompt.strip():
         return "the prompt is empty", "say what to draw"
+    return unicode_fault("the prompt", prompt) if drawn else text_fault("the prompt", prompt)
+
+
+def text_fault(name: str, text: str) -> tuple[str, str] | None:
+    """Why `text`, called `name`, can be no words of a prompt, as (message, hint), or None."""
+    for character, what, todo in _INVISIBLE:
+        if character in text:
+            at = text.index(character) + 1
+            return f"{name} holds {what} (character {at})", todo
+    return unicode_fault(name, text)
+
+
+def unicode_fault(name: str, text: str) -> tuple[str, str] | None:
+    """Why `text` is not Unicode, as `text_fault`."""
     try:
-        prompt.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
-        what = f"the prompt is not valid Unicode (character {error.start + 1})"
-        return what, "write the prompt as UTF-8"
+        what = f"{name} is not valid Unicode (character {error.start + 1})"
+        return what, f"write {name} as UTF-8"
     return None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from klein_cli.errors import UsageError
-from klein_cli.prompts.files import STDIN, BadRow, name_of, read_prompt, read_rows
+from klein_cli.prompts.columns import BadRow, Reading
+from klein_cli.prompts.files import STDIN, name_of, read_prompt, read_rows
+from klein_cli.prompts.remarks import Remarks, remark_on_words
 from klein_cli.prompts.rows import Row, prompt_fault
 
 
@@ -17,12 +19,22 @@ class PromptSource:
 
     file: str
     rows: Iterator[Row | BadRow]
+    remarks: Remarks = field(default_factory=Remarks)
 
 
 def prompt_source(
-    *, typed: str | None, option: str | None, file: str | None, stdin: BinaryIO
+    *,
+    typed: str | None,
+    option: str | None,
+    file: str | None,
+    stdin: BinaryIO,
+    reading: Reading | None = None,
 ) -> PromptSource:
-    """The one of the three ways that was used. Raises UsageError."""
+    """The one of the three ways that was used; a file is read as `reading` says.
+
+    Raises UsageError.
+    """
+    reading = reading or Reading()
     given = [text for text in (typed, option, file) if text is not None]
     if not given:
         raise UsageError("there is no prompt", 'say what to draw: klein generate "a red circle"')
@@ -31,8 +43,21 @@ def prompt_source(
             "the prompt is given in more than one way", "use PROMPT, or --prompt, or --prompts-file"
         )
     if file is not None:
-        return PromptSource(file=file, rows=read_rows(file, stdin))
-    return PromptSource(file="", rows=iter([Row(prompt=typed_prompt(given[0], stdin))]))
+        rows = read_rows(file, stdin, reading)
+    else:
+        if reading.prompt_column is not None or reading.options_in_prompts:
+            name = "--prompt-column" if reading.prompt_column else "--options-in-prompts"
+            raise UsageError(f"{name} is for a prompts file", "leave it out, or --prompts-file")
+        rows = iter([Row(prompt=typed_prompt(given[0], stdin))])
+    watched = _remarked(rows, reading.remarks)
+    return PromptSource(file=file or "", rows=watched, remarks=reading.remarks)
+
+
+def _remarked(rows: Iterator[Row | BadRow], remarks: Remarks) -> Iterator[Row | BadRow]:
+    for row in rows:
+        if isinstance(row, Row):
+            remark_on_words(row.prompt, row.line, remarks)
+        yield row
 
 
 def typed_prompt(prompt: str, stdin: BinaryIO) -> str:

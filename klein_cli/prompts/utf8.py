@@ -11,6 +11,8 @@ from klein_cli.errors import UsageError
 _PIECE = 2**16
 MAX_LINE = 2**21
 """Bytes of a line: more than a row of the longest prompts has, however they are written."""
+MARK = "\ufeff"
+"""U+FEFF, the byte order mark: three bytes in UTF-8, and nothing to see."""
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -20,21 +22,19 @@ def decode(data: bytes, name: str) -> str:
 
 
 def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a UTF-8 file with their endings, less a byte order mark.
+    """The lines of a UTF-8 file with their endings, less byte order marks.
 
-    A line ends with \\n, \\r\\n or \\r. Raises UsageError that names the byte that is not UTF-8.
+    A mark begins a file, and a line where files were put together. A line ends with \\n, \\r\\n or
+    \\r. Raises UsageError that names the byte that is not UTF-8.
     """
     offset, before = 0, 0
     for lines in _whole_lines(file, name):
-        skipped = 0
-        if offset == 0:
-            if lines.startswith(_UTF16_MARKS):
-                raise UsageError(f"{name} is UTF-16, not UTF-8", "save it as UTF-8")
-            skipped = 3 if lines.startswith(b"\xef\xbb\xbf") else 0
+        if offset == 0 and lines.startswith(_UTF16_MARKS):
+            raise UsageError(f"{name} is UTF-16, not UTF-8", "save it as UTF-8")
         try:
-            text = lines[skipped:].decode("utf-8")
+            text = lines.decode("utf-8")
         except UnicodeDecodeError as error:
-            at = skipped + error.start
+            at = error.start
             number = before + 1 + _endings(lines[:at])
             raise UsageError(
                 f"{name} is not UTF-8: byte {lines[at]:#04x} at offset {offset + at} "
@@ -50,7 +50,7 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[str]:
             )
         offset, before = offset + len(lines), before + _endings(lines)
         # Not str.splitlines, which would also cut at U+2028 and its like.
-        yield from io.StringIO(text, newline="")
+        yield from (line.removeprefix(MARK) for line in io.StringIO(text, newline=""))
 
 
 def _whole_lines(file: BinaryIO, name: str) -> Iterator[bytes]:

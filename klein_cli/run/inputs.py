@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from klein_cli.errors import UsageError
 from klein_cli.images.files import MAX_FILE_BYTES
-from klein_cli.images.inputs import reference, told
+from klein_cli.images.inputs import reference, told_name
 from klein_cli.images.masks import box_of, masked_source, painted_size, repainted
 from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Inputs, Row
@@ -90,7 +90,7 @@ class InputImages:
             references=references,
             mask=Mask(
                 sha256=file.sha256 if file else None,
-                name=told(file) if file else None,
+                name=told_name(file) if file else None,
                 alpha=mask == ALPHA,
                 expand=expand,
                 box=box,

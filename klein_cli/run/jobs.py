@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
+from typing import Any
 
 from klein_cli.errors import KleinError
 from klein_cli.recipe import Recipe
@@ -24,7 +25,8 @@ class Job:
     `replace` says that what lies there is a torn file of an earlier run. `row` is what a manifest
     knows the job's row by, and `occurrence` tells which of equal rows it is, in a run that is
     resumed. `recorded` is the number of the run in that manifest in which it stands already, 0 if
-    in none, and `altered` says that it stands there under another name, or another row.
+    in none, and `altered` says that it stands there under another name, or another row. `carried`
+    is what the row says to others than klein, its id included.
     """
 
     index: int
@@ -36,6 +38,7 @@ class Job:
     occurrence: int | None = None
     recorded: int = 0
     altered: bool = False
+    carried: Mapping[str, Any] | None = None
 
 
 class Jobs:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from klein_cli.errors import UsageError
-from klein_cli.output.naming import Destination, Names
+from klein_cli.output.naming import Destination, Names, Place
 from klein_cli.output.png import check_kept, check_room, check_writable, keeps_pixels
-from klein_cli.prompts.files import BadRow, name_of, refuse_rows
+from klein_cli.prompts.columns import BadRow
+from klein_cli.prompts.files import name_of, refuse_rows
 from klein_cli.prompts.rows import (
     Defaults,
     Inputs,
@@ -121,7 +122,7 @@ def plan(
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
         raise UsageError("-o - cannot be combined with a row's output", "give a folder")
     names = Names(where, overwrite=output.overwrite, today=output.today)
-    planner = _Planner(defaults, seed, history, where, names, output, images, adapters, one_by_one)
+    planner = Planner(defaults, seed, history, where, names, output, images, adapters, one_by_one)
     for row in chain(head, rows):
         planner.add(row)
     if planner.bad_rows:
@@ -139,7 +140,7 @@ def check_folders(folders: Iterable[Path], *, swept: bool = False) -> None:
 
 
 @dataclass(slots=True)
-class _Planner:
+class Planner:
     """Takes rows one by one into a `plan`; what is wrong with them gathers in `bad_rows`."""
 
     defaults: Defaults
@@ -154,6 +155,7 @@ class _Planner:
     bad_rows: list[BadRow] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
     _next_index: int = 1
+    _rows: int = 0
 
     def __post_init__(self) -> None:
         if self.history:
@@ -166,6 +168,7 @@ class _Planner:
         if isinstance(row, BadRow):
             self.bad_rows.append(row)
             return
+        self._rows += 1
         try:
             with _row_faults():
                 several = makes_several(row, self.defaults)
@@ -208,7 +211,9 @@ class _Planner:
             self.plan.encoded_again |= not keeps_pixels(job.recipe, job.path.suffix)
             self.plan.folders.add(job.path.parent)
         altered = job.altered or unmade is not None
-        self.plan.jobs.add(replace(job, row=key, occurrence=occurrence, altered=altered))
+        carried = dict(row.carried) if row.id is None else {"id": row.id, **row.carried}
+        planned = replace(job, row=key, occurrence=occurrence, altered=altered, carried=carried)
+        self.plan.jobs.add(planned)
 
     def _made_by_name(self, row: Row, name: str, inputs: Inputs) -> Item | None:
         """The image that an edit's own name belongs to, if it is the row's: also one that was
@@ -237,11 +242,18 @@ class _Planner:
         if self.where.is_stdout:
             path = None
         elif named is None:
-            path = self.names.of(index, recipe)
+            with _row_faults():
+                place = self._place(row, number)
+            path = self.names.of(index, recipe, place)
         else:
             with _row_faults():
                 path = self.names.of_row(named, number)
         return Job(index=index, recipe=recipe, path=path, exact=self._is_exact(row))
+
+    def _place(self, row: Row, number: int | None) -> Place:
+        if row.id is None and self.names.needs_id:
+            raise UsageError("there is no id, and -o names images by it", "give every row an id")
+        return Place(row=self._rows, n=number or 1, id=row.id or "")
 
     def _planned_before(self, row: Row, inputs: Inputs, item: Item) -> Job | None:
         """An image that an earlier run planned, or None when it is there."""

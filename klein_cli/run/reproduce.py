@@ -32,7 +32,7 @@ from klein_cli.run.events import Event, Failed, Listener, Saved, Stopped
 from klein_cli.run.executors.executor import ReadyExecutor
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import check_adapters, start
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output
 from klein_cli.run.prompt_lengths import check_lengths
@@ -157,7 +157,7 @@ class Reproduction:
         source, overrides = self._origin[jobs[0].index], self._overrides
         self._listener.doing("starting torch")
         # Here, before torch's threads are counted.
-        with quick_start(), timings.imports(), defer_sigint():
+        with quick_start(), timings.imports(), defer_interrupts():
             from klein_cli.device.memory import release_memory
         if self._run is not None:  # it holds the model of the images before
             self._run = None

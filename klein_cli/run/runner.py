@@ -26,12 +26,13 @@ from klein_cli.output.carry import DRAWN, Carry
 from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
-from klein_cli.run.batching import Batch, batches
+from klein_cli.run.batching import WINDOW, Batch, batches
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped, words
 from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
 from klein_cli.run.jobs import Job
 from klein_cli.run.resume.journal import RunJournal
+from klein_cli.run.resume.manifest import MovedError
 from klein_cli.run.writers import Writers
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ _DISK_STOPS = {
 
 
 class Run:
-    """One run. `threads` write the images, none means that drawing waits for the writing.
+    """One run. `threads` write the images, none means that drawing waits for the writing. Batches
+    are made of a `window` of jobs, which are waited for: 1 for jobs that come one by one.
 
     The `journal` keeps the record of a run that can be resumed; with `no_metadata`, images have no
     record in them. `images` has what was given, of which results `carry` what they are to; if
@@ -67,12 +69,14 @@ class Run:
         journal: RunJournal | None = None,
         no_metadata: bool = False,
         threads: int = 0,
+        window: int = WINDOW,
         images: ImageStore | None = None,
         reads_ahead: bool = False,
         carry: Carry = DRAWN,
     ) -> None:
         self._executor = executor
         self._batch_size = batch_size
+        self._window = window
         self._overwrite = overwrite
         self._stdout = stdout
         self._journal = journal
@@ -92,7 +96,7 @@ class Run:
         KeyboardInterrupt passes through: what was drawn by then is still written, `rest` tells of
         it, and there is no half file.
         """
-        planned = self._read_ahead(batches(jobs, self._batch_size))
+        planned = self._read_ahead(batches(jobs, self._batch_size, window=self._window))
         ahead = chain.from_iterable(map(self._fallback.batches, planned))
         try:
             while self._stop is None and self._feed(ahead):
@@ -210,12 +214,15 @@ class Run:
             pixels, extras = self._carry.of(job.recipe, pixels, self._images)
             data = encode(pixels, extension, record, parameters(job.recipe), extras)
             digest = sha256(data).hexdigest()
-            if self._journal is not None and self._no_metadata:
-                self._journal.begun(job, digest)
+            if self._journal is not None:
+                self._journal.check_place()
+                if self._no_metadata:
+                    self._journal.begun(job, digest)
             path = self._store(job, data)
         except OSError as error:
+            error = self._moved() or error
             failure = self._disk_error(job.path, error)
-            if error.errno in _DISK_STOPS:
+            if error.errno in _DISK_STOPS or isinstance(error, MovedError):
                 return (Stopped(error=failure),)
             return (Failed(job=job, error=failure),)
         except Exception as error:
@@ -228,6 +235,15 @@ class Run:
         except OSError as error:
             return saved, Stopped(error=self._disk_error(self._journal.manifest, error))
         return (saved,)
+
+    def _moved(self) -> MovedError | None:
+        """What an error of the disk comes of, where the folder is no longer in its place."""
+        try:
+            if self._journal is not None:
+                self._journal.check_place()
+        except MovedError as moved:
+            return moved
+        return None
 
     def _store(self, job: Job, data: bytes) -> Path | None:
         if job.path is None:
@@ -242,6 +258,11 @@ class Run:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def _disk_error(self, path: Path | None, error: OSError) -> KleinError:
+        if isinstance(error, MovedError):
+            return KleinError(
+                f"{error.strerror}: the folder was moved or emptied while the run went on",
+                "move it back, then give the same command with --resume",
+            )
         what = f"cannot write {path or 'to standard output'}: {error.strerror or error}"
         if isinstance(error, FileExistsError):
             return KleinError(what, "-y replaces it; or give another name")

@@ -93,9 +93,9 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C are ours while the server runs, and nobody's afterwards."""
+        """SIGTERM, SIGHUP and Ctrl-C are ours while the server runs, and nobody's afterwards."""
         loop = asyncio.get_running_loop()
-        caught = (signal.SIGTERM, signal.SIGINT)
+        caught = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread
             for number in caught:
                 loop.add_signal_handler(number, self.stop)

@@ -182,7 +182,7 @@ HOSTILE: dict[str, bytes] = {
     "arrays of arrays": header(keys=1) + text("k") + struct.pack("<IIQ", 9, 9, 1) * 1000,
     "many dimensions": header(tensors=1) + line("a", (1,) * 9, 0, 0),
     "a huge shape": header(tensors=1) + line("a", (2**63, 2**63), 0, 0),
-    "half a block": header(tensors=1) + line("a", (100, 1), 12, 0),
+    "half a block": header(tensors=1) + line("a", (100, 1), 12, 0) + bytes(200),
     "a type that nobody knows": header(tensors=1) + line("a", (32,), 77, 0),
     "bytes beyond the end": header(tensors=1) + line("a", (1024,), 0, 0),
     "an offset beyond the end": header(tensors=1) + line("a", (1,), 0, 2**62),
@@ -203,6 +203,15 @@ def test_a_hostile_header_is_one_complaint(tmp_path: Path, what: str) -> None:
         read_gguf(tmp_path / "file")
     assert "\n" not in caught.value.message
     assert caught.value.hint
+
+
+def test_a_file_of_very_many_strings_is_refused_at_once(tmp_path: Path) -> None:
+    """Each takes eight bytes and a step of Python: a file of gigabytes would take minutes."""
+    with (tmp_path / "file").open("wb") as file:
+        file.write(header(keys=1) + strings(3_000_000))
+        file.truncate(32 * 1024 * 1024)
+    with pytest.raises(ModelError, match="broken header"):
+        read_gguf(tmp_path / "file")
 
 
 def test_a_file_that_is_cut_anywhere_is_one_complaint(tmp_path: Path) -> None:

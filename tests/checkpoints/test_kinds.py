@@ -16,6 +16,7 @@ from torch import Tensor
 from klein_cli.checkpoints.folder import FolderCheckpoint
 from klein_cli.checkpoints.header import read_header
 from klein_cli.checkpoints.kinds import packed, summary
+from klein_cli.checkpoints.single_file import FileCheckpoint
 from klein_cli.checkpoints.source import Stored
 from klein_cli.errors import ModelError
 
@@ -243,6 +244,32 @@ def test_layers_of_one_file_may_differ(tmp_path: Path) -> None:
     assert torch.equal(found["d.weight"], whole.float() * 0.02)
     held = Packs(tmp_path / "file").tensors()
     assert set(summary(held).split(", ")) <= {"bfloat16", "fp8", "nvfp4", "int8"}
+
+
+@pytest.mark.parametrize("by_threads", [False, True])
+def test_rows_of_one_matrix_keep_their_own_scales(tmp_path: Path, by_threads: bool) -> None:
+    """q, k and v are cut from one matrix, and the halves of the last modulation swapped."""
+    codes, scales, wanted = nvfp4(3 * 96, 256)
+    scale = torch.linspace(0.01, 0.05, ROWS)
+    values, turned = fp8(scale[:, None])
+    given = {
+        "double_stream_modulation_img.lin.weight": torch.zeros(4, 4),
+        "double_blocks.0.img_attn.qkv.weight": (codes[:, ::2] << 4 | codes[:, 1::2]).byte(),
+        "double_blocks.0.img_attn.qkv.weight_scale": swizzled(scales),
+        "double_blocks.0.img_attn.qkv.weight_scale_2": torch.tensor(0.37),
+        "double_blocks.0.img_attn.qkv.comfy_quant": comfy("nvfp4"),
+        "final_layer.adaLN_modulation.1.weight": values,
+        "final_layer.adaLN_modulation.1.weight_scale": scale,
+        "final_layer.adaLN_modulation.1.comfy_quant": comfy("float8_e4m3fn"),
+    }
+    path = write(tmp_path / "file", given, prefix="model.diffusion_model.")
+    found = loaded(FileCheckpoint(path, "transformer"), by_threads=by_threads)
+    for number, name in enumerate(("to_q", "to_k", "to_v")):
+        rows = wanted[96 * number : 96 * (number + 1)]
+        apart = found[f"transformer_blocks.0.attn.{name}.weight"] - rows
+        assert apart.abs().max() <= 1e-6 * wanted.abs().max()
+    shift, last = turned.chunk(2)
+    assert torch.equal(found["norm_out.linear.weight"], torch.cat([last, shift]))
 
 
 def fp8_layer(**more: Tensor) -> Tensors:

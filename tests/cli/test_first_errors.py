@@ -138,10 +138,49 @@ def _(ground: Ground) -> tuple[int, str]:
     return ground.klein("generate", "a cat", "-m", "./half", "--device", "cpu")
 
 
-@provoke("… is not on this machine and the hub cannot be reached")
+@provoke("… is not on this machine and … cannot be reached")
 def _(ground: Ground) -> tuple[int, str]:
     line = ("generate", "a cat", "-m", "klein-4b", "--device", "cpu")
     return ground.klein(*line, HF_ENDPOINT="http://127.0.0.1:9")
+
+
+@provoke("… does not answer as the hub does (…, not data)")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("models", "pull", "some/page", HF_ENDPOINT=ground.hub)
+
+
+@provoke("the models' folder … cannot be read: …")
+def _(ground: Ground) -> tuple[int, str]:
+    Path("file").touch()
+    return ground.klein("models", "path", "klein-4b", HF_HOME=str(Path("file").absolute()))
+
+
+@provoke("the folder you are in is gone")
+def _(ground: Ground) -> tuple[int, str]:
+    leave = "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
+    return ground.klein("generate", "a cat", "-m", "tiny", before=leave)
+
+
+@provoke("… is an address, not a path")
+def _(ground: Ground) -> tuple[int, str]:
+    return ground.klein("generate", "a cat", "-m", "tiny", "-o", "s3://bucket/images/")
+
+
+@provoke("… is gone: the folder was moved or emptied while the run went on")
+def _(ground: Ground) -> tuple[int, str]:
+    move = (
+        "import os\n"
+        "from klein_cli.run import runner\n"
+        "encode = runner.encode\n"
+        "def moving(*given):\n"
+        "    if os.path.exists('out'): os.rename('out', 'elsewhere')\n"
+        "    return encode(*given)\n"
+        "runner.encode = moving"
+    )
+    line = ("-m", str(ground.snapshot), "--size", "64x64", "--steps", "1", "--device", "cpu")
+    return ground.klein(
+        "generate", "a cat", "-q", "-n", "2", "-s", "1", "-o", "out/", *line, before=move
+    )
 
 
 @provoke("… requires you to accept its terms")
@@ -248,12 +287,17 @@ def _(ground: Ground) -> tuple[int, str]:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Keeps everything of one owner behind a gate, and has nothing else."""
+    """Keeps everything of one owner behind a gate, has a page for a model, and nothing else."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
+        if "some/page" in self.path:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         gated = "gated/" in self.path
         self.send_response(403 if gated else 404)
         self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")

@@ -12,7 +12,7 @@ import pytest
 from klein_cli.cli.options import ImageOptions, MachineOptions
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
-from klein_cli.prompts.files import BadRow
+from klein_cli.prompts.columns import BadRow
 from klein_cli.prompts.rows import MAX_IMAGES, Defaults, Row, ignored, recipe_of
 from klein_cli.prompts.source import prompt_source
 from klein_cli.settings import Settings

@@ -258,3 +258,17 @@ def test_an_edit_that_does_not_fit_gives_back_what_was_remembered(
         draw(pipe)
     assert "--size, or fewer or smaller images" in caught.value.hint
     assert latents() is None
+
+
+def test_a_mask_on_a_model_that_keeps_references(kv_snapshot: Path, counts: Counter[str]) -> None:
+    """The source is kept like any other, and twice painted once."""
+    pipe = load(kv_snapshot)
+    mask = Mask(box=(0, 0, 150, 112), sha256=white().sha256, name="white.png")
+    size = {"width": FIRST.width, "height": FIRST.height}
+    order = {"references": (FIRST, SECOND), "mask": mask, **size}
+    images_of_two = [draw(pipe, seed=seed, **order) for seed in (1, 2)]
+    assert (counts["encode"], counts["reference_keys"]) == (2, 1)
+    hole = STORE.mask(white().sha256).white
+    assert not np.array_equal(*images_of_two)
+    for image in images_of_two:
+        assert np.array_equal(image[~hole], np.asarray(images()[0])[~hole])

@@ -12,7 +12,7 @@ from given_images import input_images
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import destination
 from klein_cli.presets import presets
-from klein_cli.prompts.files import BadRow
+from klein_cli.prompts.columns import BadRow
 from klein_cli.prompts.rows import Defaults, Row
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, check_folders, plan

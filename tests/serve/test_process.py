@@ -297,6 +297,47 @@ def test_an_engine_takes_the_adapters_of_a_command_and_leaves_them_out_of_the_ne
     assert files["plain"] == over_the_api(near)
 
 
+def quickly(*options: str) -> subprocess.CompletedProcess[str]:
+    """`klein generate` in a process of its own, as a shell starts it."""
+    code = (
+        "import sys, klein_cli.__main__ as m; code = m.main();"
+        "print('typer' in sys.modules, file=sys.stderr); sys.exit(code)"
+    )
+    command = [sys.executable, "-P", "-c", code, "generate", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_plain_command_line_gets_the_same_file_by_the_shortest_way(
+    near: Served, empty_folder: Path
+) -> None:
+    options = [WORDS, "-m", "tiny", "-s", "5", "--size", "128x128"]
+    done = quickly(*options)
+    assert (done.returncode, done.stderr) == (0, "False\n"), done.stderr
+    assert done.stdout == "a-red-circle-on-a-white-background-5.png\n"
+    assert Path(done.stdout.strip()).read_bytes() == over_the_api(near)
+    again = quickly(*options)
+    assert again.stdout == "a-red-circle-on-a-white-background-5-2.png\n"
+    named = quickly(WORDS, "-m", "tiny", "--steps", "1", "-o", "x/a.png")
+    assert named.stdout == "x/a.png\n"
+    assert named.stderr.startswith("seed: ")
+
+
+def test_a_plain_command_line_that_cannot_go_the_shortest_way_goes_the_other(
+    near: Served, klein: Klein, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options, code in (
+        (["-m", "tiny", "--steps", "0"], 2),
+        (["-m", "nothing-of-the-kind"], 3),
+        (["-m", "tiny", "--size", "16x16"], 2),
+    ):
+        done = quickly(WORDS, *options)
+        assert (done.returncode, "True" in done.stderr) == (code, True)
+        assert done.stderr.count("error:") == 1
+    monkeypatch.setenv("MKL_SOMETHING", "1")
+    done = quickly(WORDS, "-m", "tiny", "--size", "128x128", "--steps", "1", "-o", "a.png")
+    assert (done.returncode, "True" in done.stderr) == (0, True)
+
+
 def test_previews_change_no_bit(near: Served) -> None:
     with near.client() as client:
         body = {"prompt": WORDS, "seed": 5, "size": "128x128", "stream": True, "partial_images": 3}

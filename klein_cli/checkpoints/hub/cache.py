@@ -5,20 +5,59 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from klein_cli.checkpoints.folder import INDEX_FILE, is_readable, size_on_disk
+from klein_cli.checkpoints.hub.environment import check_environment
 from klein_cli.errors import ModelError
+from klein_cli.tables import shortened
 
 _PREFIX = "models--"
+_OF_YOURS = "set HF_HOME to a folder you may read and write"
 
 
 def cache_folder() -> Path:
-    """Where the hub's client keeps models: HF_HUB_CACHE, or hub/ in HF_HOME, or ~/.cache."""
+    """Where the hub's client keeps models: HF_HUB_CACHE, or hub/ in HF_HOME, or ~/.cache.
+
+    Raises ModelError when the environment leads to none.
+    """
+    check_environment()
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE).expanduser()
+    folder = os.path.expanduser(HF_HUB_CACHE)
+    if folder.startswith("~"):
+        raise ModelError("there is no home folder for the models", _OF_YOURS)
+    return Path(folder)
+
+
+def check_cache() -> None:
+    """Raise ModelError when the cache is there and cannot be read."""
+    with _reading():
+        _look_into(cache_folder())
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """An OSError in here is a ModelError that says what to do about the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"the models' folder {shortened(str(cache_folder()), 300)} cannot be read: "
+            f"{error.strerror or error}",
+            _OF_YOURS,
+        ) from None
+
+
+def _look_into(folder: Path) -> bool:
+    """Whether there is such a folder. Raises OSError when it cannot be read."""
+    try:
+        os.scandir(folder).close()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def repository_folder(repo: str) -> Path:
@@ -46,9 +85,14 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
 
     `revision` is a commit; without one, the main branch's is meant.
     """
-    from huggingface_hub import try_to_load_from_cache
+    with _reading():
+        if not _look_into(repository_folder(repo)):
+            return None
+        from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, INDEX_FILE, cache_dir=cache_folder(), revision=revision)
+        found = try_to_load_from_cache(
+            repo, INDEX_FILE, cache_dir=cache_folder(), revision=revision
+        )
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -83,12 +127,18 @@ def point_main_to(repo: str, commit: str) -> None:
 
 
 def bytes_of(repo: str) -> int:
-    """Bytes that `repo` takes in the cache, partial files included."""
-    return size_on_disk(repository_folder(repo) / "blobs") or size_on_disk(repository_folder(repo))
+    """Bytes that `repo` takes in the cache, partial files included. Raises ModelError."""
+    folder = repository_folder(repo)
+    with _reading():
+        return (size_on_disk(folder / "blobs") or size_on_disk(folder)) if _look_into(folder) else 0
 
 
 def repositories() -> Iterator[str]:
-    """The ids of all models in the cache whose model_index.json can be read, in order."""
+    """The ids of all models in the cache whose model_index.json can be read, in order.
+
+    Raises ModelError when the cache itself cannot be read.
+    """
+    check_cache()
     for index in sorted(cache_folder().glob(f"{_PREFIX}*--*/refs/main")):
         repo = index.parents[1].name.removeprefix(_PREFIX).replace("--", "/", 1)
         root = cached(repo)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from klein_cli.checkpoints.folder import INDEX_FILE, digest, free_space
 from klein_cli.checkpoints.hub.cache import blob_path, cache_folder, point_main_to, snapshot_path
@@ -174,7 +174,22 @@ def _link_snapshot(wanted: Listing) -> Path:
         if not has_size(path, file.size):
             path.unlink(missing_ok=True)
     disable_progress_bars()
+    _bound_requests()
     paths = [glob.escape(file.path) for file in wanted.files]
     root = snapshot_download(wanted.repo, revision=wanted.commit, allow_patterns=paths)
     point_main_to(wanted.repo, wanted.commit)
     return Path(root)
+
+
+def _bound_requests() -> None:
+    """Give the client's own requests an end: it waits for an answer without one."""
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+    from huggingface_hub.utils import get_session
+
+    def bound(request: Any) -> None:
+        limits = request.extensions["timeout"].items()
+        request.extensions["timeout"] = {
+            name: HF_HUB_ETAG_TIMEOUT if limit is None else limit for name, limit in limits
+        }
+
+    get_session().event_hooks["request"].append(bound)

@@ -8,6 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from klein_cli.checkpoints.hub.cache import bytes_of
+from klein_cli.checkpoints.hub.environment import (
+    ENDPOINT,
+    PATIENCE,
+    check_environment,
+    hub_address,
+    proxy_in_use,
+)
 from klein_cli.errors import ModelError, first_line
 
 if TYPE_CHECKING:
@@ -20,6 +27,7 @@ _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 @contextmanager
 def translate_errors(repo: str) -> Iterator[None]:
     """Raise a ModelError that says why `repo` was not downloaded; a bug passes through."""
+    check_environment()
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HTTPError,
@@ -36,10 +44,10 @@ def translate_errors(repo: str) -> Iterator[None]:
     except OfflineModeIsEnabled:
         what = f"is {_how_much(repo)} on this machine, and HF_HUB_OFFLINE is set"
         todo = "unset HF_HUB_OFFLINE"
-    except (LocalEntryNotFoundError, HTTPError):
+    except (LocalEntryNotFoundError, HTTPError) as error:
         # HTTPError is httpx's in older clients, httpx2's in newer: the one the client imports.
-        what = f"is {_how_much(repo)} on this machine and the hub cannot be reached"
-        todo = f"connect and see {page}"
+        why, todo = _not_reached(error, page)
+        what = f"is {_how_much(repo)} on this machine and {why}"
     except OSError as error:
         what, todo = _not_stored(error)
     raise ModelError(f"{repo} {what}", f"{todo}, {_TINY}")
@@ -81,6 +89,8 @@ def _refused(error: HfHubHTTPError, page: str) -> tuple[str, str]:
         )
     if status == 416:
         return "has a file that is shorter than the hub says", f"try again later, see {page}"
+    if status == 407:
+        return "was refused by the proxy (407)", "put its name and password into HTTPS_PROXY"
     if status == 429:
         return "could not be downloaded: too many requests (429)", f"wait a while, see {page}"
     if status >= 500:
@@ -89,6 +99,25 @@ def _refused(error: HfHubHTTPError, page: str) -> tuple[str, str]:
             f"try again later, see {page}",
         )
     return f"could not be downloaded ({first_line(error)})", f"try again, see {page}"
+
+
+def _not_reached(error: Exception, page: str) -> tuple[str, str]:
+    hub, proxy = hub_address(), proxy_in_use()
+    through = f" through the proxy in {proxy}" if proxy else ""
+    look = f"check {proxy.split()[0]}" if proxy else f"connect and see {page}"
+    if ENDPOINT in hub:
+        look = f"an {ENDPOINT} begins with https://: check it" + (f", and {look}" if proxy else "")
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return (
+            f"{hub} shows a certificate that is not trusted here{through}",
+            "set SSL_CERT_FILE to the certificates of your network",
+        )
+    if type(error).__name__.endswith("Timeout"):
+        return (
+            f"{hub} does not answer in time{through}",
+            f"{look}; {PATIENCE} is the time in seconds",
+        )
+    return f"{hub} cannot be reached{through}", look
 
 
 def _how_much(repo: str) -> str:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import PureWindowsPath
+from typing import TYPE_CHECKING
 
+from klein_cli.checkpoints.hub.environment import check_connection, hub_address
 from klein_cli.checkpoints.hub.errors import translate_errors
 from klein_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SHA1 = re.compile(r"[0-9a-f]{40}", re.ASCII)
@@ -53,19 +59,30 @@ def listing(repo: str, patterns: Sequence[str]) -> Listing:
 
 def listing_of(repo: str, wanted: Callable[[str], bool]) -> Listing:
     """Ask the hub for the files of `repo` whose paths are `wanted`. Raises ModelError."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
     with translate_errors(repo):
-        api = HfApi()
-        commit = api.model_info(repo).sha or ""
-        tree = api.list_repo_tree(repo, recursive=True, revision=commit)
-        entries = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        commit, entries = _described(repo)
     _check_paths(repo, entries)
-    files = tuple(_file(repo, entries[path]) for path in sorted(entries) if wanted(path))
-    if not _SHA1.fullmatch(commit):
+    files = tuple(_file(repo, path, entries[path]) for path in sorted(entries) if wanted(path))
+    if not isinstance(commit, str) or not _SHA1.fullmatch(commit):
         raise ModelError(f"the hub gives no commit for {repo}", "check HF_ENDPOINT")
     return Listing(repo=repo, commit=commit, files=files)
+
+
+def _described(repo: str) -> tuple[object, dict[str, RepoSibling]]:
+    """The newest commit of `repo` and the files at it, by path; one request, which has an end."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+
+    check_connection()
+    try:
+        found = HfApi().model_info(repo, files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT)
+        return found.sha, {entry.rfilename: entry for entry in found.siblings or ()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = "a web page came" if isinstance(error, JSONDecodeError) else "something else came"
+        raise ModelError(
+            f"{hub_address()} does not answer as the hub does ({what}, not data)",
+            "log in to the network, look at HTTPS_PROXY and HF_ENDPOINT; or --model tiny",
+        ) from None
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -92,11 +109,10 @@ def _stays_inside(path: str) -> bool:
     return {"", ".", ".."}.isdisjoint(path.split("/"))
 
 
-def _file(repo: str, entry: object) -> HubFile:
+def _file(repo: str, path: str, entry: RepoSibling) -> HubFile:
     """Checked, because the digest becomes the name of a file on this machine."""
-    lfs = getattr(entry, "lfs", None)
-    path, size = getattr(entry, "path", ""), getattr(entry, "size", -1)
-    digest = getattr(entry, "blob_id", "") if lfs is None else lfs.sha256
+    digest = entry.blob_id if entry.lfs is None else entry.lfs.sha256
+    size = entry.size if entry.lfs is None else entry.lfs.size
     if not isinstance(digest, str) or not is_digest(digest) or not isinstance(size, int):
         raise ModelError(f"the hub gives no valid hash for {repo}/{path}", "check HF_ENDPOINT")
-    return HubFile(path=path, size=size if lfs is None else lfs.size, digest=digest)
+    return HubFile(path=path, size=size, digest=digest)

@@ -31,7 +31,7 @@ from klein_cli.output.png import check_writable
 from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.prompts.rows import Defaults, Row, recipe_of
 from klein_cli.prompts.sizes import parse_size
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.settings import Settings
 
 _SIZES = ((1024, 1024), (512, 512))
@@ -161,7 +161,7 @@ def _measure(
 
     with report.bar:
         say("starting torch")
-        with quick_start(), defer_sigint():
+        with quick_start(), defer_interrupts():
             from klein_cli.bench.bench import bench as measure
             from klein_cli.bench.random_model import random_model
             from klein_cli.check.metrics import mean_abs_diff

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -95,6 +94,6 @@ def _shown(text: str) -> str:
 
 def _as_json(findings: list[Finding], *, passed: bool) -> str:
     report = {"klein": __version__, "passed": passed, "findings": [asdict(f) for f in findings]}
-    home = json.dumps(str(Path.home()))[1:-1]
+    home = json.dumps(os.path.expanduser("~"))[1:-1]
     text = json.dumps(report, indent=1)
     return text.replace(home, "~") if len(home) > 1 else text

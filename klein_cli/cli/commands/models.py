@@ -5,20 +5,29 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from klein_cli.checkpoints.folder import problems, size_on_disk
-from klein_cli.checkpoints.hub.cache import bytes_of, cache_folder, cached, remove, repositories
+from klein_cli.checkpoints.hub.cache import (
+    bytes_of,
+    cache_folder,
+    cached,
+    check_cache,
+    remove,
+    repositories,
+)
 from klein_cli.checkpoints.resolve import hub_repository, on_disk, preset_for, pull
 from klein_cli.cli.terminal.download_bar import DownloadBar
 from klein_cli.cli.terminal.report import Report
 from klein_cli.cli.terminal.text import gigabytes, home_as_tilde, table
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.presets import Preset, presets
+from klein_cli.run.interrupts import exit_code_of
 
 Name = Annotated[
     str,
@@ -67,6 +76,11 @@ def _models() -> None:
 def list_models(as_json: Json = False) -> None:
     """The same as klein models alone, options included."""
     report = Report(as_json=as_json, quiet=False, verbose=False, silent_stdout=False)
+    place = home_as_tilde(cache_folder())
+    try:
+        check_cache()
+    except ModelError as error:
+        report.warn(f"{error.message}: {error.hint}")
     entries = list(_entries())
     if as_json:
         for entry in entries:
@@ -81,7 +95,7 @@ def list_models(as_json: Json = False) -> None:
     typer.echo("\n".join(lines))
     typer.echo(
         f"\nGPU memory is that of the weights in bfloat16; images take some more.\n"
-        f"Models lie in {home_as_tilde(cache_folder())}"
+        f"Models lie in {place}"
     )
 
 
@@ -151,13 +165,19 @@ def _entries() -> Iterator[dict[str, Any]]:
     for preset in presets().values():
         yield _entry(preset.name, preset)
     known = {preset.repo.lower() for preset in presets().values()}
-    for repo in repositories():
+    for repo in _others():
         if repo.lower() not in known:
             try:
                 yield _entry(repo, preset_for(repo))
             except ModelError:
                 # The cache is shared: most of what lies there is not for klein.
                 continue
+
+
+def _others() -> Iterator[str]:
+    """What is in the cache, nothing where it cannot be read."""
+    with suppress(ModelError):
+        yield from repositories()
 
 
 def _entry(name: str, preset: Preset) -> dict[str, Any]:
@@ -168,9 +188,7 @@ def _entry(name: str, preset: Preset) -> dict[str, Any]:
         root = found.root if found else None
         state, held = "whole", size_on_disk(root) if root else 0
     else:
-        root, held = cached(repo), bytes_of(repo)
-        whole = root is not None and not problems(root)
-        state = "whole" if whole else "partly" if held else "absent"
+        root, held, state = _cached(repo)
     return {
         "name": name,
         "description": preset.description,
@@ -185,12 +203,23 @@ def _entry(name: str, preset: Preset) -> dict[str, Any]:
     }
 
 
+def _cached(repo: str) -> tuple[Path | None, int, str]:
+    """Where a model of the cache lies, its bytes, and how much of it is there."""
+    try:
+        root, held = cached(repo), bytes_of(repo)
+    except ModelError:
+        return None, 0, "unreadable"
+    whole = root is not None and not problems(root)
+    return root, held, "whole" if whole else "partly" if held else "absent"
+
+
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     download, memory, held = entry["download_gb"], entry["memory_gb"], entry["size_on_disk"]
     if entry["state"] == "whole":
         here, size = "yes", gigabytes(held)
     else:
-        here = f"{gigabytes(held)} of it" if entry["state"] == "partly" else "no"
+        unsure = {"partly": f"{gigabytes(held)} of it", "unreadable": "unknown"}
+        here = unsure.get(entry["state"], "no")
         size = "unknown" if download is None else f"{download:.1f} GB"
     shown = "unknown" if memory is None else f"{memory:.3g} GB"
     return entry["name"], here, size, shown, entry["licence"], entry["description"]
@@ -214,6 +243,7 @@ def _noting_interrupt(report: Report) -> Iterator[None]:
     try:
         with report.errors():
             yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        report.event("interrupted", made=0, wanted=None)
         report.note("interrupted: what was downloaded is kept, and the next pull resumes there")
-        raise
+        raise typer.Exit(exit_code_of(interrupt)) from None

@@ -79,7 +79,18 @@ class _Variation:
 
 
 @grouped(
-    leave_out={"prompt", "prompts_file", "wildcards", "seeds", "resume", "gallery"}
+    leave_out={
+        "prompt",
+        "prompts_file",
+        "stream",
+        "prompt_column",
+        "options_in_prompts",
+        "wildcards",
+        "wildcards_dir",
+        "seeds",
+        "resume",
+        "gallery",
+    }
     | {"workers", "ray"},
     defaults=dict.fromkeys(("model", *CHOICES), THE_IMAGES),
     helps={
@@ -126,14 +137,14 @@ def reproduce(
         prompt = typed.prompt_option
         named = was_typed(context, "model")
         files_given = replace(only_typed(context, parts), models_dir=parts.models_dir)
-        wanted = files_given.wanted(model if named else None)
-        for note in wanted.notes:
+        chosen = files_given.wanted(model if named else None)
+        for note in chosen.notes:
             report.warn(note)
         asked = _Variation(
             prompt=None if prompt is None else typed_prompt(prompt, sys.stdin.buffer),
             negative_prompt=typed.negative_prompt,
-            model=wanted.model if named else None,
-            parts=wanted.parts,
+            model=chosen.model if named else None,
+            parts=chosen.parts,
             image=only_typed(context, image),
             editing=only_typed(context, editing),
             lora=(lora or []) if was_typed(context, "lora") else [],

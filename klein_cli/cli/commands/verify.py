@@ -28,7 +28,7 @@ from klein_cli.presets import DEFAULT_MODEL, Preset
 from klein_cli.prompts.rows import Defaults, Inputs, Row, recipe_of
 from klein_cli.recipe import Recipe
 from klein_cli.run.executors.start import check_adapters
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _compare(
     report: Report,
 ) -> tuple[dict[str, str], list[Comparison]]:
     """What was compared, and the comparisons: here torch is imported."""
-    with defer_sigint():
+    with defer_interrupts():
         from klein_cli.check.clip import clip_likeness
         from klein_cli.check.edits import edits
         from klein_cli.check.verify import verify as compare

@@ -12,10 +12,9 @@ from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.naming import STDOUT
 from klein_cli.prompts.rows import Row
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped
+from klein_cli.run.interrupts import exit_code_of
 from klein_cli.run.jobs import Job
 from klein_cli.run.resume.journal import RunJournal
-
-INTERRUPTED = 130
 
 
 class Runnable(Protocol):
@@ -27,13 +26,13 @@ class Runnable(Protocol):
 
 
 class RunReporter:
-    """Counts what becomes of a run's `wanted` images, while it tells of each.
+    """Counts what becomes of a run's `wanted` images (None: nobody knows), and tells of each.
 
     `failures` is the file that failed rows are kept in, and None when the run cannot be resumed
     again.
     """
 
-    def __init__(self, report: Report, wanted: int, failures: Path | None = None) -> None:
+    def __init__(self, report: Report, wanted: int | None, failures: Path | None = None) -> None:
         self._report = report
         self._wanted = wanted
         self._failures = failures
@@ -46,8 +45,9 @@ class RunReporter:
         try:
             for event in run.events(jobs):
                 self.tell(event)
-        except KeyboardInterrupt:
-            return self._interrupted(run)
+        except KeyboardInterrupt as interrupt:
+            self._interrupted(run)
+            return exit_code_of(interrupt)
         except BrokenPipeError:
             self._finish(run)
             raise KleinError(
@@ -64,11 +64,18 @@ class RunReporter:
             if journal is not None:
                 journal.refused(row, error.message)
 
+    def refuse_line(self, line: int, error: UsageError) -> None:
+        """Report a row of a stream that cannot be drawn."""
+        self._codes.append(error.exit_code)
+        self._report.refused_line(line, error)
+
     def finish(self) -> int:
         """Report the end of the run; its exit code."""
         self._report.event("finished", made=self._made, failed=len(self._codes))
-        missing = self._wanted - self._made
-        if missing and self._wanted > 1:
+        if self._wanted is None:
+            failed = f", {len(self._codes)} failed" if self._codes else ""
+            self._report.note(self._tally() + failed)
+        elif self._wanted > max(1, self._made):
             where = f": see {self._failures}" if self._codes and self._failures else ""
             self._report.note(f"{self._tally()}, {len(self._codes)} failed{where}")
         return exit_code(self._made, self._codes) if self._stopped is None else self._stopped
@@ -93,14 +100,15 @@ class RunReporter:
             with suppress(BrokenPipeError):
                 self.tell(event)
 
-    def _interrupted(self, run: Runnable) -> int:
+    def _interrupted(self, run: Runnable) -> None:
         self._finish(run)
         with suppress(BrokenPipeError):  # the same Ctrl-C ends who reads of it
             self._report.event("interrupted", made=self._made, wanted=self._wanted)
         self._report.note(f"interrupted: {self._tally()}{self._more()}")
-        return INTERRUPTED
 
     def _tally(self) -> str:
+        if self._wanted is None:
+            return f"{self._made} image{'s' * (self._made != 1)} made"
         return f"{self._made} of {self._wanted} images made"
 
     def _more(self) -> str:
@@ -125,11 +133,11 @@ def run_command(
     try:
         with report.errors():
             return run(report)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         with suppress(BrokenPipeError):
             report.event("interrupted", made=0, wanted=None)
         report.note("interrupted")
-        return INTERRUPTED
+        return exit_code_of(interrupt)
 
 
 def exit_code(made: int, failures: list[int]) -> int:

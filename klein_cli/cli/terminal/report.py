@@ -63,6 +63,7 @@ class Report:
         except KleinError as error:
             with contextlib.suppress(BrokenPipeError):  # which may be the error
                 self.event("error", message=error.message, hint=error.hint)
+            error.told = self._as_json
             raise
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -145,6 +146,11 @@ class Report:
         self.event("failed", **facts, error=error.message, hint=error.hint)
         self._to_stderr(f"error: {printable(image)}: {error.message}\nhint: {error.hint}")
 
+    def refused_line(self, line: int, error: UsageError) -> None:
+        """A row of a stream cannot be drawn."""
+        self.event("failed", index=None, path=None, line=line, error=error.message, hint=error.hint)
+        self._to_stderr(f"error: line {line}: {error.message}\nhint: {error.hint}")
+
     def stopped(self, stopped: Stopped) -> None:
         """The run ends before its end."""
         error = stopped.error
@@ -183,6 +189,8 @@ def _facts(job: Job) -> dict[str, Any]:
         "height": recipe.height,
         "prompt": recipe.prompt,
     }
+    if job.carried:
+        facts["carried"] = job.carried
     if recipe.references:
         facts["image"] = [reference.name for reference in recipe.references]
     if recipe.mask is not None:

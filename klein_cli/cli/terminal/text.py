@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,7 +34,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def home_as_tilde(path: Path | str) -> str:
     """A path, or text with paths in it, with the home folder written as ~."""
-    home = str(Path.home())
+    home = os.path.expanduser("~")
     return str(path).replace(home, "~") if len(home) > 1 else str(path)
 
 

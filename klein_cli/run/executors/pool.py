@@ -27,7 +27,7 @@ from klein_cli.run.executors.executor import BatchResult, ReadyExecutor, WorkerD
 from klein_cli.run.executors.files import SentFile, files_of
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
 from klein_cli.run.inputs import ImageNotes
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 
 if TYPE_CHECKING:
     from klein_cli.run.fallback import Pixels
@@ -273,7 +273,7 @@ def started(
 
 def _load_request(work: Workload) -> LoadRequest:
     """A folder goes by its full path: workers may stand elsewhere."""
-    with defer_sigint():
+    with defer_interrupts():
         import torch
     is_folder = work.snapshot.repo is None and work.model not in presets()
     model = str(work.snapshot.root.resolve()) if is_folder else work.model

@@ -24,7 +24,7 @@ from klein_cli.run.executors.worker import (
     Worker,
     WorkerInfo,
 )
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 
 _PATIENCE = 20.0
 """Seconds for a cluster's machine to answer at all."""
@@ -111,14 +111,14 @@ def _connected(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it, Ray warns on stderr that workers without a GPU will see all of them one day.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with defer_sigint():
+    with defer_interrupts():
         import ray
     # Ray prints what befalls its processes to stdout, which belongs to our results.
     sys.modules["ray._private.worker"]._worker_logs_enabled = False  # type: ignore[attr-defined]
     try:
         try:
             _check_reachable(address or "")
-            with defer_sigint():  # Ray's own threads do not survive one while they start
+            with defer_interrupts():  # Ray's own threads do not survive one while they start
                 ray.init(address=address, logging_level="CRITICAL", log_to_driver=False)
         except Exception as error:
             raise KleinError(

@@ -20,7 +20,7 @@ from klein_cli.run.events import Listener
 from klein_cli.run.executors import local, process, ray, resident
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
 from klein_cli.run.executors.placement import Placement
-from klein_cli.run.interrupts import defer_sigint
+from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.run.jobs import Job, Jobs
 from klein_cli.run.prompt_lengths import check_lengths
 from klein_cli.run.resident.finding import find
@@ -177,7 +177,7 @@ def _prepared(
         tokenizer=tokenizer or _tokenizer(snapshot, jobs, strict, listener),
         settings=settings,
         chosen=chosen,
-        placement=placement.settled(gpus=gpus, images=len(jobs)),
+        placement=placement.settled(gpus=gpus, images=len(jobs) or 1),
         gpus=gpus,
         images=len(jobs),
         listener=listener,
@@ -199,7 +199,7 @@ def check_adapters(adapters: AdapterStore, snapshot: Snapshot, listener: Listene
 
 
 def _import_torch(placement: Placement, timings: Timings) -> None:
-    with timings.imports(), defer_sigint():
+    with timings.imports(), defer_interrupts():
         if placement.single:
             import klein_cli.pipeline  # noqa: F401 (what it imports takes longest)
         else:

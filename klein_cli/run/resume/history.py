@@ -32,7 +32,8 @@ class Item:
     `recipe` and `sha256` are the hashes of what was asked for and of the file's bytes; None until
     it is made. `begun` are those of an image whose file says nothing of itself, from just before
     it is written. `occurrence` tells the images of equal rows apart, from 0; None as long as
-    their order tells it. `given` says that a row has it already.
+    their order tells it. `carried` is what the row says to others, and is only written. `given`
+    says that a row has it already.
     """
 
     run: int
@@ -43,6 +44,7 @@ class Item:
     recipe: str | None = None
     sha256: str | None = None
     begun: tuple[str, str] | None = None
+    carried: Mapping[str, Any] | None = field(default=None, compare=False)
     given: bool = field(default=False, compare=False)
 
 

@@ -105,6 +105,10 @@ class RunJournal:
             f"{name} {before[name]}, not {now[name]}" for name in changed
         )
 
+    def check_place(self) -> None:
+        """Raise OSError when the folder or its manifest was moved or removed since then."""
+        self._manifest.check_place()
+
     def begun(self, job: Job, sha256: str) -> None:
         """An image is about to be written whose file tells nothing of it."""
         self._manifest.begun(self._made(job, job.path, sha256))
@@ -118,6 +122,7 @@ class RunJournal:
         output = self._item(job).file
         given = self._given(job.recipe)
         row = {**row_of(job.recipe, self._preset), **given, "n": 1, "output": output}
+        row |= {name: said for name, said in (job.carried or {}).items() if name not in row}
         self._fail(row, output, error)
 
     def refused(self, row: Row, error: str) -> None:
@@ -213,6 +218,7 @@ class RunJournal:
             seed=job.recipe.seed,
             file=file,
             occurrence=job.occurrence,
+            carried=job.carried,
         )
 
     @contextmanager

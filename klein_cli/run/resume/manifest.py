@@ -9,17 +9,19 @@ One JSON object a line, in order, never changed afterwards:
     {"kind": "picture", "run": 1, "index": 3, "file": "0003-a-cat-9.png", "seed": 9,
      "recipe": SHA256, "sha256": SHA256, "width": 1024, "height": 1024, "steps": 4, "seconds": 0.3}
 
-A run's seed is null when its rows all bring their own. What a run plans when it is resumed also has
-an "occurrence": which of its equal rows it is, from 0. An image planned a second time has another
-name now, since somebody else's lay under its first, or another row, which was corrected. Everything
-planned is written before the first image, and each image as soon as its file is
-whole, flushed to the disk; "begun" stands before a file that will say nothing of itself
-(--no-metadata). A run holds a lock on the file, so that there is one run in a folder. A line that a
-crash or a full disk left torn is passed over, and cut off by the next run.
+A planned image also has, as "carried", what its row says to others than klein: its id, the columns
+of a benchmark. A run's seed is null when its rows all bring their own. What a run plans when it is
+resumed also has an "occurrence": which of its equal rows it is, from 0. An image planned a second
+time has another name now, since somebody else's lay under its first, or another row, which was
+corrected. Everything planned is written before the first image, and each image as soon as its file
+is whole, flushed to the disk; "begun" stands before a file that will say nothing of itself
+(--no-metadata). A run holds a lock on the file, so that there is one run in a folder. A line that
+a crash or a full disk left torn is passed over, and cut off by the next run.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -47,6 +49,10 @@ _CHUNK = 1000
 _BLOCK = 65536
 
 
+class MovedError(OSError):
+    """The manifest that a run writes is no longer the one in its folder."""
+
+
 class Manifest:
     """A manifest open for one run. Its methods may be called from several threads.
 
@@ -68,6 +74,16 @@ class Manifest:
         """Whether nothing was ever written to it."""
         return self._size == 0
 
+    def check_place(self) -> None:
+        """Raise MovedError when the folder, or the file in it, was moved or removed meanwhile."""
+        path = self.folder / FILE
+        try:
+            same = os.path.samestat(os.fstat(self._handle), os.stat(path))
+        except OSError:
+            same = False
+        if not same:
+            raise MovedError(errno.ENOENT, f"{path} is gone")
+
     def begin(self, run: int, *, model: str, seed: int | None) -> None:
         """Begin run number `run`, whose images count from `seed`, or bring their own."""
         head = {"kind": "run", "format": FORMAT, "run": run, "klein": __version__}
@@ -83,6 +99,7 @@ class Manifest:
                 **({} if item.occurrence is None else {"occurrence": item.occurrence}),
                 seed=item.seed,
                 file=item.file,
+                **({"carried": item.carried} if item.carried else {}),
             )
             for row, item in items
         )
@@ -106,6 +123,7 @@ class Manifest:
     def _append(self, entries: Iterable[dict[str, Any]]) -> None:
         lines = (json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries)
         with self._lock:
+            self.check_place()
             before = self._size
             try:
                 os.ftruncate(self._handle, before)

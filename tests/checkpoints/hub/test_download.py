@@ -27,7 +27,7 @@ from fake_hub import (
     klein,
     serving,
 )
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import RepoSibling
 
 from klein_cli.checkpoints.hub.repository import listing
 from klein_cli.errors import ModelError
@@ -379,7 +379,7 @@ def test_a_cache_that_cannot_be_written_is_named(hub: FakeHub, env: dict[str, st
     home = Path(env["HF_HOME"]) / "file"
     home.write_bytes(b"")
     error, hint = refused(env | {"HF_HOME": str(home)})
-    assert "could not be stored" in error
+    assert "cannot be read: Not a directory" in error
     assert "HF_HOME" in hint
 
 
@@ -427,12 +427,9 @@ def test_a_path_that_is_none_inside_the_snapshot_is_refused(
 ) -> None:
     """On any system: whoever shares the cache may see it by another."""
     oid = git_digest(b"")
-
-    def tree(*_: object, **__: object) -> list[RepoFile]:
-        return [RepoFile(path=one, size=0, oid=oid) for one in ("vae/a..json", path)]
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_: Mock(sha=COMMIT))
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", tree)
+    files = [RepoSibling(rfilename=one, size=0, blob_id=oid) for one in ("vae/a..json", path)]
+    described = Mock(sha=COMMIT, siblings=files)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: described)
     with pytest.raises(ModelError, match="an unsafe path") as caught:
         listing(REPO, ["*.json"])
     assert repr(path) in caught.value.message

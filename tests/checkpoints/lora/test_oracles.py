@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from klein_cli.checkpoints.load import read_tensor
 from klein_cli.checkpoints.lora.adapter import read_adapter
 from klein_cli.checkpoints.lora.changes import changes_of
+from klein_cli.checkpoints.resolve import resolve
+from tests.fixtures.adapters import factors, layers, spellings, write
 
 GOLDEN = Path(__file__).parent / "golden"
 MODULE = "transformer_blocks.0.attn.to_out.0"
@@ -86,3 +89,29 @@ def test_the_committed_bytes_are_what_the_libraries_make(case: str) -> None:
         assert torch.allclose(tensor, held[name], atol=1e-6), name
     if config is not None:
         assert config == json.loads((GOLDEN / f"{case}.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ai-toolkit", "musubi-tuner", "OneTrainer", "fal", "peft"])
+def test_what_diffusers_loads_right(small_snapshot: Path, tmp_path: Path, name: str) -> None:
+    """In the few spellings in which it does; it merges when it is told."""
+    pytest.importorskip("peft")
+    from diffusers import Flux2KleinPipeline
+
+    tensors = resolve(str(small_snapshot)).part("transformer").tensors()
+    shapes = {key: held.shape for key, held in tensors.items()}
+    given = factors(4, only=[layer for layer in layers() if "blocks" in layer])
+    path = write(tmp_path / "a.safetensors", spellings(given)[name])
+    pipe = Flux2KleinPipeline.from_pretrained(small_snapshot, local_files_only=True)
+    pipe.load_lora_weights(path)
+    pipe.fuse_lora()
+    theirs = {
+        key.replace(".base_layer", ""): tensor
+        for key, tensor in pipe.transformer.state_dict().items()
+        if "lora_" not in key
+    }
+    changes = changes_of([(read_adapter(path), 1.0)], shapes, lambda key: read_tensor(tensors[key]))
+    assert changes
+    for key, change in changes.items():
+        ours = change(0, read_tensor(tensors[key]).float().clone())
+        assert (ours - theirs[key]).abs().max() < 1e-5 * ours.abs().max(), key
