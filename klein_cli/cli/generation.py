@@ -172,10 +172,12 @@ def _stream(asked: _Run, report: Report) -> int:
     return draw_stream(
         asked.source,
         model=asked.model,
+        parts=asked.parts,
         defaults=asked.defaults,
         seed=secrets.randbelow(CPU_SEEDS) if asked.seed is None else asked.seed,
         output=asked.output,
         images=asked.images,
+        adapters=asked.adapters,
         carry=asked.carry,
         settings=asked.settings,
         placement=asked.placement,

@@ -122,11 +122,7 @@ def plan(
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
         raise UsageError("-o - cannot be combined with a row's output", "give a folder")
     names = Names(where, overwrite=output.overwrite, today=output.today)
-<<<<<<< HEAD
-    planner = _Planner(defaults, seed, history, where, names, output, images, adapters, one_by_one)
-=======
-    planner = Planner(defaults, seed, history, where, names, output, images, one_by_one)
->>>>>>> cases
+    planner = Planner(defaults, seed, history, where, names, output, images, adapters, one_by_one)
     for row in chain(head, rows):
         planner.add(row)
     if planner.bad_rows:
