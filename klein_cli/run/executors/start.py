@@ -183,7 +183,7 @@ def _prepared(
         listener=listener,
         store=store,
         adapters=adapters,
-        first=next(iter(jobs)).recipe.adapters,
+        first=next((job.recipe.adapters for job in jobs), ()),
     )
 
 
