@@ -297,6 +297,20 @@ def test_an_engine_takes_the_adapters_of_a_command_and_leaves_them_out_of_the_ne
     assert files["plain"] == over_the_api(near)
 
 
+def test_an_image_is_reproduced_by_an_engine_that_computes_as_then(
+    near: Served, klein: Klein, empty_folder: Path
+) -> None:
+    Path("a.png").write_bytes(over_the_api(near))
+    code, _, said = klein("reproduce", "a.png", "-o", "b.png", "-v", "--server", "require")
+    assert code == 0, said
+    assert "drawn by the engine" in said
+    assert "pixel for pixel" in said
+    assert Path("b.png").read_bytes() == Path("a.png").read_bytes()
+    code, _, said = klein("reproduce", "a.png", "-o", "c.png", "--dtype", "bfloat16", "-v")
+    assert code == 0, said
+    assert "drawn by the engine" not in said
+
+
 def quickly(*options: str) -> subprocess.CompletedProcess[str]:
     """`klein generate` in a process of its own, as a shell starts it."""
     code = (
