@@ -29,9 +29,11 @@ from klein_cli.cli.editing import (
     check_masks,
     check_stdin,
     check_words,
+    no_effect,
     report_edits,
     source_of,
 )
+from klein_cli.cli.streaming import check_stream, draw_stream
 from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
@@ -155,9 +157,33 @@ def run_generate(
             strict=strict,
             show=show and not (reporting.json or reporting.quiet),
         )
+        if prompts.stream:
+            check_stream(prompts, files, placement)
+            return _stream(asked, report)
         return _generate(asked, partial(_report_origins, context, asked.defaults), report)
 
     return run_command(run, output=files.output, dry_run=files.dry_run, **asdict(reporting))
+
+
+def _stream(asked: _Run, report: Report) -> int:
+    preset, unused = asked.defaults.preset, ignored(asked.defaults, asked.defaults.preset)
+    if unused:
+        report.warn(no_effect(list(map(options.name_of, unused)), f"{preset.name} is distilled"))
+    return draw_stream(
+        asked.source,
+        model=asked.model,
+        parts=asked.parts,
+        defaults=asked.defaults,
+        seed=secrets.randbelow(CPU_SEEDS) if asked.seed is None else asked.seed,
+        output=asked.output,
+        images=asked.images,
+        adapters=asked.adapters,
+        carry=asked.carry,
+        settings=asked.settings,
+        placement=asked.placement,
+        strict=asked.strict,
+        report=report,
+    )
 
 
 def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Report) -> int:

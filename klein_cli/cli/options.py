@@ -185,6 +185,14 @@ class PromptOptions:
             help="What to stay away from. Only for models that use guidance: the base models.",
         ),
     ] = None
+    stream: Annotated[
+        bool,
+        _prompt_flag(
+            "--stream",
+            help="Draw each prompt as soon as it is read, from a pipe that need not end: with "
+            "--prompts-file -.",
+        ),
+    ] = False
     prompt_column: Annotated[
         str | None,
         _prompt(

@@ -122,7 +122,7 @@ def plan(
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
         raise UsageError("-o - cannot be combined with a row's output", "give a folder")
     names = Names(where, overwrite=output.overwrite, today=output.today)
-    planner = _Planner(defaults, seed, history, where, names, output, images, adapters, one_by_one)
+    planner = Planner(defaults, seed, history, where, names, output, images, adapters, one_by_one)
     for row in chain(head, rows):
         planner.add(row)
     if planner.bad_rows:
@@ -140,7 +140,7 @@ def check_folders(folders: Iterable[Path], *, swept: bool = False) -> None:
 
 
 @dataclass(slots=True)
-class _Planner:
+class Planner:
     """Takes rows one by one into a `plan`; what is wrong with them gathers in `bad_rows`."""
 
     defaults: Defaults

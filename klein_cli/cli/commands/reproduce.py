@@ -82,6 +82,7 @@ class _Variation:
     leave_out={
         "prompt",
         "prompts_file",
+        "stream",
         "prompt_column",
         "options_in_prompts",
         "wildcards",

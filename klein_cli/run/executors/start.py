@@ -141,13 +141,13 @@ def _prepared(
         tokenizer=tokenizer or _tokenizer(snapshot, jobs, strict, listener),
         settings=settings,
         chosen=chosen,
-        placement=placement.settled(gpus=gpus, images=len(jobs)),
+        placement=placement.settled(gpus=gpus, images=len(jobs) or 1),
         gpus=gpus,
         images=len(jobs),
         listener=listener,
         store=store,
         adapters=adapters,
-        first=next(iter(jobs)).recipe.adapters,
+        first=next((job.recipe.adapters for job in jobs), ()),
     )
 
 
