@@ -221,3 +221,28 @@ def test_kept_references_are_those_of_the_adapters_at_hand(
     for adapters in [*wanted, *wanted]:
         (found,) = pipe("a cat", adapters=adapters, **given)
         assert np.array_equal(found.pixels, wanted[adapters][0].pixels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantize", ["none", "fp8"])
+def test_graphs_that_were_recorded_before_draw_with_the_new_weights(
+    medium_snapshot: Path, tmp_path: Path, quantize: str
+) -> None:
+    """They read the memory of the old ones, in which the new ones are."""
+    store, snapshot = AdapterStore(), resolve(str(medium_snapshot))
+    paths = [
+        write_adapter(tmp_path / f"{seed}.safetensors", medium_snapshot, seed) for seed in (1, 2)
+    ]
+    a, b = store.named(paths)
+    chosen = choose(Settings(device="cuda", quantize=quantize), snapshot.preset)
+    wanted = {
+        adapters: drawn(
+            Pipeline.load(snapshot, chosen, adapters=store, first=adapters), recipe(*adapters)
+        )
+        for adapters in ((), (a,), (a, b))
+    }
+    pipe = Pipeline.load(snapshot, chosen, adapters=store)
+    for _ in range(3):  # graphs are recorded at the second use
+        assert np.array_equal(drawn(pipe, recipe()), wanted[()])
+    for adapters in ((a,), (a, b), (), (a,)):
+        assert np.array_equal(drawn(pipe, recipe(*adapters)), wanted[adapters])
