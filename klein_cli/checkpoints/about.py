@@ -15,9 +15,11 @@ from klein_cli.checkpoints.identify import (
     PART_NAMES,
     begins_like_a_model,
     contents,
+    is_adapter,
     read_any_header,
 )
 from klein_cli.checkpoints.kinds import kind_of
+from klein_cli.checkpoints.lora.about import about_adapter
 from klein_cli.checkpoints.models_dir import SUFFIXES
 from klein_cli.checkpoints.origins import known_preset
 from klein_cli.checkpoints.single_file import OPTIONS, FileCheckpoint
@@ -35,10 +37,13 @@ def is_model_file(path: Path) -> bool:
 
 
 def about(path: Path) -> dict[str, str]:
-    """What a file of a model's parts is, a line a fact.
+    """What a file of a model's parts, or an adapter, is: a line a fact.
 
     Raises ModelError for anything else, and for what klein cannot read.
     """
+    header = read_any_header(path)
+    if is_adapter(header.tensors):
+        return about_adapter(path, header.metadata)
     held = contents(path)
     facts = {"file": f"{_size(path.stat().st_size)}, {_container(path)}"}
     for part in held.prefixes:
@@ -51,7 +56,7 @@ def about(path: Path) -> dict[str, str]:
         if part == "transformer":
             facts["base"] = _base(path, config)
         facts["use"] = f"klein generate ... {OPTIONS[part]} {path}"
-    said = read_any_header(path).metadata
+    said = header.metadata
     titles = [
         shortened(str(said[key]), _LONGEST) for key in _SAID if isinstance(said.get(key), str)
     ]

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from klein_cli.checkpoints.dequantise import companion, unpacked
 from klein_cli.checkpoints.reader import PIECE_BYTES, Extent, Reader, ReadHandle, Rows
-from klein_cli.checkpoints.slots import Slot, WholeSlot, allocate, slots_of
+from klein_cli.checkpoints.slots import Collected, InPlace, Slot, allocate, slots_of
 from klein_cli.checkpoints.source import DAMAGED, Checkpoint, Span, Stored
 from klein_cli.errors import ModelError
 
@@ -107,13 +107,38 @@ def load_weights(
     module.requires_grad_(False).eval()
     allocate(module, device, dtype)
     wanted = [_Arrival(stored[name], slot, changes.get(name)) for name, slot in slots.items()]
-    handle = None
-    if reader is None:
-        _adopt(wanted, device)
-    else:
-        handle = reader.read(piece for one in wanted for piece in one.wanted(reader))
+    handle = _bring(wanted, device, reader)
     _check_complete(module)
     return handle, skipped
+
+
+def put_again(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    names: Collection[str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    changes: Mapping[str, Change],
+    prefix: str = "",
+    reader: Reader | None = None,
+) -> ReadHandle | None:
+    """Read some tensors of a filled module again, with other `changes` or none.
+
+    They come into the memory that they are in, so that whoever reads it, as a CUDA graph does,
+    goes on; nobody may compute with the module meanwhile. The rest is as in `load_weights`.
+    """
+    slots = {prefix + name: slot for name, slot in slots_of(module, device, dtype).items()}
+    stored = checkpoint.tensors()
+    wanted = [_Arrival(stored[name], InPlace(slots[name]), changes.get(name)) for name in names]
+    return _bring(wanted, device, reader)
+
+
+def read_tensor(held: Stored) -> Tensor:
+    """All of one tensor, on the host, as it is stored. Raises ModelError."""
+    found = Collected(held.shape)
+    _adopt([_Arrival(held, found, None)], torch.device("cpu"))
+    return found.tensor
 
 
 def read_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -121,15 +146,9 @@ def read_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[s
 
     Raises ModelError for a file that is absent or cannot be read.
     """
-    device = torch.device("cpu")
     for name, held in checkpoint.tensors().items():
-        floating = held.packing is not None or _TYPES[held.dtype].is_floating_point
-        kept = nn.Module()
-        empty = torch.empty(held.shape, dtype=dtype if floating else torch.int64, device="meta")
-        kept.register_buffer("tensor", empty)
-        slot = WholeSlot(kept, "tensor", dtype if floating else None, device)
-        _adopt([_Arrival(held, slot, None)], device)
-        yield name, kept.get_buffer("tensor").clone()
+        found = read_tensor(held)
+        yield name, found.to(dtype if found.is_floating_point() else found.dtype, copy=True)
 
 
 @dataclass(slots=True)
@@ -222,6 +241,16 @@ class _Arrival:
             return {name: companion(e, data[name]) for name, e in self._companions.items()}
 
         return come
+
+
+def _bring(
+    wanted: Collection[_Arrival], device: torch.device, reader: Reader | None
+) -> ReadHandle | None:
+    """Fill the slots: now, or by the reader's threads."""
+    if reader is None:
+        _adopt(wanted, device)
+        return None
+    return reader.read(piece for one in wanted for piece in one.wanted(reader))
 
 
 def _adopt(wanted: Collection[_Arrival], device: torch.device) -> None:

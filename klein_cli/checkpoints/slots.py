@@ -112,6 +112,44 @@ class _Rows:
         self._packed.put(self._rows.start + first, rows)
 
 
+class InPlace:
+    """A slot that is filled already, and keeps its memory: what comes is copied into it."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self.shape = slot.shape
+        self.floating = slot.floating
+
+    def adopt(self, tensor: Tensor) -> None:
+        self._slot.put(0, tensor)
+
+    def room(self, dtype: torch.dtype) -> Tensor | None:
+        return None
+
+    def put(self, first: int, rows: Tensor) -> None:
+        self._slot.put(first, rows)
+
+
+class Collected:
+    """A slot of no module: a `tensor` by itself, which rows that come in pieces make float32."""
+
+    tensor: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.floating = True
+
+    def adopt(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def room(self, dtype: torch.dtype) -> Tensor | None:
+        self.tensor = torch.empty(self.shape, dtype=torch.float32)
+        return None
+
+    def put(self, first: int, rows: Tensor) -> None:
+        self.tensor[first : first + rows.shape[0]] = rows
+
+
 def slots_of(module: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Slot]:
     """Every tensor of a module by its official name, in the module's order.
 

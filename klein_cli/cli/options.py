@@ -27,6 +27,7 @@ from klein_cli.settings import CHOICES, Settings
 
 if TYPE_CHECKING:
     from klein_cli.checkpoints.given import Wanted
+    from klein_cli.checkpoints.models_dir import ModelsDir
 
 _prompt = partial(typer.Option, rich_help_panel="Prompts")
 _prompt_flag = partial(_prompt, metavar=" ")
@@ -119,6 +120,16 @@ Model = Annotated[
         autocompletion=complete_model,
     ),
 ]
+Lora = Annotated[
+    list[str] | None,
+    _machine(
+        "--lora",
+        metavar="FILE|REPO",
+        help="A LoRA or another adapter, a .safetensors file or owner/name/file on the hub, with "
+        "=WEIGHT if not 1, as in style.safetensors=0.8; again for more, in order.",
+        show_default=False,
+    ),
+]
 Json = Annotated[
     bool, _report_flag("--json", help="One JSON event a line on standard output, instead of paths.")
 ]
@@ -161,7 +172,7 @@ class PromptOptions:
                 "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl, .json, "
                 ".csv or .tsv rows with prompt, seed, width, height, steps, guidance, "
                 "negative_prompt, output, "
-                "n, image, mask, expand. "
+                "n, image, mask, expand, lora. "
                 '"-" reads prompts, or .jsonl rows, from standard input.'
             ),
         ),
@@ -174,6 +185,14 @@ class PromptOptions:
             help="What to stay away from. Only for models that use guidance: the base models.",
         ),
     ] = None
+    stream: Annotated[
+        bool,
+        _prompt_flag(
+            "--stream",
+            help="Draw each prompt as soon as it is read, from a pipe that need not end: with "
+            "--prompts-file -.",
+        ),
+    ] = False
     prompt_column: Annotated[
         str | None,
         _prompt(
@@ -567,6 +586,12 @@ class PartOptions:
 
         parts = {name: getattr(self, name) for name in ("transformer", "text_encoder", "vae")}
         return wanted(model, parts, self.models_dir)
+
+    def adapters_dir(self) -> ModelsDir | None:
+        """Where adapters are looked for by name. Raises UsageError when it is no folder."""
+        from klein_cli.checkpoints.models_dir import ModelsDir
+
+        return None if self.models_dir is None else ModelsDir(Path(self.models_dir).expanduser())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from klein_cli.checkpoints.given import Parts
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import Snapshot, on_disk
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError, ModelError
@@ -19,7 +20,7 @@ from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Adapter, Recipe
 from klein_cli.run.differences import (
     as_many_threads,
     differences,
@@ -30,7 +31,7 @@ from klein_cli.run.differences import (
 from klein_cli.run.events import Event, Failed, Listener, Saved, Stopped
 from klein_cli.run.executors.executor import ReadyExecutor
 from klein_cli.run.executors.placement import Placement
-from klein_cli.run.executors.start import start
+from klein_cli.run.executors.start import check_adapters, start
 from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output
@@ -61,6 +62,10 @@ class Source:
         place = (then.recipe.model, then.revision) if self.snapshot else (self.model,)
         return *place, then.settings, then.provenance.get("threads")
 
+    def with_adapters(self, adapters: tuple[Adapter, ...]) -> Source:
+        """The same image, to be drawn with these."""
+        return replace(self, recipes=tuple(replace(r, adapters=adapters) for r in self.recipes))
+
     def is_drawn_by(self, job: Job) -> bool:
         """Whether the job draws this image's own recipe, not a variation of it."""
         return replace(job.recipe, model=self.record.recipe.model) == self.record.recipe
@@ -80,7 +85,9 @@ class Overrides:
 
 
 class Reproduction:
-    """The images of one command, drawn by one model after another; `images` has what they edit."""
+    """The images of one command, drawn by one model after another; `images` has what they edit,
+    `adapters` what they are drawn with.
+    """
 
     def __init__(
         self,
@@ -89,6 +96,7 @@ class Reproduction:
         overrides: Overrides,
         listener: Listener,
         images: ImageStore,
+        adapters: AdapterStore | None = None,
     ) -> None:
         origins = [source for source in sources for _ in source.recipes]
         self._origin = dict(zip((job.index for job in jobs), origins, strict=True))
@@ -98,6 +106,7 @@ class Reproduction:
         self._overrides = overrides
         self._listener = listener
         self._images = images
+        self._adapters = AdapterStore() if adapters is None else adapters
         self._run: Run | None = None
 
     def tokens(self) -> dict[int, TokenizedPrompt]:
@@ -111,6 +120,7 @@ class Reproduction:
             tokenize = PromptTokenizer.of(snapshot).tokenize
             strict, several = self._overrides.strict, len(self._jobs) > 1
             check_lengths(tokenize, jobs, several=several, strict=strict, listener=self._listener)
+            check_adapters(self._adapters_of(jobs), snapshot, self._listener)
             tokens |= {job.index: tokenize(job.recipe.prompt) for job in jobs}
         return tokens
 
@@ -138,6 +148,9 @@ class Reproduction:
         for job in jobs:
             groups.setdefault(self._origin[job.index].key, []).append(job)
         return list(groups.values())
+
+    def _adapters_of(self, jobs: Iterable[Job]) -> AdapterStore:
+        return self._adapters.among({one for job in jobs for one in job.recipe.adapters})
 
     def _draw(self, jobs: Sequence[Job]) -> Iterator[Event]:
         timings = Timings()
@@ -181,6 +194,7 @@ class Reproduction:
             Placement(),
             jobs,
             store=self._images,
+            adapters=self._adapters_of(jobs),
             strict=overrides.strict,
             listener=self._listener,
             timings=timings,

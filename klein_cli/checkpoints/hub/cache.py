@@ -104,6 +104,16 @@ def cached_file(repo: str, path: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def snapshot_root(repo: str) -> Path | None:
+    """The snapshot of `repo`'s main branch, as far as it is here, whatever it is of."""
+    try:
+        commit = (repository_folder(repo) / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    root = repository_folder(repo) / "snapshots" / Path(commit).name
+    return root if commit and root.is_dir() else None
+
+
 def point_main_to(repo: str, commit: str) -> None:
     """Record `commit` as that of `repo`'s main branch, as the hub's client does."""
     ref = repository_folder(repo) / "refs" / "main"

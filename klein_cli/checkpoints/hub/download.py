@@ -57,7 +57,12 @@ def download(
     if needed not in {file.path for file in wanted.files}:
         why = ": it is not in the diffusers layout" if needed == INDEX_FILE else ""
         raise ModelError(f"{repo} has no {needed}{why}", f"see https://huggingface.co/{repo}")
-    with translate_errors(repo):
+    return fetch(wanted, watch=watch, check_all=check_all)
+
+
+def fetch(wanted: Listing, *, watch: Watch | None = None, check_all: bool = False) -> Path:
+    """The snapshot folder with the files of a listing in it. See `download`."""
+    with translate_errors(wanted.repo):
         _complete(wanted, watch or Watch(), check_all)
         return _link_snapshot(wanted)
 

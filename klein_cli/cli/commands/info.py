@@ -30,10 +30,14 @@ def info(
     ],
     show: options.Show = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object an image, each on its own line.")
+        bool, typer.Option("--json", help="One JSON object a file, each on its own line.")
     ] = False,
 ) -> None:
-    """Show the recipe that travels inside an image, or what a file of weights is."""
+    """Show the recipe that travels inside an image, or what a file of weights is.
+
+    Of an adapter: its kind, rank and strength, the model that it is for, its trainer and trigger
+    words, and what klein does with it.
+    """
     failures: list[KleinError] = []
     shown = preview(wanted=show and not as_json)
     for number, path in enumerate(images):

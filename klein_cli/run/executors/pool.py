@@ -281,7 +281,12 @@ def _load_request(work: Workload) -> LoadRequest:
         part: str(Path(path).expanduser().absolute()) for part, path in work.snapshot.given.items()
     }
     return LoadRequest(
-        model=model, settings=work.settings, threads=torch.get_num_threads(), given=given
+        model=model,
+        settings=work.settings,
+        threads=torch.get_num_threads(),
+        given=given,
+        adapters=[str(file.path) for file in work.adapters.files],
+        first=list(work.first),
     )
 
 
