@@ -23,6 +23,8 @@ from klein_cli.settings import CHOICES, Settings
 from tests.fixtures.adapters import write
 from tests.fixtures.edit_models import images, sharpened
 
+pytestmark = pytest.mark.lengthy
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -143,6 +145,22 @@ def test_an_adapter_that_breaks_spoils_its_own_images_only(
     with pytest.raises(ModelError, match=r"c\.safetensors \(000000000000\) was not given"):
         pipe.render([recipe(unknown)])
     assert np.array_equal(drawn(pipe, recipe(b)), with_b)
+
+
+def test_one_that_does_not_fit_is_refused_where_nobody_looked_before(
+    small_snapshot: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As a row of a stream may bring it; the next image is drawn as if nothing had been."""
+    module = "single_transformer_blocks.7.attn.to_out"
+    tensors = {f"{module}.lora_B.weight": torch.zeros(8, 2)}
+    tensors[f"{module}.lora_A.weight"] = torch.zeros(2, 8)
+    store, snapshot = AdapterStore(), resolve(str(small_snapshot))
+    (wrong,) = store.named([write(tmp_path / "wrong.safetensors", tensors)])
+    pipe = Pipeline.load(snapshot, settings(), adapters=store)
+    before = drawn(pipe, recipe())
+    with pytest.raises(ModelError, match=r"changes single_transformer_blocks\.7"):
+        pipe.render([recipe(wrong)])
+    assert np.array_equal(drawn(pipe, recipe()), before)
 
 
 def test_in_python(small_snapshot: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
