@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from klein_cli import __version__
+from klein_cli.checkpoints.given import Parts
 from klein_cli.checkpoints.resolve import on_disk
 from klein_cli.cli import options
 from klein_cli.cli.terminal.follow import RunReporter
@@ -14,6 +15,7 @@ from klein_cli.errors import UsageError
 from klein_cli.output.carry import Carry
 from klein_cli.prompts.rows import Defaults
 from klein_cli.prompts.source import PromptSource
+from klein_cli.run.adapters import InputAdapters
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.start import start
 from klein_cli.run.inputs import InputImages
@@ -49,10 +51,12 @@ def draw_stream(
     source: PromptSource,
     *,
     model: str,
+    parts: Parts,
     defaults: Defaults,
     seed: int,
     output: Output,
     images: InputImages,
+    adapters: InputAdapters,
     carry: Carry,
     settings: Settings,
     placement: Placement,
@@ -69,9 +73,11 @@ def draw_stream(
         placement,
         (),
         store=images.store,
+        adapters=adapters.store,
         strict=strict,
         listener=report,
         timings=timings,
+        parts=parts,
     )
     with report.bar, started as ready:
         run = Run(
@@ -90,17 +96,18 @@ def draw_stream(
             seed=seed,
             output=output,
             images=images,
+            adapters=adapters,
             refuse=followed.refuse_line,
-            check=_checked(model, strict, report),
+            check=_checked(model, parts, strict, report),
         )
         return followed.follow(run, _remarked(jobs, source, report))
 
 
-def _checked(model: str, strict: bool, report: Report) -> Callable[[Job], None]:
+def _checked(model: str, parts: Parts, strict: bool, report: Report) -> Callable[[Job], None]:
     """What refuses a prompt that is too long, where it is to be, and warns of it otherwise."""
-    snapshot = on_disk(model)
+    snapshot = on_disk(model, parts)
     assert snapshot is not None
-    tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
+    tokenize = PromptTokenizer.of(snapshot).tokenize
 
     def check(job: Job) -> None:
         check_lengths(tokenize, [job], several=True, strict=strict, listener=report)

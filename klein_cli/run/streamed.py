@@ -13,6 +13,7 @@ from klein_cli.output.naming import Names
 from klein_cli.output.png import check_writable
 from klein_cli.prompts.columns import BadRow
 from klein_cli.prompts.rows import Defaults, Row
+from klein_cli.run.adapters import InputAdapters
 from klein_cli.run.inputs import InputImages
 from klein_cli.run.jobs import Job, Jobs
 from klein_cli.run.plan import Output, Planner
@@ -28,6 +29,7 @@ def jobs_as_they_come(
     seed: int,
     output: Output,
     images: InputImages,
+    adapters: InputAdapters | None,
     refuse: Refuse,
     check: Callable[[Job], None],
 ) -> Iterator[Job]:
@@ -39,7 +41,7 @@ def jobs_as_they_come(
     where = output.where.of(several=True)
     check_writable(where.folder)
     names = Names(where, overwrite=output.overwrite, today=output.today)
-    planner = Planner(defaults, seed, None, where, names, output, images, one_by_one=True)
+    planner = Planner(defaults, seed, None, where, names, output, images, adapters, one_by_one=True)
     for row in rows:
         try:
             for job in _jobs_of(row, planner):
