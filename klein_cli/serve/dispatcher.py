@@ -16,7 +16,7 @@ from klein_cli.errors import CancelledError, KleinError
 from klein_cli.run.executors.executor import WorkerDied
 from klein_cli.run.executors.worker import Drawn, Stepped, WorkerInfo
 from klein_cli.serve.engine import Engine, EngineDied
-from klein_cli.serve.line import Line, Ticket
+from klein_cli.serve.line import Line, LineFull, Stopping, Ticket, TooLate
 from klein_cli.serve.log import Log
 from klein_cli.serve.metrics import Metrics
 
@@ -27,29 +27,6 @@ _GIVEN_OUT = 2
 """How often one batch is drawn when engines die over it."""
 
 _SMOOTHING = 0.2
-
-
-class LineFull(KleinError):
-    """So many wait that another must come back later: in `retry_after` seconds, at this `place`."""
-
-    def __init__(self, place: int, retry_after: int) -> None:
-        super().__init__(f"{place - 1} images wait already", f"ask again in {retry_after} s")
-        self.place = place
-        self.retry_after = retry_after
-
-
-class Stopping(KleinError):
-    """The server is about to end."""
-
-    def __init__(self) -> None:
-        super().__init__("the engine is stopping", "ask again when it has started anew")
-
-
-class TooLate(KleinError):
-    """An image waited longer than whoever asked for it wants to wait."""
-
-    def __init__(self) -> None:
-        super().__init__("the image was not begun in time", "ask again when there is less to do")
 
 
 @dataclass(slots=True)

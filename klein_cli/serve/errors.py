@@ -13,7 +13,7 @@ from klein_cli.errors import (
     OutOfMemoryError,
     UsageError,
 )
-from klein_cli.serve.dispatcher import LineFull, Stopping, TooLate
+from klein_cli.serve.line import LineFull, Stopping, TooLate
 
 _LEFT = 499
 """The client has gone before its answer: what nginx calls it."""

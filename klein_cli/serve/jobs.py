@@ -16,11 +16,10 @@ from klein_cli.recipe import recorded_model
 from klein_cli.run.executors import wire
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, Stepped
 from klein_cli.run.resident.finding import PROTOCOL
-from klein_cli.serve.dispatcher import LineFull, Stopping
 from klein_cli.serve.drawing import WAIT
 from klein_cli.serve.errors import ApiError
 from klein_cli.serve.guard import OWNER
-from klein_cli.serve.line import Ticket
+from klein_cli.serve.line import LineFull, Stopping, Ticket
 from klein_cli.serve.service import Service
 
 CONTENT_TYPE = "application/x-klein"

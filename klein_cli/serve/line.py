@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from klein_cli.errors import KleinError
 from klein_cli.run.executors.worker import Drawn, DrawRequest, Stepped
 
 LIMIT = 64
@@ -19,6 +20,29 @@ _SINGLE_IN_A_ROW = 4
 """After so many single images one of a bulk run is drawn, if one waits."""
 
 _numbers = itertools.count(1)
+
+
+class LineFull(KleinError):
+    """So many wait that another must come back later: in `retry_after` seconds, at this `place`."""
+
+    def __init__(self, place: int, retry_after: int) -> None:
+        super().__init__(f"{place - 1} images wait already", f"ask again in {retry_after} s")
+        self.place = place
+        self.retry_after = retry_after
+
+
+class Stopping(KleinError):
+    """The server is about to end."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is stopping", "ask again when it has started anew")
+
+
+class TooLate(KleinError):
+    """An image waited longer than whoever asked for it wants to wait."""
+
+    def __init__(self) -> None:
+        super().__init__("the image was not begun in time", "ask again when there is less to do")
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -13,9 +13,9 @@ from fake_engines import Script, service_of
 from klein_cli.errors import CancelledError, KleinError, ModelError, OutOfMemoryError
 from klein_cli.recipe import Recipe
 from klein_cli.run.executors.executor import WorkerDied
-from klein_cli.serve.dispatcher import Dispatcher, LineFull, Stopping, TooLate
+from klein_cli.serve.dispatcher import Dispatcher
 from klein_cli.serve.drawing import Drawing
-from klein_cli.serve.line import Ticket
+from klein_cli.serve.line import LineFull, Stopping, Ticket, TooLate
 
 RECIPE = Recipe(prompt="a", seed=1, width=64, height=64, steps=2, guidance=1.0, model="tiny")
 
