@@ -7,7 +7,7 @@ a decoding, and changes nothing of the image.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import CancelledError
 
@@ -43,16 +43,32 @@ class WatchedSteps:
         self._cancelled = cancelled
         self._shown = shown_after(request.recipes[0].steps, request.previews)
         self._before: tuple[float, Tensor] | None = None
+        self._launched: Any = None
 
     def __call__(self, step: int, sigma: float, latents: Tensor) -> None:
         if self._cancelled():
             raise CancelledError("the image was cancelled", "ask for it again")
+        if self._request.number:
+            self._keep_pace(latents)
         if not self._request.watched:
             return
         images = self._seen(sigma, latents) if step in self._shown else []
         if self._shown:
             self._before = sigma, latents
         self._tell(step, images)
+
+    def _keep_pace(self, latents: Tensor) -> None:
+        """Wait until a GPU has done the step before: launched ahead, all would be told of at once,
+        and none be left to cancel.
+        """
+        if latents.device.type != "cuda":
+            return
+        import torch
+
+        before, self._launched = self._launched, torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._launched.record()
+        if before is not None:
+            before.synchronize()
 
     def _seen(self, sigma: float, latents: Tensor) -> list[Pixels]:
         from klein_cli.sampling.latents import Latents
