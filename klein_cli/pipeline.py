@@ -605,7 +605,10 @@ def _effective(adapters: Iterable[Adapter]) -> tuple[Adapter, ...]:
 def _changes(
     snapshot: Snapshot, store: AdapterStore, adapters: Sequence[Adapter]
 ) -> dict[str, Change]:
-    """What adapters do to the tensors of the transformer."""
+    """What adapters do to the tensors of the transformer. Raises ModelError for one that does not
+    fit it.
+    """
+    store.among(adapters).check(snapshot)
     found = [(store.file(adapter), adapter.weight) for adapter in adapters]
     return changes_to(snapshot.part("transformer"), found)
 

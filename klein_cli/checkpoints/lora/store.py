@@ -6,11 +6,18 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
-from klein_cli.checkpoints.lora.adapter import AdapterFile, check_fit, coverage, read_adapter
+from klein_cli.checkpoints.lora.adapter import (
+    AdapterFile,
+    check_fit,
+    check_size,
+    coverage,
+    read_adapter,
+)
 from klein_cli.checkpoints.lora.find import Downloading, Wanted, located, parsed
 from klein_cli.checkpoints.models_dir import ModelsDir
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.errors import ModelError
+from klein_cli.presets import presets
 from klein_cli.recipe import Adapter
 
 
@@ -93,6 +100,13 @@ class AdapterStore:
         found = AdapterStore()
         found._by_digest = {adapter.sha256: self.file(adapter) for adapter in adapters}
         return found
+
+    def check_size(self, model: str) -> None:
+        """Raise ModelError for an adapter of the other size than a model's name says, if it says
+        one. The model need not be here.
+        """
+        for file in self.files if model in presets() else ():
+            check_size(file, model)
 
     def check(self, snapshot: Snapshot) -> list[str]:
         """A line for each adapter, of how much it changes of a model.

@@ -115,6 +115,7 @@ def verify(
         preset = preset_for(asked.model)
         adapters = AdapterStore(parts.adapters_dir())
         inputs = Inputs(adapters=adapters.named(lora or (), downloading=report.downloading))
+        adapters.check_size(asked.model)
         defaults = options.ImageOptions(size=size, steps=steps).defaults(preset)
         recipes = _recipes(defaults, seed, inputs)
         if clip is not None and not clip.is_dir():
