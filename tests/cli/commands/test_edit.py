@@ -322,6 +322,35 @@ def test_a_folder_whose_images_have_changed_is_edited_anew(edit: Any, photos: Pa
     assert edit("in", "red", "-o", "out", "--resume")[1] == "out/b-2.png\n"
 
 
+@pytest.mark.parametrize("several", [(), ("-n", "2")])
+def test_a_copy_that_is_new_in_a_folder_is_edited_too(edit: Any, several: tuple[str, ...]) -> None:
+    """Copies are equal rows: counted in their order, the new one in the middle would be taken for
+    the last, which is there, and never be made.
+    """
+    again = partial(edit, "in", "red", "-o", "out", "--resume", *several)
+    for name in ("a.png", "z.png"):
+        photo(f"in/{name}")
+    again()
+    shutil.copy("in/a.png", "in/m.png")
+    made = ["out/m-0001.png", "out/m-0002.png"] if several else ["out/m.png"]
+    assert again()[1].split() == made
+    assert again()[1] == ""
+    Path("in/z.png").rename("in/b.png")
+    assert again()[1] == "", "what was only renamed is there"
+
+
+def test_a_copy_is_found_by_its_name_where_another_file_had_it(edit: Any) -> None:
+    """The second prompt's images are a-2.png and z-2.png: their own names are in the manifest."""
+    for name in ("a.png", "z.png"):
+        photo(f"in/{name}")
+    edit("in", "red", "-o", "out")
+    again = partial(edit, "in", "blue", "-o", "out", "--resume")
+    assert again()[1].split() == ["out/a-2.png", "out/z-2.png"]
+    shutil.copy("in/a.png", "in/m.png")
+    assert again()[1].split() == ["out/m.png"]
+    assert again()[1] == ""
+
+
 def test_events_tell_of_each_image(edit: Any, photos: Path) -> None:
     _, out, _ = edit("in", "red", "-o", "out", "--json")
     events = [json.loads(line) for line in out.splitlines()]
