@@ -247,8 +247,11 @@ class Planner:
 
     def _unmade(self, row: Row, own: int | None) -> Item | None:
         """What was planned for a row's own name and seed and is not made: that of a row in
-        failed.jsonl, or of one that has been corrected.
+        failed.jsonl, or of one that has been corrected. Or for the name of an edited image, whose
+        file was damaged and is mended.
         """
+        if self.history is not None and row.name is not None:
+            return self.history.take_unmade_named(row.name)
         if self.history is None or row.output is None or own is None:
             return None
         return self.history.take_unmade(row.output, own)

@@ -132,6 +132,10 @@ class History:
             item.given = True
         return item
 
+    def take_unmade_named(self, name: str) -> Item | None:
+        """The image that was planned for a row of this name and is not made; given once."""
+        return _give(item for item in self._unmade.values() if item.own_name == name)
+
     def made_as(self, file: str) -> Item | None:
         """The image that was last made under this name, and that no row has yet."""
         item = self._made.get(file)

@@ -367,6 +367,18 @@ def test_a_copy_is_found_by_its_name_where_another_file_had_it(edit: Any) -> Non
     assert again()[1] == ""
 
 
+def test_a_file_that_was_damaged_and_is_mended_gets_its_own_name(edit: Any) -> None:
+    """It was made as b-2.png, and failed.jsonl went on to say that b.png failed."""
+    for name in ("a.png", "b.png"):
+        photo(f"in/{name}")
+    Path("in/b.png").write_bytes(Path("in/b.png").read_bytes()[:200])
+    assert edit("in", "red", "-o", "out")[:2] == (1, "out/a.png\n")
+    photo("in/b.png", seed=3)
+    assert edit("in", "red", "-o", "out", "--resume")[:2] == (0, "out/b.png\n")
+    assert not Path("out/failed.jsonl").exists()
+    assert edit("in", "red", "-o", "out", "--resume")[:2] == (0, "")
+
+
 def test_any_name_of_a_file_can_be_edited_and_resumed(edit: Any) -> None:
     """A name that a result cannot have was refused, and its row in failed.jsonl with it."""
     for name in ("two\nlines.png", f"{'n' * 251}.png"):
