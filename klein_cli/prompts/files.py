@@ -31,6 +31,8 @@ from klein_cli.prompts.rows import Row
 from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
 
 STDIN = "-"
+PROMPTS_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv")
+"""How the names of prompts files end."""
 _LISTED = 20
 _Parse = Callable[[Iterable[str], Reading | None], Iterator[Row | BadRow]]
 
