@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=4, help="pictures per prompt")
     parser.add_argument("--pairs", type=int, default=100, help="how many two-object prompts")
     parser.add_argument("--edits", type=int, default=0, help="how many edits of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of edits")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", default="256x256")
     parser.add_argument("--steps", type=int, default=4)
@@ -108,7 +109,7 @@ def report(
 def judge_edits(painter: Painter, args: argparse.Namespace) -> dict[str, float]:
     """Carry out and judge edits of each kind; the shares that are right, by kind and picture."""
     shares: dict[str, float] = {}
-    for kind in KINDS:
+    for kind in args.kinds:
         for own in (True, False):
             cases = edit_cases(kind, args.edits // 2, painter, own=own)
             name = f"{kind}, {'own' if own else 'drawn'}"
