@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klein_cli.checkpoints.fingerprint import fingerprint
+from klein_cli.checkpoints.fingerprint import fingerprint, part_files
+from klein_cli.checkpoints.given import wanted
+from klein_cli.checkpoints.load import Change
+from klein_cli.checkpoints.lora.changes import changes_to
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.reader import Reader
 from klein_cli.checkpoints.resolve import Snapshot, resolve
 from klein_cli.checkpoints.source import size_of
@@ -42,7 +47,7 @@ from klein_cli.output.image import Image
 from klein_cli.output.metadata import Origin
 from klein_cli.presets import DEFAULT_MODEL
 from klein_cli.prompts.rows import Defaults, Inputs, Row, prompt_fault, recipe_of
-from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Recipe, check_sides
+from klein_cli.recipe import CPU_SEEDS, PIXELS_PER_TOKEN, Adapter, Recipe, check_sides
 from klein_cli.sampling import schedule
 from klein_cli.sampling.decode import to_pixels
 from klein_cli.sampling.latents import Latents, noise, position_ids
@@ -78,6 +83,8 @@ class Pipeline:
         encoder: TextEncoder,
         engine: Engine[Any],
         backend: Backend,
+        adapters: AdapterStore | None = None,
+        first: Sequence[Adapter] = (),
     ) -> None:
         self.snapshot = snapshot
         self.settings = settings
@@ -89,6 +96,9 @@ class Pipeline:
         self._engine = engine
         self._references = References(engine)
         self._backend = backend
+        self._adapters = AdapterStore() if adapters is None else adapters
+        self._first = tuple(first)
+        self._merged: tuple[Adapter, ...] | None = _effective(first)
         self._remembered: dict[tuple[str, ...], Tensor] = {}
         self._lock = threading.RLock()
 
@@ -97,22 +107,37 @@ class Pipeline:
         cls,
         model: str = DEFAULT_MODEL,
         *,
+        transformer: str | None = None,
+        text_encoder: str | None = None,
+        vae: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         quantize: str = "none",
         settings: Settings | None = None,
+        adapters: Iterable[str | Path] = (),
         on_event: OnEvent | None = None,
     ) -> Pipeline:
-        """The model of a preset's name, a folder or a hub id; downloaded if it is not here.
+        """The model of a preset's name, a folder, a hub id or a file; downloaded if it is not here.
+
+        `transformer`, `text_encoder` and `vae` are files in place of
+        its own.
 
         `settings` say more than the three words before them can, and then stand for these too.
-        `on_event` hears what is being done. Raises KleinError: UsageError for settings that cannot
-        run here, ModelError for a model that is not available or damaged.
+        `adapters`, as --lora takes them, are those of all images that name no others. `on_event`
+        hears what is being done. Raises KleinError: UsageError for settings that cannot run here,
+        ModelError for a model or an adapter that is not available, damaged or for another model.
         """
         if settings is None:
             settings = Settings(device=device, dtype=dtype, quantize=quantize)
-        snapshot = resolve(model)
-        return cls.load(snapshot, choose(settings, snapshot.preset), on_event=on_event)
+        given = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
+        asked = wanted(model, given)
+        for note in asked.notes:
+            (on_event or _ignore)(note)
+        snapshot, store = resolve(asked.model, parts=asked.parts), AdapterStore()
+        first = store.named(adapters)
+        store.check(snapshot)
+        chosen = choose(settings, snapshot.preset)
+        return cls.load(snapshot, chosen, adapters=store, first=first, on_event=on_event)
 
     @classmethod
     def load(
@@ -121,20 +146,25 @@ class Pipeline:
         settings: Settings,
         *,
         tokenizer: PromptTokenizer | None = None,
+        adapters: AdapterStore | None = None,
+        first: Sequence[Adapter] = (),
         on_event: OnEvent | None = None,
     ) -> Pipeline:
         """Read a snapshot's weights, and its tokenizer unless it is given; `settings` come from
         `choose`.
 
-        `on_event` hears what is being done. On a GPU this returns while the weights come: the first
-        prompt is encoded meanwhile.
+        `adapters` has the files of all adapters that recipes will name; the `first` of them are
+        merged while the weights arrive. `on_event` hears what is being done. On a GPU this returns
+        while the weights come: the first prompt is encoded meanwhile.
 
         Raises ModelError for a snapshot that is damaged or does not fit together,
         ModelTooLargeError when it is too large for the device.
         """
         try:
             with device_context(device_for(settings.device)):
-                return cls._load(snapshot, settings, tokenizer, on_event or _ignore)
+                store = AdapterStore() if adapters is None else adapters
+                given = tokenizer, store, tuple(first), on_event or _ignore
+                return cls._load(snapshot, settings, *given)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -146,13 +176,20 @@ class Pipeline:
         snapshot: Snapshot,
         settings: Settings,
         tokenizer: PromptTokenizer | None,
+        adapters: AdapterStore,
+        first: tuple[Adapter, ...],
         on_event: OnEvent,
     ) -> Pipeline:
         started = time.perf_counter()
         device, backend = device_for(settings.device), backend_for(settings)
-        target = Target(device=device, dtype=torch_dtype(settings.dtype), backend=backend)
+        target = Target(
+            device=device,
+            dtype=torch_dtype(settings.dtype),
+            backend=backend,
+            changes={"transformer": _changes(snapshot, adapters, _effective(first))},
+        )
         on_event(f"loading the text encoder{_weight(snapshot, 'text_encoder')}")
-        tokenizer = tokenizer or PromptTokenizer.from_snapshot(snapshot.root)
+        tokenizer = tokenizer or PromptTokenizer.of(snapshot)
         with Reader(device.torch_device) if device.streams else nullcontext() as reader:
             target = replace(target, reader=reader)
             encoder = TextEncoder.load(
@@ -163,7 +200,7 @@ class Pipeline:
             )
             if tokenizer.vocabulary > encoder.vocabulary:
                 raise ModelError(
-                    f"the tokenizer of {snapshot.root} knows {tokenizer.vocabulary} tokens, its "
+                    f"the tokenizer of {snapshot.name} knows {tokenizer.vocabulary} tokens, its "
                     f"text encoder {encoder.vocabulary}",
                     "the model's parts do not belong together: download it again",
                 )
@@ -172,7 +209,7 @@ class Pipeline:
             )
             engine = load_engine(settings.engine, snapshot, target, text_channels=encoder.channels)
         backend.get_ready()
-        pipeline = cls(snapshot, settings, tokenizer, encoder, engine, backend)
+        pipeline = cls(snapshot, settings, tokenizer, encoder, engine, backend, adapters, first)
         pipeline.loading_seconds = time.perf_counter() - started
         return pipeline
 
@@ -187,7 +224,11 @@ class Pipeline:
     def origin(self) -> Origin:
         """Where this pipeline's images come from. Raises ModelError when files have gone."""
         return Origin(
-            model=replace(self.snapshot.model, weights=fingerprint(self.snapshot)),
+            model=replace(
+                self.snapshot.model,
+                weights=fingerprint(self.snapshot),
+                parts=part_files(self.snapshot),
+            ),
             settings=self.settings,
             provenance=provenance(self.settings),
         )
@@ -203,6 +244,7 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         negative_prompt: str | None = None,
+        adapters: Iterable[str | Path] | None = None,
         images: Sequence[ImageSource] = (),
         mask: ImageSource | None = None,
         expand: Expand | None = None,
@@ -214,7 +256,7 @@ class Pipeline:
         """`n` images of a prompt; image k (from 0) has the seed `seed` + k.
 
         What is not given is the model's own choice, and the seed a random one. Sides are in pixels,
-        multiples of 16.
+        multiples of 16. `adapters` stand in place of those that the pipeline was opened with.
 
         `images`, to edit or to draw after, are paths, bytes of files or Pillow's; the result has
         the shape of the first. A `mask`, white or "alpha", and what `expand` adds at the left, top,
@@ -236,6 +278,7 @@ class Pipeline:
                 steps=steps,
                 guidance=guidance,
                 negative_prompt=negative_prompt,
+                adapters=adapters,
                 images=images,
                 mask=mask,
                 expand=expand,
@@ -256,6 +299,7 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         negative_prompt: str | None = None,
+        adapters: Iterable[str | Path] | None = None,
         images: Sequence[ImageSource] = (),
         mask: ImageSource | None = None,
         expand: Expand | None = None,
@@ -277,8 +321,10 @@ class Pipeline:
             guidance=guidance,
             negative_prompt=negative_prompt,
         )
+        adapted = self._first if adapters is None else self._given(adapters)
         store = ImageStore()
         inputs = _inputs(store, images, mask, expand, blur=mask_blur, keep=keep)
+        inputs = replace(inputs, adapters=adapted)
         for k, prompt in enumerate(prompts):
             if fault := prompt_fault(prompt):
                 raise UsageError(*fault)
@@ -336,6 +382,10 @@ class Pipeline:
         tiled: bool,
     ) -> list[NDArray[Any]]:
         shape = recipes[0].shape
+        adapters = _effective(shape.adapters)
+        if adapters != self._merged:
+            with watch.phase("load", "switching adapters"):
+                self._adapt(adapters)
         with watch.phase("encode", "reading the prompt"):
             text = self._embed([recipe.prompt for recipe in recipes])
             negative = None
@@ -357,6 +407,22 @@ class Pipeline:
             )
         with watch.phase("decode", "decoding"):
             return given.finished(recipes, self._decode(latents, tiled=tiled))
+
+    def _given(self, adapters: Iterable[str | Path]) -> tuple[Adapter, ...]:
+        """Adapters that fit the model. Raises UsageError or ModelError for one that does not."""
+        with self._lock:
+            found = self._adapters.named(adapters)
+            self._adapters.among(found).check(self.snapshot)
+        return found
+
+    def _adapt(self, wanted: tuple[Adapter, ...]) -> None:
+        """Have the transformer's weights changed by these adapters, and by no others."""
+        if wanted == self._merged:
+            return
+        self._merged = None  # until all is done: what fails leaves neither
+        self._references.forget_referred()
+        self._engine.adapt(_changes(self.snapshot, self._adapters, wanted))
+        self._merged = wanted
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """(B, 512, channels) embeddings on the device, in the model's dtype.
@@ -393,14 +459,20 @@ class Pipeline:
 
         `sigmas` fall from 1 to 0, one more than there are steps; latents that are to begin lower
         hold so much noise already. With embeddings of `negative` prompts, `guidance` counts.
-        Raises UsageError when these do not fit together, OutOfMemoryError.
+        The adapters are those that the pipeline was opened with. Raises UsageError when these do
+        not fit together, OutOfMemoryError.
         """
         if sigmas is None:
             steps = self.snapshot.preset.steps if steps is None else steps
             sigmas = schedule.sigmas(latents.packed.shape[1], steps).tolist()
         _check_together(latents, embeddings, negative, sigmas)
         given = latents, embeddings, sigmas, guidance, negative, callback
-        return self._compute(lambda: self._denoise(*given), len(embeddings), _pixels(latents))
+
+        def work() -> Latents:
+            self._adapt(_effective(self._first))
+            return self._denoise(*given)
+
+        return self._compute(work, len(embeddings), _pixels(latents))
 
     def decode(self, latents: Latents, *, tiled: bool = False) -> list[Image]:
         """The images that latents hold, without recipes. See `render` for `tiled`."""
@@ -523,6 +595,22 @@ def _pixels(latents: Latents) -> tuple[int, int]:
     """Width and height."""
     rows, columns = latents.grid
     return columns * PIXELS_PER_TOKEN, rows * PIXELS_PER_TOKEN
+
+
+def _effective(adapters: Iterable[Adapter]) -> tuple[Adapter, ...]:
+    """Those that change anything."""
+    return tuple(adapter for adapter in adapters if adapter.weight)
+
+
+def _changes(
+    snapshot: Snapshot, store: AdapterStore, adapters: Sequence[Adapter]
+) -> dict[str, Change]:
+    """What adapters do to the tensors of the transformer. Raises ModelError for one that does not
+    fit it.
+    """
+    store.among(adapters).check(snapshot)
+    found = [(store.file(adapter), adapter.weight) for adapter in adapters]
+    return changes_to(snapshot.part("transformer"), found)
 
 
 def _weight(snapshot: Snapshot, *parts: str) -> str:

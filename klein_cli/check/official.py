@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from klein_cli.check.metrics import Pixels
 from klein_cli.device.choose import no_tf32
@@ -29,16 +29,19 @@ def reference(
     *,
     images: ImageStore | None = None,
     kv_cache: bool = False,
+    adapt: Callable[[nn.Module], None] = lambda transformer: None,
 ) -> list[tuple[Trace, Pixels]]:
     """What the official pipeline makes of each recipe, one at a time, with our weights and noise.
 
-    `images` are those that the recipes name, `kv_cache` is as in the model's preset. The model is
-    gone from the device when this returns. Raises ModelError when diffusers cannot load the
-    snapshot, OutOfMemoryError when it does not fit.
+    `images` are those that the recipes name, `kv_cache` is as in the model's preset; `adapt`
+    changes the transformer's weights before anything is drawn. The model is gone from the device
+    when this returns. Raises ModelError when diffusers cannot load the snapshot, OutOfMemoryError
+    when it does not fit.
     """
     try:
         on_event("loading diffusers' pipeline")
         pipe = load_official(root, settings, kv_cache=kv_cache)
+        adapt(pipe.transformer)
         made = []
         for number, recipe in enumerate(recipes, start=1):
             on_event(f"drawing with diffusers: {number} of {len(recipes)}")

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby, islice
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from klein_cli.check.limits import LIMITS, Limits, precision
 from klein_cli.check.metrics import Pixels, mean_abs_diff, psnr, relative_error, row_errors, ssim
 from klein_cli.check.official import reference
+from klein_cli.check.official_layout import official_layout
+from klein_cli.checkpoints.load import read_tensor
+from klein_cli.checkpoints.lora.changes import changes_to
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import Snapshot
-from klein_cli.device.choose import provenance
+from klein_cli.device.choose import provenance, torch_dtype
 from klein_cli.device.memory import release_memory
 from klein_cli.images.store import ImageStore
 from klein_cli.pipeline import Pipeline, Trace
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Adapter, Recipe
 from klein_cli.settings import Settings
 from klein_cli.text.tokenizer import PromptTokenizer
 
@@ -71,29 +76,35 @@ def verify(
     recipes: Sequence[Recipe],
     *,
     images: ImageStore | None = None,
+    adapters: AdapterStore | None = None,
     batch_size: int | None = None,
     likeness: Likeness | None = None,
     on_event: Callable[[str], None],
 ) -> list[Comparison]:
     """Draw each recipe with our engine and with diffusers' pipeline, and compare all on the way.
 
-    `settings` come from `choose`, and `images` has those that the recipes name. Of one shape in a
+    `settings` come from `choose`, `images` has those that the recipes name, and `adapters` has
+    theirs, which are one set: diffusers' weights get them by a plain sum. Of one shape in a
     row, ours are drawn in batches of `batch_size`, the pipeline's own choice if None; the reference
     draws all alone. Raises ModelError for
     a snapshot that either cannot load, or that is too large for klein's, OutOfMemoryError when the
     other or an image does not fit.
     """
-    ours = _ours(snapshot, settings, recipes, images, batch_size, on_event)
-    theirs = reference(
-        snapshot.root,
-        settings,
-        recipes,
-        on_event,
-        images=images,
-        kv_cache=snapshot.preset.kv_cache,
-    )
+    store = AdapterStore() if adapters is None else adapters
+    ours = _ours(snapshot, settings, recipes, images, store, batch_size, on_event)
+    adapt = partial(_add_adapters, snapshot, store, recipes[0].adapters)
+    with official_layout(snapshot, torch_dtype(settings.dtype), on_event) as root:
+        theirs = reference(
+            root,
+            settings,
+            recipes,
+            on_event,
+            images=images,
+            kv_cache=snapshot.preset.kv_cache,
+            adapt=adapt,
+        )
     release_memory()
-    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+    tokenizer = PromptTokenizer.of(snapshot)
     return [
         compare(
             recipe,
@@ -141,10 +152,13 @@ def _ours(
     settings: Settings,
     recipes: Sequence[Recipe],
     images: ImageStore | None,
+    adapters: AdapterStore,
     batch_size: int | None,
     on_event: Callable[[str], None],
 ) -> list[tuple[Trace, Pixels]]:
-    pipeline = Pipeline.load(snapshot, settings, on_event=on_event)
+    pipeline = Pipeline.load(
+        snapshot, settings, adapters=adapters, first=recipes[0].adapters, on_event=on_event
+    )
     made: list[tuple[Trace, Pixels]] = []
     for batch in _batches(recipes, batch_size or pipeline.default_batch_size):
         on_event(f"drawing with klein: {len(made) + 1} of {len(recipes)}")
@@ -154,6 +168,22 @@ def _ours(
     del pipeline
     release_memory()
     return made
+
+
+def _add_adapters(
+    snapshot: Snapshot,
+    store: AdapterStore,
+    adapters: Sequence[Adapter],
+    transformer: nn.Module,
+) -> None:
+    """Change the weights of diffusers' transformer, whole tensors at a time and on the host."""
+    checkpoint = snapshot.part("transformer")
+    given = [(store.file(adapter), adapter.weight) for adapter in adapters]
+    changes, tensors = changes_to(checkpoint, given), checkpoint.tensors()
+    for name, parameter in transformer.named_parameters():
+        if name in changes:
+            rows = read_tensor(tensors[name]).float().clone()
+            parameter.data.copy_(changes[name](0, rows))
 
 
 def _batches(recipes: Sequence[Recipe], size: int) -> Iterator[list[Recipe]]:

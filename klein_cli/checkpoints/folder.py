@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from klein_cli.checkpoints.header import tensors_of
+from klein_cli.checkpoints.header import read_header
+from klein_cli.checkpoints.kinds import packed
 from klein_cli.checkpoints.source import DAMAGED, PARTS, Stored
 from klein_cli.errors import ModelError
 from klein_cli.tables import shortened
@@ -51,11 +52,6 @@ class FolderCheckpoint:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whether `path` is for this class: everything that is not a file."""
-        return not path.is_file()
-
     @property
     def place(self) -> str:
         return str(self._folder)
@@ -71,7 +67,10 @@ class FolderCheckpoint:
         return read_json(self._folder / "config.json")
 
     def tensors(self) -> Mapping[str, Stored]:
-        return {name: held for path in self.files for name, held in tensors_of(path).items()}
+        headers = [read_header(path) for path in self.files]
+        held = {name: one for header in headers for name, one in header.tensors.items()}
+        said = {key: value for header in headers for key, value in header.metadata.items()}
+        return packed(held, said, self.place)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -146,19 +145,22 @@ def check_readable(root: Path) -> None:
             ) from None
 
 
-def problems(root: Path) -> list[str]:
+def problems(root: Path, besides: Collection[str] = ()) -> list[str]:
     """What is wrong with the files of the model in `root`, each in a line; [] when it is whole.
+
+    What lies in the folders `besides` is not looked at.
 
     Sees what is missing, cut short or not readable, and tensors that an index promises and no file
     holds. It does not see a flipped bit: that takes `digest`.
     """
     found = list(_complaints(partial(check_readable, root)))
-    found += [f"{name} is missing" for name in _NEEDED if not os.path.isfile(root / name)]
-    for name in _NEEDED:
+    needed = [name for name in _NEEDED if name.partition("/")[0] not in besides]
+    found += [f"{name} is missing" for name in needed if not os.path.isfile(root / name)]
+    for name in needed:
         if os.path.isfile(root / name):
             found += _complaints(partial(read_json, root / name))
     for folder in PARTS:
-        if os.path.isdir(root / folder):
+        if folder not in besides and os.path.isdir(root / folder):
             found += _complaints(partial(_check_part, root / folder))
     return [fault.replace(f"{root}/", "") for fault in found]
 

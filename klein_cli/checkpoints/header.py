@@ -5,16 +5,19 @@ The format: the length of the header in 8 bytes, the header as JSON, the tensors
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from klein_cli.checkpoints.source import DAMAGED, Stored
 from klein_cli.errors import ModelError
+from klein_cli.tables import parse_json
 
-_LONGEST_HEADER = 100_000_000
+_LONGEST_HEADER = 16_000_000
+"""Bytes: a hundred times what models have, and few enough to be read at once."""
+MOST_TENSORS = 20_000
+"""Ten times what the largest models have in all their parts."""
 _BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -24,8 +27,20 @@ _BYTES = {
 """An element's size. Of other kinds only their place is checked."""
 
 
+class Header(NamedTuple):
+    """The tensors of a file by name, in its order, and what it says of itself."""
+
+    tensors: dict[str, Stored]
+    metadata: dict[str, Any]
+
+
 def tensors_of(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file by name, in the order of its header.
+    """The tensors of a safetensors file by name. See `read_header`."""
+    return read_header(path).tensors
+
+
+def read_header(path: Path) -> Header:
+    """What a safetensors file holds.
 
     Raises ModelError when the file is absent or not whole: tensors must follow each other without
     overlap, each as long as its shape says, and the file must end where the last one does.
@@ -34,14 +49,18 @@ def tensors_of(path: Path) -> dict[str, Stored]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
+            if not 2 <= length <= size - 8:
                 raise ModelError(f"{path} is not a safetensors file, or was cut short", DAMAGED)
+            if length > _LONGEST_HEADER:
+                raise ModelError(f"{path} has a header of {length:,} bytes", DAMAGED)
             header = file.read(length)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}", DAMAGED) from None
     try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
+        entries = parse_json(header.decode())
+        metadata = entries.pop("__metadata__", {})
+        if len(entries) > MOST_TENSORS:
+            raise ModelError(f"{path} has a header of {len(entries):,} tensors", DAMAGED)
         found = {name: _stored(path, entry, 8 + length) for name, entry in entries.items()}
         _check_places(found)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -49,7 +68,7 @@ def tensors_of(path: Path) -> dict[str, Stored]:
     wanted = max((tensor.end for tensor in found.values()), default=8 + length)
     if size != wanted:
         raise ModelError(f"{path} is {size:,} bytes long, not {wanted:,}", DAMAGED)
-    return found
+    return Header(found, metadata if isinstance(metadata, dict) else {})
 
 
 def _stored(path: Path, entry: dict[str, Any], start: int) -> Stored:

@@ -2,7 +2,7 @@
 
 The module is built on the meta device, without memory. Each tensor has a `Slot` in it, which takes
 the tensor's rows as they come: a module that holds its weights quantised, or several of them as
-one, takes them so, and no second copy ever exists. Only safetensors are read, never pickles.
+one, takes them so, and no second copy ever exists. Packed weights are unpacked on the way.
 Everything that can be known from the files' headers is checked before the first weight is read.
 """
 
@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from klein_cli.checkpoints.reader import Extent, Reader, ReadHandle, Rows
-from klein_cli.checkpoints.source import DAMAGED, Checkpoint, Stored
+from klein_cli.checkpoints.dequantise import companion, unpacked
+from klein_cli.checkpoints.reader import PIECE_BYTES, Extent, Reader, ReadHandle, Rows
+from klein_cli.checkpoints.slots import Collected, InPlace, Slot, allocate, slots_of
+from klein_cli.checkpoints.source import DAMAGED, Checkpoint, Span, Stored
 from klein_cli.errors import ModelError
 
 _TYPES = {
@@ -34,109 +39,15 @@ _TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""Packed tensors are not stored in any of these: what they hold is unpacked to float32."""
 
+_ALIGNMENT = max(dtype.itemsize for dtype in _TYPES.values())
 
-@runtime_checkable
-class Packed(Protocol):
-    """A module that holds tensors of the checkpoint in a form of its own.
+Change = Callable[[int, Tensor], Tensor]
+"""Number of the first row, and rows of a tensor in float32 on the device -> what is kept of them.
 
-    `holds` names them, from the module's parent on, with the rows that each has in the whole
-    `shape`. `allocate` gives the module its memory. `room` is memory that takes rows stored as
-    `dtype` byte by byte, None if they must be `put`; `put` may run in several threads at once, for
-    rows that do not overlap.
-    """
-
-    holds: Mapping[str, slice]
-    shape: tuple[int, ...]
-
-    def allocate(self, device: torch.device, dtype: torch.dtype) -> None: ...
-
-    def room(self, rows: slice, dtype: torch.dtype) -> Tensor | None: ...
-
-    def put(self, first: int, rows: Tensor) -> None: ...
-
-
-class Slot(Protocol):
-    """Where one tensor of a checkpoint belongs in a module.
-
-    `shape` is the tensor's; `floating` whether it holds fractions. `adopt` takes the whole tensor,
-    perhaps without a copy; `room` and `put` are those of `Packed`, in rows of the tensor.
-    """
-
-    shape: tuple[int, ...]
-    floating: bool
-
-    def adopt(self, tensor: Tensor) -> None: ...
-
-    def room(self, dtype: torch.dtype) -> Tensor | None: ...
-
-    def put(self, first: int, rows: Tensor) -> None: ...
-
-
-class _Whole:
-    """A parameter or a buffer of a module, by itself."""
-
-    def __init__(
-        self, module: nn.Module, name: str, dtype: torch.dtype | None, device: torch.device
-    ) -> None:
-        self._module = module
-        self._name = name
-        self._dtype = dtype
-        self._device = device
-        self._meta: Tensor = getattr(module, name)
-        self.shape = tuple(self._meta.shape)
-        self.floating = self._meta.is_floating_point()
-
-    def adopt(self, tensor: Tensor) -> None:
-        kept = tensor.to(self._dtype or tensor.dtype)
-        self._set(kept.contiguous(memory_format=self._format))
-
-    def room(self, dtype: torch.dtype) -> Tensor | None:
-        # Not `empty_like`: an operation on the meta device imports torch's compiler.
-        kept = torch.empty(
-            self.shape,
-            dtype=self._dtype or dtype,
-            device=self._device,
-            memory_format=self._format,
-        )
-        self._set(kept)
-        return kept if kept.dtype == dtype and kept.is_contiguous() else None
-
-    def put(self, first: int, rows: Tensor) -> None:
-        kept: Tensor = getattr(self._module, self._name)
-        if kept.ndim:
-            kept = kept[first : first + rows.shape[0]]
-        kept.copy_(rows.view(kept.shape))
-
-    @property
-    def _format(self) -> torch.memory_format:
-        plain = self._meta.is_contiguous()
-        return torch.contiguous_format if plain else torch.channels_last
-
-    def _set(self, tensor: Tensor) -> None:
-        if self._name in self._module._parameters:
-            self._module._parameters[self._name] = nn.Parameter(tensor, requires_grad=False)
-        else:
-            self._module._buffers[self._name] = tensor
-
-
-class _Rows:
-    """A tensor that a `Packed` module holds."""
-
-    def __init__(self, packed: Packed, rows: slice) -> None:
-        self._packed = packed
-        self._rows = rows
-        self.shape = (rows.stop - rows.start, *packed.shape[1:])
-        self.floating = True
-
-    def adopt(self, tensor: Tensor) -> None:
-        self.put(0, tensor)
-
-    def room(self, dtype: torch.dtype) -> Tensor | None:
-        return self._packed.room(self._rows, dtype)
-
-    def put(self, first: int, rows: Tensor) -> None:
-        self._packed.put(self._rows.start + first, rows)
+It is called by one thread at a time, in any order of rows, and may write to what it is given.
+"""
 
 
 class _Unfilled(TorchFunctionMode):
@@ -170,18 +81,21 @@ def load_weights(
     dtype: torch.dtype,
     prefix: str = "",
     skip: Callable[[str], bool] = lambda name: False,
+    changes: Mapping[str, Change] = MappingProxyType({}),
     reader: Reader | None = None,
 ) -> tuple[ReadHandle | None, tuple[str, ...]]:
     """Fill a module that was made with `init_on_meta`.
 
     The checkpoint's names carry `prefix` before the module's own. Parameters become `dtype`;
     buffers hold statistics and become float32, unless they are whole numbers. Tensors for which
-    `skip` is true need not exist and are not read. With a `reader`, one of this device, the weights
-    are there when the returned handle is done; without, when this returns. Also returned: the
-    names that were skipped. Raises ModelError naming any other tensor that is missing, not wanted
-    or of another shape, and any file that is absent or cannot be read.
+    `skip` is true need not exist and are not read. Where `changes` names a tensor, its rows are
+    changed as they come, before they are rounded to `dtype`. With a `reader`, one of this device,
+    the weights are there when the returned handle is done; without, when this returns. Also
+    returned: the names that were skipped. Raises ModelError naming any other tensor that is
+    missing, not wanted or of another shape, and any file that is absent or cannot be read.
     """
-    slots = {prefix + name: slot for name, slot in _slots(module, device, dtype).items()}
+    slots = {prefix + name: slot for name, slot in slots_of(module, device, dtype).items()}
+    assert changes.keys() <= slots.keys()
     stored = checkpoint.tensors()
     skipped = tuple(sorted(name for name in stored if skip(name)))
     for name, held in stored.items():
@@ -191,54 +105,164 @@ def load_weights(
     if missing:
         raise ModelError(f"{checkpoint.place} lacks {_some(missing)}", DAMAGED)
     module.requires_grad_(False).eval()
-    _allocate(module, device, dtype)
-    wanted = [(stored[name], slot) for name, slot in slots.items()]
-    handle = None
-    if reader is None:
-        _adopt(wanted, device)
-    else:
-        handle = reader.read(_wanted(held, slot) for held, slot in wanted)
+    allocate(module, device, dtype)
+    wanted = [_Arrival(stored[name], slot, changes.get(name)) for name, slot in slots.items()]
+    handle = _bring(wanted, device, reader)
     _check_complete(module)
     return handle, skipped
 
 
-def _slots(module: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Slot]:
-    """Every tensor of a module by its official name, in the module's order."""
-    slots: dict[str, Slot] = {}
-    for path, child in module.named_modules():
-        if isinstance(child, Packed):
-            above = path.rpartition(".")[0]
-            names = {_joined(above, name): rows for name, rows in child.holds.items()}
-            slots |= {name: _Rows(child, rows) for name, rows in names.items()}
-            continue
-        for name, _ in child.named_parameters(recurse=False):
-            slots[_joined(path, name)] = _Whole(child, name, dtype, device)
-        for name, buffer in child.named_buffers(recurse=False):
-            if name not in child._non_persistent_buffers_set:
-                kind = torch.float32 if buffer.is_floating_point() else None
-                slots[_joined(path, name)] = _Whole(child, name, kind, device)
-    return slots
+def put_again(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    names: Collection[str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    changes: Mapping[str, Change],
+    prefix: str = "",
+    reader: Reader | None = None,
+) -> ReadHandle | None:
+    """Read some tensors of a filled module again, with other `changes` or none.
+
+    They come into the memory that they are in, so that whoever reads it, as a CUDA graph does,
+    goes on; nobody may compute with the module meanwhile. The rest is as in `load_weights`.
+    """
+    slots = {prefix + name: slot for name, slot in slots_of(module, device, dtype).items()}
+    stored = checkpoint.tensors()
+    wanted = [_Arrival(stored[name], InPlace(slots[name]), changes.get(name)) for name in names]
+    return _bring(wanted, device, reader)
 
 
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def read_tensor(held: Stored) -> Tensor:
+    """All of one tensor, on the host, as it is stored. Raises ModelError."""
+    found = Collected(held.shape)
+    _adopt([_Arrival(held, found, None)], torch.device("cpu"))
+    return found.tensor
 
 
-def _allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    for child in module.modules():
-        if isinstance(child, Packed):
-            child.allocate(device, dtype)
+def read_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint, unpacked and on the host, fractions in `dtype`.
+
+    Raises ModelError for a file that is absent or cannot be read.
+    """
+    for name, held in checkpoint.tensors().items():
+        found = read_tensor(held)
+        yield name, found.to(dtype if found.is_floating_point() else found.dtype, copy=True)
 
 
-def _adopt(wanted: Collection[tuple[Stored, Slot]], device: torch.device) -> None:
+@dataclass(slots=True)
+class _Arrival:
+    """One tensor on its way: how it is stored, where it belongs, and what changes it."""
+
+    held: Stored
+    slot: Slot
+    change: Change | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows as they are put, if nothing changes them."""
+        return torch.float32 if self.held.packing else _TYPES[self.held.dtype]
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether its bytes are put as they are."""
+        return self.held.packing is None and self.change is None
+
+    def wanted(self, reader: Reader) -> Iterator[Extent | Rows]:
+        """What a reader is to bring: bytes into their place, or rows that are put."""
+        held, room = self.held, self.slot.room(self.dtype)
+        companions = self._coming(reader)
+        for span in held.spans:
+            rows = (span.end - span.begin) // max(held.row_bytes, 1)
+            if room is not None and self.as_stored:
+                into = room[span.first : span.first + rows] if room.ndim else room
+                yield Extent(held.path, span.begin, into)
+            else:
+                put = partial(self.put, span, companions)
+                yield Rows(held.path, span.begin, rows, held.row_bytes, put)
+
+    def adopt(self, files: Mapping[Path, Tensor], device: torch.device) -> None:
+        """Take the tensor from files mapped into memory: without a copy where that can be."""
+        held = self.held
+        if self.as_stored and not held.turned:
+            data = _aligned(files[held.path][held.begin : held.end], held.begin)
+            self.slot.adopt(data.view(self.dtype).view(held.shape).to(device))
+            return
+        self.slot.room(self.dtype)
+        companions = {
+            name: companion(each, _aligned(files[each.path][each.begin : each.end], each.begin))
+            for name, each in self._companions.items()
+        }
+        row_bytes = max(held.row_bytes, 1)
+        step = max(1, PIECE_BYTES // row_bytes) * row_bytes
+        for span in held.spans:
+            data = files[held.path][span.begin : span.end]
+            for at in range(0, len(data), step):
+                piece = _aligned(data[at : at + step], span.begin + at)
+                self.put(span, lambda: companions, at // row_bytes, piece)
+
+    def put(
+        self, span: Span, companions: Callable[[], Mapping[str, Tensor]], first: int, data: Tensor
+    ) -> None:
+        """Put rows of a span, from its row `first` on, given as bytes (n,) uint8."""
+        held = self.held
+        if held.packing is None:
+            rows = data.view(self.dtype).view(-1, *held.shape[1:])
+            self._put(span.first + first, rows)
+            return
+        stored = (span.begin - held.begin) // max(held.row_bytes, 1) + first
+        for at, rows in unpacked(held, companions(), stored, data):
+            self._put(span.first + first + at, rows)
+
+    def _put(self, first: int, rows: Tensor) -> None:
+        if self.change is not None:
+            wide = torch.promote_types(self.dtype, torch.float32)
+            rows = self.change(first, rows.to(wide, copy=self.held.packing is None))
+        self.slot.put(first, rows)
+
+    @property
+    def _companions(self) -> Mapping[str, Stored]:
+        return self.held.packing.companions if self.held.packing else {}
+
+    def _coming(self, reader: Reader) -> Callable[[], Mapping[str, Tensor]]:
+        """The companions, which are read before any row is: whoever asks waits for them."""
+        if not self._companions:
+            return dict
+        data = {
+            name: torch.empty(each.end - each.begin, dtype=torch.uint8, device=reader.device)
+            for name, each in self._companions.items()
+        }
+        extents = (Extent(e.path, e.begin, data[name]) for name, e in self._companions.items())
+        handle = reader.read(extents)
+
+        def come() -> Mapping[str, Tensor]:
+            handle.wait()
+            return {name: companion(e, data[name]) for name, e in self._companions.items()}
+
+        return come
+
+
+def _bring(
+    wanted: Collection[_Arrival], device: torch.device, reader: Reader | None
+) -> ReadHandle | None:
+    """Fill the slots: now, or by the reader's threads."""
+    if reader is None:
+        _adopt(wanted, device)
+        return None
+    return reader.read(piece for one in wanted for piece in one.wanted(reader))
+
+
+def _adopt(wanted: Collection[_Arrival], device: torch.device) -> None:
     """Fill the slots from files mapped into memory: on a CPU they are read as they are used."""
-    files = {path: _mapped(path) for path in {held.path for held, _ in wanted}}
-    for held, slot in wanted:
-        flat = files[held.path][held.begin : held.end]
-        dtype = _TYPES[held.dtype]
-        if held.begin % dtype.itemsize:  # a header of odd length
-            flat = flat.clone()
-        slot.adopt(flat.view(dtype).view(held.shape).to(device))
+    files = {path: _mapped(path) for path in {one.held.path for one in wanted}}
+    for one in wanted:
+        one.adopt(files, device)
+
+
+def _aligned(data: Tensor, offset: int) -> Tensor:
+    """Bytes that can be viewed as any dtype: a header may have an odd length."""
+    return data.clone() if offset % _ALIGNMENT else data
 
 
 def _mapped(path: Path) -> Tensor:
@@ -249,21 +273,6 @@ def _mapped(path: Path) -> Tensor:
     except (OSError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be read: {error}", DAMAGED) from None
     return torch.empty(0, dtype=torch.uint8).set_(storage)
-
-
-def _wanted(held: Stored, slot: Slot) -> Extent | Rows:
-    """What a reader is to bring for one tensor: bytes into their place, or rows that are put."""
-    dtype = _TYPES[held.dtype]
-    room = slot.room(dtype)
-    if room is not None:
-        return Extent(held.path, held.begin, room)
-    count, rest = (held.shape[0], held.shape[1:]) if held.shape else (1, ())
-    row_bytes = (held.end - held.begin) // max(count, 1)
-
-    def put(first: int, data: Tensor) -> None:
-        slot.put(first, data.view(dtype).view(-1, *rest))
-
-    return Rows(held.path, held.begin, count, row_bytes, put)
 
 
 def _check(name: str, held: Stored, slot: Slot | None) -> None:
@@ -277,8 +286,10 @@ def _check(name: str, held: Stored, slot: Slot | None) -> None:
             f"{held.path}: {name} has shape {held.shape}, not {slot.shape}",
             "the weights and their configuration do not belong together",
         )
+    if held.packing is not None and slot.floating:
+        return
     dtype = _TYPES.get(held.dtype)
-    if dtype is None or dtype.is_floating_point != slot.floating:
+    if held.packing is not None or dtype is None or dtype.is_floating_point != slot.floating:
         raise ModelError(
             f"{held.path}: {name} is stored as {held.dtype}, which klein cannot read",
             "get the model in bfloat16, float16 or float32",

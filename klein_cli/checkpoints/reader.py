@@ -113,7 +113,7 @@ class Reader:
     def __init__(self, device: torch.device, piece_bytes: int = PIECE_BYTES) -> None:
         if device.type == "cuda" and device.index is None:  # what is current differs by thread
             device = torch.device("cuda", torch.cuda.current_device())
-        self._device = device
+        self.device = device
         self._piece_bytes = piece_bytes
         self._pieces: SimpleQueue[tuple[ReadHandle, _Piece] | None] = SimpleQueue()
         self._dropped = False
@@ -157,8 +157,8 @@ class Reader:
         """Begin to read; tensors have no gaps and lie on the reader's device."""
         pieces = [piece for one in wanted for piece in self._cut(one)]
         ready = None
-        if self._device.type == "cuda":  # the memory may still be in use by earlier work
-            ready = torch.cuda.current_stream(self._device).record_event()
+        if self.device.type == "cuda":  # the memory may still be in use by earlier work
+            ready = torch.cuda.current_stream(self.device).record_event()
         handle = ReadHandle(len(pieces), sum(piece.size for piece in pieces), ready)
         for piece in pieces:
             self._pieces.put((handle, piece))
@@ -196,9 +196,9 @@ class Reader:
                     handle.finish()
 
     def _staging_buffer(self, stack: ExitStack) -> _StagingBuffer:
-        if self._device.type == "cuda":  # or pinning would wake the first GPU too
-            stack.enter_context(torch.cuda.device(self._device))
-        return stack.enter_context(_StagingBuffer(self._device, self._piece_bytes, self._put_lock))
+        if self.device.type == "cuda":  # or pinning would wake the first GPU too
+            stack.enter_context(torch.cuda.device(self.device))
+        return stack.enter_context(_StagingBuffer(self.device, self._piece_bytes, self._put_lock))
 
 
 def _stop(reader: weakref.ref[Reader]) -> None:

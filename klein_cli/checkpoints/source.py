@@ -1,6 +1,6 @@
 """`Checkpoint`: one part of a model, whatever its file. What computes never asks which it is.
 
-Siblings: `folder`. `resolve` has the table of them. Imports no torch.
+Siblings: `folder` and `single_file`. `parts` has the table of them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,33 @@ PARTS = ("text_encoder", "transformer", "vae")
 DAMAGED = "the model is damaged or incomplete: download it again"
 
 
+class Packing(NamedTuple):
+    """How the rows of a tensor become numbers: the `kind`, a name in `dequantise.KINDS`.
+
+    `companions` are the tensors that this takes besides, such as scales, for all rows that are
+    stored together; the tensor's first is number `row` of these. `group` is the kind's own number
+    of columns that belong together, where it has one.
+    """
+
+    kind: str
+    companions: Mapping[str, Stored]
+    row: int = 0
+    group: int = 0
+
+
+class Span(NamedTuple):
+    """Bytes `begin` to `end` of a file: rows of a tensor, from the row `first` on."""
+
+    first: int
+    begin: int
+    end: int
+
+
 class Stored(NamedTuple):
     """Where a tensor lies: its bytes are `begin` to `end` of the file, row after row.
 
-    `dtype` is named as in a safetensors header: "BF16", "F32" and so on.
+    `dtype` is named as in a safetensors header, "BF16", "F32" and so on, or as the `packing` that
+    its rows are in. The first `turned` rows of the file are the last of the tensor.
     """
 
     dtype: str
@@ -28,6 +51,36 @@ class Stored(NamedTuple):
     path: Path
     begin: int
     end: int
+    packing: Packing | None = None
+    turned: int = 0
+
+    @property
+    def row_count(self) -> int:
+        """Rows; a number by itself is one."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """The length of a row in the file."""
+        return (self.end - self.begin) // max(self.row_count, 1)
+
+    @property
+    def spans(self) -> list[Span]:
+        """Where its rows lie, in the order of the file."""
+        if not self.turned:
+            return [Span(0, self.begin, self.end)]
+        middle = self.begin + self.turned * self.row_bytes
+        return [
+            Span(self.row_count - self.turned, self.begin, middle),
+            Span(0, middle, self.end),
+        ]
+
+    def rows(self, first: int, stop: int) -> Stored:
+        """Some of its rows, as a tensor."""
+        begin, end = (self.begin + row * self.row_bytes for row in (first, stop))
+        packing = self.packing and self.packing._replace(row=self.packing.row + first)
+        shape = (stop - first, *self.shape[1:])
+        return self._replace(shape=shape, begin=begin, end=end, packing=packing)
 
 
 class Checkpoint(Protocol):

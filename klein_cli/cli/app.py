@@ -39,7 +39,7 @@ SUMMARIES = {
     "edit": "Change an image by words, or each image of a folder.",
     "verify": "Prove that klein computes what the official model computes: exit code 0 if so, 1 "
     "if not.",
-    "info": "Show the recipe that travels inside an image.",
+    "info": "Show the recipe that travels inside an image, or what a file of weights is.",
     "reproduce": "Draw an image again from the recipe inside it; any option makes a variation "
     "of it.",
     "bench": "Measure klein on this machine: warm, in a batch and from a cold start.",

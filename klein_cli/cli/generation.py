@@ -18,6 +18,8 @@ from pathlib import Path
 import typer
 
 from klein_cli import __version__
+from klein_cli.checkpoints.given import Parts
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import on_disk, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.commands.gallery import add_page, gallery_folder
@@ -27,9 +29,11 @@ from klein_cli.cli.editing import (
     check_masks,
     check_stdin,
     check_words,
+    no_effect,
     report_edits,
     source_of,
 )
+from klein_cli.cli.streaming import check_stream, draw_stream
 from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
@@ -42,8 +46,9 @@ from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Defaults, Row, ignored, makes_several
 from klein_cli.prompts.source import PromptSource
 from klein_cli.recipe import CPU_SEEDS
+from klein_cli.run.adapters import InputAdapters
 from klein_cli.run.executors.placement import Placement
-from klein_cli.run.executors.start import check_placement, start
+from klein_cli.run.executors.start import check_adapters, check_placement, start
 from klein_cli.run.inputs import InputImages
 from klein_cli.run.interrupts import was_interrupted
 from klein_cli.run.plan import Output, Plan, check_folders, plan
@@ -63,9 +68,11 @@ class _Run:
     """
 
     model: str
+    parts: Parts
     source: PromptSource
     one_by_one: bool
     images: InputImages
+    adapters: InputAdapters
     carry: Carry
     of_masks: tuple[str, ...]
     defaults: Defaults
@@ -88,6 +95,8 @@ def run_generate(
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: str,
+    parts: options.PartOptions,
+    lora: list[str] | None,
     machine: options.MachineOptions,
     show: bool,
     reporting: options.ReportOptions,
@@ -116,20 +125,28 @@ def run_generate(
             source = edit.rows(prompts, editing.references, report.note)
         else:
             source = source_of(prompts)
+        chosen = parts.wanted(model)
+        for note in chosen.notes:
+            report.warn(note)
         asked = _Run(
-            model=model,
+            model=chosen.model,
+            parts=chosen.parts,
             source=source,
             images=_images(prompts),
+            adapters=_adapters(prompts, parts, report),
             one_by_one=in_folder,
             carry=Carry(edit=edit is not None, opaque=edit is not None and edit.opaque),
             of_masks=given.of_masks(),
-            defaults=given.of(
-                image.defaults(
-                    preset_for(model),
-                    negative_prompt=prompts.negative_prompt,
-                    wildcards=prompts.wildcards,
-                    wildcards_dir=prompts.wildcards_dir,
-                )
+            defaults=replace(
+                given.of(
+                    image.defaults(
+                        preset_for(chosen.model),
+                        negative_prompt=prompts.negative_prompt,
+                        wildcards=prompts.wildcards,
+                        wildcards_dir=prompts.wildcards_dir,
+                    )
+                ),
+                lora=tuple(lora or ()),
             ),
             seed=image.seed,
             files=files,
@@ -140,9 +157,33 @@ def run_generate(
             strict=strict,
             show=show and not (reporting.json or reporting.quiet),
         )
+        if prompts.stream:
+            check_stream(prompts, files, placement)
+            return _stream(asked, report)
         return _generate(asked, partial(_report_origins, context, asked.defaults), report)
 
     return run_command(run, output=files.output, dry_run=files.dry_run, **asdict(reporting))
+
+
+def _stream(asked: _Run, report: Report) -> int:
+    preset, unused = asked.defaults.preset, ignored(asked.defaults, asked.defaults.preset)
+    if unused:
+        report.warn(no_effect(list(map(options.name_of, unused)), f"{preset.name} is distilled"))
+    return draw_stream(
+        asked.source,
+        model=asked.model,
+        parts=asked.parts,
+        defaults=asked.defaults,
+        seed=secrets.randbelow(CPU_SEEDS) if asked.seed is None else asked.seed,
+        output=asked.output,
+        images=asked.images,
+        adapters=asked.adapters,
+        carry=asked.carry,
+        settings=asked.settings,
+        placement=asked.placement,
+        strict=asked.strict,
+        report=report,
+    )
 
 
 def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Report) -> int:
@@ -157,6 +198,7 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
     with folder as earlier:
         seed = earlier.seed(asked.seed, secrets.randbelow(CPU_SEEDS))
         planned = _plan(asked, seed, earlier, report)
+        asked.adapters.store.check_size(asked.model)
         if not files.dry_run:
             check_folders(planned.folders, swept=earlier.manifest is not None)
         if gallery is not None:
@@ -185,6 +227,7 @@ def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan
             seed=seed,
             output=asked.output,
             images=asked.images,
+            adapters=asked.adapters,
             history=earlier.history if earlier.resumed else None,
             one_by_one=asked.one_by_one,
         )
@@ -193,7 +236,7 @@ def _plan(asked: _Run, seed: int, earlier: OutputFolder, report: Report) -> Plan
 def _draw(asked: _Run, seed: int, planned: Plan, earlier: OutputFolder, report: Report) -> int:
     preset = asked.defaults.preset
     report.preview = preview(wanted=asked.show)
-    journal = earlier.journal(preset, asked.images.store)
+    journal = earlier.journal(preset, asked.images.store, asked.adapters.store)
     if planned.done:
         report.note(f"{planned.done} of {planned.done + len(planned.jobs)} images are there")
     facts = {"pictures": len(planned.jobs), "there": planned.done, "seed": seed}
@@ -225,9 +268,11 @@ def _make(
         asked.placement,
         planned.jobs,
         store=asked.images.store,
+        adapters=asked.adapters.store,
         strict=asked.strict,
         listener=report,
         timings=timings,
+        parts=asked.parts,
     )
     with report.bar, started as ready:
         if journal is not None:
@@ -261,11 +306,12 @@ def _make(
 def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) -> int:
     from klein_cli.cli.terminal.dry_run import dry_run
 
-    tokenize, snapshot = None, on_disk(asked.model)
+    tokenize, snapshot = None, on_disk(asked.model, asked.parts)
     if snapshot is not None:
-        tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
+        tokenize = PromptTokenizer.of(snapshot).tokenize
         several = len(planned.jobs) > 1
         check_lengths(tokenize, planned.jobs, several=several, strict=asked.strict, listener=report)
+        check_adapters(asked.adapters.store, snapshot, report)
     dry_run(
         planned.jobs,
         lambda job: None if tokenize is None else tokenize(job.recipe.prompt),
@@ -281,10 +327,22 @@ def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) 
 
 def _images(prompts: options.PromptOptions) -> InputImages:
     """Who finds the images of a run: those of rows from where their file lies."""
-    folder = Path() if prompts.prompts_file is None else Path(prompts.prompts_file).parent
     has_words = STDIN in (prompts.prompt, prompts.prompt_option, prompts.prompts_file)
     stdin = None if has_words else sys.stdin.buffer
-    return InputImages(ImageStore(), folder=folder, stdin=stdin)
+    return InputImages(ImageStore(), folder=_folder_of(prompts), stdin=stdin)
+
+
+def _adapters(
+    prompts: options.PromptOptions, parts: options.PartOptions, report: Report
+) -> InputAdapters:
+    """Who finds the adapters of a run."""
+    store = AdapterStore(parts.adapters_dir())
+    return InputAdapters(store, folder=_folder_of(prompts), downloading=report.downloading)
+
+
+def _folder_of(prompts: options.PromptOptions) -> Path:
+    """From which the rows of a prompts file name other files."""
+    return Path() if prompts.prompts_file is None else Path(prompts.prompts_file).parent
 
 
 def parsed_output(
@@ -323,6 +381,8 @@ def _report_plan(asked: _Run, planned: Plan, drawn_seed: int | None, report: Rep
     for text in asked.source.remarks.notes():
         report.note(text)
     report_edits(asked.images, planned, asked.defaults, asked.of_masks, report)
+    if planned.tag is not None:
+        report.warn(f"a prompt names an adapter, and the model reads it as words: {planned.tag}")
     unused = [options.name_of(name) for name in ignored(asked.defaults, preset)]
     if without := [*unused, *sorted(planned.without_effect)]:
         verb = "has" if len(without) == 1 else "have"

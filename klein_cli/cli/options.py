@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ from klein_cli.prompts.wildcard_files import WildcardFiles
 from klein_cli.recipe import MAX_BLUR
 from klein_cli.run.executors.placement import Placement
 from klein_cli.settings import CHOICES, Settings
+
+if TYPE_CHECKING:
+    from klein_cli.checkpoints.given import Wanted
+    from klein_cli.checkpoints.models_dir import ModelsDir
 
 _prompt = partial(typer.Option, rich_help_panel="Prompts")
 _prompt_flag = partial(_prompt, metavar=" ")
@@ -109,10 +113,21 @@ Model = Annotated[
     _machine(
         "--model",
         "-m",
-        metavar="NAME|DIR|REPO",
+        metavar="NAME|DIR|FILE|REPO",
         help="klein-4b, klein-base-4b, klein-9b, klein-base-9b, klein-9b-kv; tiny, which comes "
-        "with klein and needs no GPU; a folder in the diffusers layout; or a hub id.",
+        "with klein and needs no GPU; a folder in the diffusers layout; a file as for "
+        "--transformer; or a hub id.",
         autocompletion=complete_model,
+    ),
+]
+Lora = Annotated[
+    list[str] | None,
+    _machine(
+        "--lora",
+        metavar="FILE|REPO",
+        help="A LoRA or another adapter, a .safetensors file or owner/name/file on the hub, with "
+        "=WEIGHT if not 1, as in style.safetensors=0.8; again for more, in order.",
+        show_default=False,
     ),
 ]
 Json = Annotated[
@@ -157,7 +172,7 @@ class PromptOptions:
                 "Many prompts: a .txt file with one a line (# starts a comment), or .jsonl, .json, "
                 ".csv or .tsv rows with prompt, seed, width, height, steps, guidance, "
                 "negative_prompt, output, "
-                "n, image, mask, expand. "
+                "n, image, mask, expand, lora. "
                 '"-" reads prompts, or .jsonl rows, from standard input.'
             ),
         ),
@@ -170,6 +185,14 @@ class PromptOptions:
             help="What to stay away from. Only for models that use guidance: the base models.",
         ),
     ] = None
+    stream: Annotated[
+        bool,
+        _prompt_flag(
+            "--stream",
+            help="Draw each prompt as soon as it is read, from a pipe that need not end: with "
+            "--prompts-file -.",
+        ),
+    ] = False
     prompt_column: Annotated[
         str | None,
         _prompt(
@@ -512,6 +535,63 @@ class MachineOptions:
                 "use a number from 1 to 999999, or auto",
             )
         return int(self.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartOptions:
+    """Files in place of the model's own parts."""
+
+    transformer: Annotated[
+        str | None,
+        _machine(
+            "--transformer",
+            metavar="FILE",
+            help="A transformer in one file, in place of the model's: safetensors as BFL or "
+            "ComfyUI have them (bfloat16, fp8, nvfp4, int8), or GGUF.",
+        ),
+    ] = None
+    text_encoder: Annotated[
+        str | None,
+        _machine(
+            "--text-encoder",
+            metavar="FILE|DIR",
+            help="A Qwen3 in one file, or a folder, in place of the model's text encoder.",
+        ),
+    ] = None
+    vae: Annotated[
+        str | None,
+        _machine(
+            "--vae",
+            metavar="FILE|DIR|small",
+            help="A VAE in one file, or a folder; small is a decoder that is quicker and a little "
+            "less exact.",
+        ),
+    ] = None
+    models_dir: Annotated[
+        str | None,
+        _machine(
+            "--models-dir",
+            metavar="DIR",
+            help="A folder as ComfyUI has it, in which files are looked for by name; its "
+            "extra_model_paths.yaml is read.",
+        ),
+    ] = None
+
+    def wanted(self, model: str | None) -> Wanted:
+        """The model, None for one that is named elsewhere, and its parts.
+
+        Raises UsageError or ModelError for files that are none.
+        """
+        from klein_cli.checkpoints.given import wanted
+
+        parts = {name: getattr(self, name) for name in ("transformer", "text_encoder", "vae")}
+        return wanted(model, parts, self.models_dir)
+
+    def adapters_dir(self) -> ModelsDir | None:
+        """Where adapters are looked for by name. Raises UsageError when it is no folder."""
+        from klein_cli.checkpoints.models_dir import ModelsDir
+
+        return None if self.models_dir is None else ModelsDir(Path(self.models_dir).expanduser())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from klein_cli.cli.other_programs import hint_for
 from klein_cli.errors import UsageError
 
 # Newer Typers carry a Click of their own: take the exceptions from the one that this Typer raises.
@@ -64,6 +65,9 @@ def _no_such_option(complaint: Any, command: str) -> UsageError:
     wrong = complaint.option_name
     params = complaint.ctx.command.params if complaint.ctx else []
     names = [name for param in params for name in param.opts if name.startswith("--")]
+    todo = hint_for(wrong, names)
+    if todo is not None:
+        return UsageError(f"there is no option {wrong}", todo)
     near = get_close_matches(wrong, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"{command} --help lists the options"
     return UsageError(f"there is no option {wrong}", hint)

@@ -9,12 +9,11 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 _DRIVER = "libcuda.so.1"
-_PARTS = ("text_encoder", "transformer", "vae")
 _CHUNK = 8 * 2**20
 
 
@@ -74,15 +73,14 @@ def _wake(number: int) -> None:
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), gpu)
 
 
-def read_ahead(root: Path, device: str) -> None:
-    """Bring a snapshot's weights from the disk into memory while torch is imported, if on a GPU.
+def read_ahead(paths: Sequence[Path], device: str) -> None:
+    """Bring files of weights from the disk into memory while torch is imported, if on a GPU.
 
     What is there already is not read again. On a CPU the weights are mapped, and read as needed.
     """
     if not _may_be_nvidia(device) or not hasattr(os, "RWF_NOWAIT"):
         return
-    paths = [path for part in _PARTS for path in sorted((root / part).glob("*.safetensors"))]
-    threading.Thread(target=_read_all, args=(paths,), daemon=True, name="klein-ahead").start()
+    threading.Thread(target=_read_all, args=(list(paths),), daemon=True, name="klein-ahead").start()
 
 
 def _read_all(paths: list[Path]) -> None:

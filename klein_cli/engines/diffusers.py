@@ -6,6 +6,7 @@ it late.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from torch import Tensor
 
-from klein_cli.checkpoints.load import init_on_meta
+from klein_cli.checkpoints.load import Change, init_on_meta
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.checkpoints.source import Checkpoint, config_of
 from klein_cli.device.device import Device
@@ -75,6 +76,10 @@ class DiffusersEngine:
             device=target.device,
             dtype=target.dtype,
         )
+
+    def adapt(self, changes: Mapping[str, Change]) -> None:
+        """Put the tensors again that these change, or that others have changed."""
+        self.parts["transformer"].reload(changes, self._device)
 
     def encode(self, image: Tensor) -> Tensor:
         """One image (3, 16h, 16w) from -1 to 1 -> its normalised latents (h * w, C) float32."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from klein_cli.checkpoints.load import Change
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.errors import ModelError
 from klein_cli.optimize.part import Part
@@ -31,6 +32,14 @@ class Engine(Protocol[Condition]):
 
     latent_channels: int
     parts: Mapping[str, Part[Any]]
+
+    def adapt(self, changes: Mapping[str, Change]) -> None:
+        """Other changes of the transformer's tensors, or none, in place of those that it has.
+
+        Waits for them. What was computed with the old ones is worth nothing any more. Raises
+        ModelError when a file fails; then it must be called again before anything is computed.
+        """
+        ...
 
     def encode(self, image: Tensor) -> Tensor:
         """One image (3, 16h, 16w) from -1 to 1 -> its normalised latents (h * w, C) float32."""

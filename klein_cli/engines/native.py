@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from klein_cli.checkpoints.load import init_on_meta
+from klein_cli.checkpoints.load import Change, init_on_meta
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.checkpoints.source import Checkpoint, config_of
 from klein_cli.device.device import Device
@@ -86,7 +86,7 @@ class NativeEngine:
             vae = VaeDecoder(vae_config, target.backend.vae)
 
         def load_encoder() -> Part[VaeEncoder]:
-            return _encoder(vae_config, sources["vae"], replace(target, reader=None))
+            return _encoder(vae_config, sources["vae"], replace(target, reader=None, changes={}))
 
         return cls(
             Part.load("transformer", dit, sources["transformer"], target),
@@ -107,6 +107,11 @@ class NativeEngine:
     @cached_property
     def _encoder(self) -> Part[VaeEncoder]:
         return self._load_encoder()
+
+    def adapt(self, changes: Mapping[str, Change]) -> None:
+        """Put the tensors again that these change, or that others have changed."""
+        self._modulations.clear()
+        self._transformer.reload(changes, self._device)
 
     def encode(self, image: Tensor) -> Tensor:
         """One image (3, 16h, 16w) from -1 to 1 -> its normalised latents (h * w, C) float32.

@@ -91,6 +91,10 @@ class References:
         self._encoded.clear()
         self._referred.clear()
 
+    def forget_referred(self) -> None:
+        """The transformer's weights are others now."""
+        self._referred.clear()
+
     def given(self, recipes: Sequence[Recipe], images: ImageStore) -> Given:
         """What recipes of one shape, with references, are given.
 

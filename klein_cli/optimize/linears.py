@@ -13,7 +13,7 @@ from klein_cli.models.layers import ParallelLinears
 
 
 class PackedLinear(nn.Module):
-    """What `ParallelLinears` does, in one matrix product. See `checkpoints.load.Packed`.
+    """What `ParallelLinears` does, in one matrix product. See `checkpoints.slots.Packed`.
 
     `holds` names the layers' weights, which are rows of the one weight here.
     """

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from klein_cli.checkpoints.load import load_weights
+from klein_cli.checkpoints.load import Change, load_weights, put_again
 from klein_cli.checkpoints.reader import Reader, ReadHandle
 from klein_cli.checkpoints.source import DAMAGED, Checkpoint
 from klein_cli.device.device import Device
@@ -26,13 +27,23 @@ Module = TypeVar("Module", bound=nn.Module)
 class Target:
     """What weights are loaded for: the model's device and dtype, and what it computes with.
 
-    With a `reader`, one of the device, they come while the caller goes on.
+    With a `reader`, one of the device, they come while the caller goes on. `changes` are made to
+    the tensors of a part, by the part's name and theirs, as they come.
     """
 
     device: Device
     dtype: torch.dtype
     backend: Backend = PLAIN
     reader: Reader | None = None
+    changes: Mapping[str, Mapping[str, Change]] = field(default_factory=dict)
+
+
+class _PutAgain(Protocol):
+    """`klein_cli.checkpoints.load.put_again` for a part."""
+
+    def __call__(
+        self, names: Collection[str], *, changes: Mapping[str, Change], reader: Reader | None
+    ) -> ReadHandle | None: ...
 
 
 class Part(Generic[Module]):
@@ -49,6 +60,8 @@ class Part(Generic[Module]):
         handle: ReadHandle | None = None,
         skipped: tuple[str, ...] = (),
         run: Run = direct,
+        put_again: _PutAgain | None = None,
+        changed: Collection[str] = (),
     ) -> None:
         self.run = run
         self.skipped = skipped
@@ -57,6 +70,8 @@ class Part(Generic[Module]):
         self._handle = handle
         self._whole = handle is None
         self._failure: tuple[Any, ...] | None = None
+        self._put_again = put_again
+        self._changed = set(changed)
 
     @classmethod
     def load(
@@ -76,16 +91,31 @@ class Part(Generic[Module]):
         See `klein_cli.checkpoints.load.load_weights` for the rest, and for what it raises.
         """
         target.backend.prepare(name, module)
+        where: dict[str, Any] = {
+            "device": target.device.torch_device,
+            "dtype": target.dtype,
+            "prefix": prefix,
+        }
+        changes = target.changes.get(name, {})
         handle, skipped = load_weights(
-            module,
-            checkpoint,
-            device=target.device.torch_device,
-            dtype=target.dtype,
-            prefix=prefix,
-            skip=skip,
-            reader=target.reader,
+            module, checkpoint, skip=skip, changes=changes, reader=target.reader, **where
         )
-        return cls(module, handle, skipped, run or target.backend.run)
+        again = partial(put_again, module, checkpoint, **where)
+        return cls(module, handle, skipped, run or target.backend.run, again, changes)
+
+    def reload(self, changes: Mapping[str, Change], device: Device) -> None:
+        """Put the tensors that are changed, or were, again: from the file, in their places.
+
+        Waits for them. Raises what `ready` raises; the next call then puts all of them again.
+        """
+        assert self._put_again is not None
+        with self.ready():
+            self._changed |= changes.keys()
+        with Reader(device.torch_device) if device.streams else nullcontext() as reader:
+            handle = self._put_again(self._changed, changes=changes, reader=reader)
+            if handle is not None:
+                _wait_for(handle)
+        self._changed = set(changes)
 
     @property
     def read_bytes(self) -> int:
@@ -120,9 +150,7 @@ class Part(Generic[Module]):
         started = time.perf_counter()
         assert self._handle is not None
         try:
-            self._handle.wait()
-        except (OSError, EOFError) as error:
-            raise self._fail(ModelError(f"the weights cannot be read: {error}", DAMAGED)) from None
+            _wait_for(self._handle)
         except Exception as error:
             self._fail(error)
             raise
@@ -130,7 +158,13 @@ class Part(Generic[Module]):
         torch.cuda.empty_cache()  # of what weights passed through
         self.waited += time.perf_counter() - started
 
-    def _fail(self, error: Exception) -> Exception:
+    def _fail(self, error: Exception) -> None:
         # Not the error itself, whose traceback holds on to what was made by then.
         self._failure = tuple(error.__reduce__())
-        return error
+
+
+def _wait_for(handle: ReadHandle) -> None:
+    try:
+        handle.wait()
+    except (OSError, EOFError) as error:
+        raise ModelError(f"the weights cannot be read: {error}", DAMAGED) from None

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any
 
 from klein_cli import __version__
@@ -32,6 +33,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _LOOKS_LIKE_A_FIELD = re.compile(
     r"((?:\A|[\n\v\f\x1c-\x1e\x85\u2028\u2029])\s*(?:Negative prompt|Steps))(?=:)", re.IGNORECASE
 )
+_HASH = 10
+"""Digits by which other tools look for a file of weights."""
 _PLAIN = re.compile(r"[\w./ +()-]*")
 
 
@@ -90,11 +93,23 @@ def parameters(recipe: Recipe) -> str:
         "Seed": recipe.seed,
         "Size": f"{recipe.width}x{recipe.height}",
         "Model": recipe.model,
+        **_loras(recipe),
         "Version": f"klein {__version__}",
     }
     lines.append(", ".join(f"{name}: {_as_value(str(value))}" for name, value in values.items()))
     # The name of a folder need not be valid Unicode.
     return "\n".join(lines).encode("utf-8", "replace").decode("utf-8")
+
+
+def _loras(recipe: Recipe) -> dict[str, str]:
+    """The adapters as other tools list them, each with the beginning of its digest."""
+    if not recipe.adapters:
+        return {}
+    named = [(PurePath(each.name).stem, each) for each in recipe.adapters]
+    return {
+        "Lora hashes": ", ".join(f"{name}: {each.sha256[:_HASH]}" for name, each in named),
+        "Lora weights": ", ".join(f"{name}: {each.weight:g}" for name, each in named),
+    }
 
 
 def _as_prompt(text: str) -> str:

@@ -34,6 +34,7 @@ _ONE_NAME = "{slug}-{seed}.png"
 _FOLDER_NAME = "{index:04d}-{slug}-{seed}.png"
 _SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 _SLUG_LENGTH = 48
+_SLUG_BYTES = 120
 _NAME_BYTES = 255
 _PATH_BYTES = 4000
 _FIELD_HINT = "the fields are " + ", ".join(f"{{{field}}}" for field in FIELDS)
@@ -92,14 +93,52 @@ def destination(output: str | None, *, is_folder: bool = False) -> Destination:
 
 
 def slug(text: str) -> str:
-    """`text` as a short file name in lower-case ASCII: never empty, never one Windows reserves."""
-    plain = unicodedata.normalize("NFKD", text[:1000]).encode("ascii", "ignore").decode()
-    words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
-    if len(words) > _SLUG_LENGTH:
-        words = words[: _SLUG_LENGTH + 1].rpartition("-")[0] or words[:_SLUG_LENGTH]
+    """`text` as a short file name: never empty, never one Windows reserves.
+
+    Letters and digits of any script, lower-case, composed (NFC), in at most so many characters and
+    bytes; accents are left off Latin letters.
+    """
+    words = _hyphenated(_without_accents(text[:1000]))
+    try:
+        os.fsencode(words)
+    except UnicodeEncodeError:  # a file system of one script alone
+        words = _hyphenated(words.encode("ascii", "ignore").decode())
+    words = _cut(words)
     if not words:
         return "picture"
     return f"{words}-picture" if _RESERVED.fullmatch(words) else words
+
+
+def _without_accents(text: str) -> str:
+    """The text composed, less the marks on the letters of ASCII."""
+    kept: list[str] = []
+    base = ""
+    for char in unicodedata.normalize("NFKD", text):
+        is_mark = unicodedata.category(char) == "Mn"
+        base = base if is_mark else char
+        if not (is_mark and base.isascii()):
+            kept.append(char)
+    return unicodedata.normalize("NFC", "".join(kept)).lower()
+
+
+def _hyphenated(text: str) -> str:
+    """Letters, digits and their marks, and hyphens between what else separated them."""
+    kept = (char if unicodedata.category(char)[0] in "LNM" else "-" for char in text)
+    return re.sub("-+", "-", "".join(kept)).strip("-")
+
+
+def _cut(words: str) -> str:
+    """As many whole words as fit, or as much of the first."""
+    fits = len(words) <= _SLUG_LENGTH
+    short = words[: _SLUG_LENGTH + 1]
+    while len(short.encode("utf-8", "replace")) > _SLUG_BYTES:
+        fits, short = False, short[:-1]
+    if fits:
+        return words
+    at = min(len(short), _SLUG_LENGTH)
+    while at and unicodedata.category(words[at])[0] == "M":  # not between a letter and its marks
+        at -= 1
+    return short.rpartition("-")[0] or words[:at]
 
 
 def check_extension(path: Path) -> None:

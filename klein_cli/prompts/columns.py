@@ -41,6 +41,12 @@ ELSEWHERE = {
 }
 """What other programs call klein's keys."""
 
+_EXAMPLES = {
+    "image": '"photo.jpg" or ["photo.jpg", "style.png"]',
+    "lora": '"style.safetensors=0.8" or ["style.safetensors", "light.safetensors=0.5"]',
+}
+"""The keys that are paths, one or several, as they are written."""
+
 _ALIKE = 0.75
 
 
@@ -110,7 +116,10 @@ def row_of_values(line: int, values: Mapping[str, Any], reading: Reading) -> Row
 
 
 def _row(line: int, given: dict[str, Any], carried: dict[str, Any]) -> Row:
-    for key, read in (("image", _paths), ("expand", _expand), ("id", _id)):
+    for key in _EXAMPLES:
+        if key in given:
+            given[key] = _paths(key, given[key])
+    for key, read in (("expand", _expand), ("id", _id)):
         if key in given:
             given[key] = read(given[key])
     try:
@@ -153,16 +162,16 @@ def _alike(name: str) -> str | None:
     return None
 
 
-def _paths(value: Any) -> list[str]:
-    """A path or a list of paths."""
+def _paths(key: str, value: Any) -> list[str]:
+    """A path or a list of paths; an adapter's may end in its weight."""
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise UsageError(
-            f"image must be a path or a list of paths, not {shown(value)}",
-            'write it as "photo.jpg" or ["photo.jpg", "style.png"]',
+            f"{key} must be a path or a list of paths, not {shown(value)}",
+            f"write it as {_EXAMPLES[key]}",
         )
     if not all(path.strip() and "\0" not in path for path in paths):
-        raise UsageError("image holds an empty path", "leave it out")
+        raise UsageError(f"{key} holds an empty path", "leave it out")
     return paths
 
 

@@ -25,7 +25,7 @@ from klein_cli.prompts.columns import (
 from klein_cli.prompts.rows import Row
 
 _NUMBERS = ("seed", "width", "height", "steps", "guidance", "n")
-_SEVERAL = ("image",)
+_SEVERAL = ("image", "lora")
 """Of these a table may have several columns, and a cell several values between semicolons."""
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')

@@ -18,6 +18,7 @@ class Remarks:
     _first: dict[tuple[bool, str], int] = field(default_factory=dict)
     _count: dict[tuple[bool, str], int] = field(default_factory=dict)
     _carried: dict[str, None] = field(default_factory=dict)
+    _told: set[tuple[bool, str]] = field(default_factory=set)
 
     def warn(self, text: str, line: int) -> None:
         """Something that may not be meant; `line` 0 is a prompt that was typed."""
@@ -30,6 +31,17 @@ class Remarks:
     def carry(self, names: Iterable[str]) -> None:
         """Names that are no keys of klein's, and go into the manifest."""
         self._carried.update(dict.fromkeys(names))
+
+    def fresh(self) -> Iterator[tuple[bool, str]]:
+        """What no `fresh` has given yet, as (whether it is a warning, text)."""
+        for kind, line in self._first.items():
+            if kind not in self._told:
+                self._told.add(kind)
+                yield kind[0], f"line {line}: {kind[1]}" if line else kind[1]
+        new = [name for name in self._carried if (False, name) not in self._told]
+        self._told.update((False, name) for name in new)
+        if new:
+            yield False, f"carried along: {listed(new)}"
 
     def warnings(self) -> Iterator[str]:
         """Each once: its first line, and how many more there are."""

@@ -12,7 +12,7 @@ from klein_cli.presets import Preset
 from klein_cli.prompts.sizes import edited_size
 from klein_cli.prompts.wildcard_files import WildcardFiles
 from klein_cli.prompts.wildcards import chosen
-from klein_cli.recipe import Mask, Recipe, Reference, check_guidance
+from klein_cli.recipe import Adapter, Mask, Recipe, Reference, check_guidance
 
 MAX_IMAGES = 1_000_000
 
@@ -33,9 +33,9 @@ class Row:
 
     `line` counts from 1; 0 is a prompt that was typed at the shell. `image` are files as they are
     written, `mask` a file or `recipe.ALPHA`; `expand` are pixels at the left, top, right and
-    bottom. `name` is what a folder of edits calls its image: unlike `output`, nothing that the row
-    is known by. `id` is for templates of names, and `carried` for others: both go into the
-    manifest.
+    bottom; `lora` are adapters as they are written. `name` is what a folder of edits calls its
+    image: unlike `output`, nothing that the row is known by. `id` is for templates of names, and
+    `carried` for others: both go into the manifest.
     """
 
     prompt: str
@@ -51,6 +51,7 @@ class Row:
     image: tuple[str, ...] | None = None
     mask: str | None = None
     expand: tuple[int, int, int, int] | None = None
+    lora: tuple[str, ...] | None = None
     name: str | None = None
     id: str | None = None
     carried: Mapping[str, Any] = field(default_factory=dict)
@@ -58,10 +59,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """The images of a row as its recipe has them: `klein_cli.run.inputs` finds them."""
+    """The images and adapters of a row as its recipe has them: `klein_cli.run.inputs` finds the
+    ones and `klein_cli.run.adapters` the others.
+    """
 
     references: tuple[Reference, ...] = ()
     mask: Mask | None = None
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +75,9 @@ class Defaults:
 
     `seeds` sweeps: every prompt that says neither seed nor n is drawn once with each of them.
     With `wildcards`, groups such as {a|b} in a prompt are chosen by each image's seed, and __name__
-    from `wildcard_files`. `image`,
-    `mask` and `expand` are as in a row; a mask's edge is softened inward by `blur` pixels, and what
-    it does not cover stays as it was unless `keep` is false.
+    from `wildcard_files`. `image`, `mask`, `expand` and `lora` are as in a row; a mask's edge is
+    softened inward by `blur` pixels, and what it does not cover stays as it was unless `keep` is
+    false.
     """
 
     preset: Preset
@@ -91,6 +95,7 @@ class Defaults:
     expand: tuple[int, int, int, int] | None = None
     keep: bool = True
     blur: int = 0
+    lora: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_IMAGES:
@@ -153,6 +158,8 @@ def asked_for(row: Row, defaults: Defaults, inputs: Inputs) -> dict[str, Any]:
     asked |= {name: getattr(preset, name, None) for name in LEFT_OPEN if asked[name] is None}
     if inputs.references:
         asked |= {"references": inputs.references, "mask": inputs.mask}
+    if inputs.adapters:
+        asked["adapters"] = inputs.adapters
     return asked
 
 

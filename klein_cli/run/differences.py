@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from klein_cli.checkpoints.given import NO_PARTS, Parts
 from klein_cli.checkpoints.resolve import Snapshot, already_here
+from klein_cli.checkpoints.single_file import OPTIONS
 from klein_cli.errors import ModelError, UsageError
 from klein_cli.images.levels import strips
 from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset, presets
 from klein_cli.prompts.rows import LEFT_OPEN, Defaults, Row
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import PartFile, Recipe
 from klein_cli.settings import CHOICES, Settings
 
 if TYPE_CHECKING:
@@ -35,12 +37,19 @@ _THREADS_A_CORE = 4
 _SAME_LEVEL = 1e-6
 
 
-def model_of(path: Path, record: Record) -> Snapshot:
+def model_of(path: Path, record: Record, parts: Parts = NO_PARTS) -> Snapshot:
     """The model that the image at `path` names, if it is klein's own and on this machine.
 
-    Raises ModelError with the way to say which model to use.
+    `parts` are the user's own files: those that the image names are not looked for. Raises
+    ModelError with the way to say which model to use.
     """
     name = record.recipe.model
+    lacking = next((one for one in record.parts if one.part not in parts), None)
+    if lacking is not None:
+        raise ModelError(
+            f"{path} was made with the file {lacking.name} as its {lacking.part.replace('_', ' ')}",
+            f"give it: {OPTIONS.get(lacking.part, '-m')} FILE; it is compared by its fingerprint",
+        )
     if name not in presets():
         if record.repo is not None:
             raise ModelError(
@@ -50,7 +59,7 @@ def model_of(path: Path, record: Record) -> Snapshot:
         raise ModelError(
             f"{path} was made with a folder called {name!r}", "say where it is: -m FOLDER"
         )
-    snapshot = already_here(name, record.revision)
+    snapshot = already_here(name, record.revision, parts)
     if snapshot is None:
         raise ModelError(
             f"{path} was made with {name}, which is not on this machine",
@@ -160,6 +169,15 @@ def schedule_differs(record: Record, levels: list[float]) -> bool:
 
 
 def _model_differences(record: Record, model: str, here: Origin) -> Iterator[str]:
+    then = {one.part: one for one in record.parts}
+    now = {one.part: one for one in here.model.parts}
+    for part in dict.fromkeys((*then, *now)):
+        if then.get(part) != now.get(part):
+            before, after = (_file(each.get(part)) for each in (then, now))
+            other = "; their weights differ" if part in then and part in now else ""
+            yield f"{part.replace('_', ' ')}: {before} then, {after} here{other}"
+    if then != now:
+        return
     if record.weights is not None:
         if record.weights != here.model.weights:
             yield f"model: other weights than those of {model} here"
@@ -168,6 +186,10 @@ def _model_differences(record: Record, model: str, here: Origin) -> Iterator[str
         yield f"model: {record.recipe.model} then, {model} here"
     elif record.revision != here.model.revision:
         yield f"model: revision {record.revision} then, {here.model.revision} here"
+
+
+def _file(part: PartFile | None) -> str:
+    return "the model's own" if part is None else f"{part.name} ({part.kind})"
 
 
 def _kind(settings: Settings) -> str:

@@ -34,7 +34,8 @@ from klein_cli.prompts.rows import (
     own_seeds,
     recipe_of,
 )
-from klein_cli.recipe import CPU_SEEDS, Mask, Recipe, Reference, check_guidance
+from klein_cli.recipe import CPU_SEEDS, Adapter, Mask, Recipe, Reference, check_guidance
+from klein_cli.run.adapters import InputAdapters, tags_in
 from klein_cli.run.inputs import InputImages
 from klein_cli.run.jobs import Job, Jobs
 from klein_cli.run.resume.existing import Existing, look
@@ -51,7 +52,8 @@ class Plan:
     ignores. `long_seed`: the first that has more bits than the CPU's generator reads, or None.
     `refused` are the rows of a folder of images that cannot be edited, each with the reason.
     `resized` says of the first edit that does not get its image's size why that is so;
-    `encoded_again`: some file does not keep, bit for bit, what its mask keeps.
+    `encoded_again`: some file does not keep, bit for bit, what its mask keeps; `tag` says what the
+    first prompt means that names an adapter in another program's way.
     """
 
     jobs: Jobs = field(default_factory=Jobs)
@@ -63,6 +65,7 @@ class Plan:
     long_seed: int | None = None
     refused: list[tuple[Row, UsageError]] = field(default_factory=list)
     resized: str | None = None
+    tag: str | None = None
     encoded_again: bool = False
 
 
@@ -96,27 +99,30 @@ def plan(
     seed: int,
     output: Output,
     images: InputImages,
+    adapters: InputAdapters | None = None,
     history: History | None = None,
     one_by_one: bool = False,
 ) -> Plan:
     """Give every image its recipe and its path; image k (from 0) gets `seed` + k.
 
     `source` is the prompts file, or "" for a typed prompt; `images` finds what its rows are to
-    edit. With a `history`, whose seed `seed` then is, only what is missing becomes a job. Raises
-    UsageError, for a prompts file one that names all its bad lines; rows that stand `one_by_one`
-    do not stop each other, and gather in the plan.
+    edit, and `adapters` what is to change the model. With a `history`, whose seed `seed` then is,
+    only what is missing becomes a job. Raises UsageError, for a prompts file one that names all its
+    bad lines; rows that stand `one_by_one` do not stop each other, and gather in the plan.
     """
     rows = iter(rows)
     head = list(islice(rows, 2))
     if not head:
         raise UsageError(f"{name_of(source)} holds no prompts", "write one prompt a line")
     # What is wrong with all rows is not the fault of one.
-    recipe_of(Row(prompt="a"), defaults, seed, images.of_options(defaults))
+    silent = Row(prompt="a")
+    inputs = _with_adapters(images.of_options(defaults), silent, defaults, adapters)
+    recipe_of(silent, defaults, seed, inputs)
     where = output.where.of(several=_several(head, defaults))
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
         raise UsageError("-o - cannot be combined with a row's output", "give a folder")
     names = Names(where, overwrite=output.overwrite, today=output.today)
-    planner = _Planner(defaults, seed, history, where, names, output, images, one_by_one)
+    planner = Planner(defaults, seed, history, where, names, output, images, adapters, one_by_one)
     for row in chain(head, rows):
         planner.add(row)
     if planner.bad_rows:
@@ -134,7 +140,7 @@ def check_folders(folders: Iterable[Path], *, swept: bool = False) -> None:
 
 
 @dataclass(slots=True)
-class _Planner:
+class Planner:
     """Takes rows one by one into a `plan`; what is wrong with them gathers in `bad_rows`."""
 
     defaults: Defaults
@@ -144,6 +150,7 @@ class _Planner:
     names: Names
     output: Output
     images: InputImages
+    adapters: InputAdapters | None
     one_by_one: bool
     bad_rows: list[BadRow] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
@@ -168,7 +175,9 @@ class _Planner:
                 if row.guidance is not None:  # even one that is ignored
                     check_guidance(row.guidance)
                 inputs = self.images.of(row, self.defaults)
+                inputs = _with_adapters(inputs, row, self.defaults, self.adapters)
             self.plan.without_effect.update(ignored(row, self.defaults.preset))
+            self.plan.tag = self.plan.tag or next(tags_in(row.prompt), None)
             for number, seed in enumerate(own_seeds(row, self.defaults), start=1):
                 self.plan.uses_seed |= seed is None
                 self._add_image(row, inputs, seed, number if several else None)
@@ -323,6 +332,12 @@ def _several(rows: list[Row | BadRow], defaults: Defaults) -> bool:
         return False  # it is reported when the row is planned
 
 
+def _with_adapters(
+    inputs: Inputs, row: Row, defaults: Defaults, adapters: InputAdapters | None
+) -> Inputs:
+    return inputs if adapters is None else replace(inputs, adapters=adapters.of(row, defaults))
+
+
 def _row_key(row: Row, own: int | None, defaults: Defaults, inputs: Inputs) -> str:
     """A hash of all that a row says of one of its images: what it is known by in a manifest.
 
@@ -334,9 +349,10 @@ def _row_key(row: Row, own: int | None, defaults: Defaults, inputs: Inputs) -> s
     given = {
         "references": [_nameless(reference) for reference in inputs.references] or None,
         "mask": _nameless(inputs.mask) if inputs.mask else None,
+        "adapters": [_nameless(adapter) for adapter in inputs.adapters] or None,
     }
     return row_hash(asked_for(row, defaults, inputs) | said | given)
 
 
-def _nameless(file: Reference | Mask) -> dict[str, Any]:
+def _nameless(file: Reference | Mask | Adapter) -> dict[str, Any]:
     return {name: value for name, value in asdict(file).items() if name != "name"}

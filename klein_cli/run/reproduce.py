@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from klein_cli.checkpoints.given import Parts
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import Snapshot, on_disk
 from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError, ModelError
@@ -18,7 +20,7 @@ from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
 from klein_cli.presets import Preset
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Adapter, Recipe
 from klein_cli.run.differences import (
     as_many_threads,
     differences,
@@ -29,7 +31,7 @@ from klein_cli.run.differences import (
 from klein_cli.run.events import Event, Failed, Listener, Saved, Stopped
 from klein_cli.run.executors.executor import ReadyExecutor
 from klein_cli.run.executors.placement import Placement
-from klein_cli.run.executors.start import start
+from klein_cli.run.executors.start import check_adapters, start
 from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output
@@ -41,7 +43,9 @@ from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An image and what `model` is to draw from it. No snapshot: the user names the model."""
+    """An image and what `model` is to draw from it. No snapshot: the user names the model, and
+    perhaps files in place of its `parts`.
+    """
 
     path: Path
     record: Record
@@ -49,6 +53,7 @@ class Source:
     snapshot: Snapshot | None
     preset: Preset
     recipes: tuple[Recipe, ...]
+    parts: Parts = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -56,6 +61,10 @@ class Source:
         then = self.record
         place = (then.recipe.model, then.revision) if self.snapshot else (self.model,)
         return *place, then.settings, then.provenance.get("threads")
+
+    def with_adapters(self, adapters: tuple[Adapter, ...]) -> Source:
+        """The same image, to be drawn with these."""
+        return replace(self, recipes=tuple(replace(r, adapters=adapters) for r in self.recipes))
 
     def is_drawn_by(self, job: Job) -> bool:
         """Whether the job draws this image's own recipe, not a variation of it."""
@@ -76,7 +85,9 @@ class Overrides:
 
 
 class Reproduction:
-    """The images of one command, drawn by one model after another; `images` has what they edit."""
+    """The images of one command, drawn by one model after another; `images` has what they edit,
+    `adapters` what they are drawn with.
+    """
 
     def __init__(
         self,
@@ -85,6 +96,7 @@ class Reproduction:
         overrides: Overrides,
         listener: Listener,
         images: ImageStore,
+        adapters: AdapterStore | None = None,
     ) -> None:
         origins = [source for source in sources for _ in source.recipes]
         self._origin = dict(zip((job.index for job in jobs), origins, strict=True))
@@ -94,6 +106,7 @@ class Reproduction:
         self._overrides = overrides
         self._listener = listener
         self._images = images
+        self._adapters = AdapterStore() if adapters is None else adapters
         self._run: Run | None = None
 
     def tokens(self) -> dict[int, TokenizedPrompt]:
@@ -101,12 +114,13 @@ class Reproduction:
         tokens: dict[int, TokenizedPrompt] = {}
         for jobs in self._groups(self._jobs):
             source = self._origin[jobs[0].index]
-            snapshot = source.snapshot or on_disk(source.model)
+            snapshot = source.snapshot or on_disk(source.model, source.parts)
             if snapshot is None:
                 continue
-            tokenize = PromptTokenizer.from_snapshot(snapshot.root).tokenize
+            tokenize = PromptTokenizer.of(snapshot).tokenize
             strict, several = self._overrides.strict, len(self._jobs) > 1
             check_lengths(tokenize, jobs, several=several, strict=strict, listener=self._listener)
+            check_adapters(self._adapters_of(jobs), snapshot, self._listener)
             tokens |= {job.index: tokenize(job.recipe.prompt) for job in jobs}
         return tokens
 
@@ -134,6 +148,9 @@ class Reproduction:
         for job in jobs:
             groups.setdefault(self._origin[job.index].key, []).append(job)
         return list(groups.values())
+
+    def _adapters_of(self, jobs: Iterable[Job]) -> AdapterStore:
+        return self._adapters.among({one for job in jobs for one in job.recipe.adapters})
 
     def _draw(self, jobs: Sequence[Job]) -> Iterator[Event]:
         timings = Timings()
@@ -177,10 +194,12 @@ class Reproduction:
             Placement(),
             jobs,
             store=self._images,
+            adapters=self._adapters_of(jobs),
             strict=overrides.strict,
             listener=self._listener,
             timings=timings,
             snapshot=source.snapshot,
+            parts=source.parts,
         )
         with started as ready:
             self._report_differences(jobs, lines, source.preset.name, ready.origin)

@@ -26,7 +26,7 @@ from klein_cli.output.carry import DRAWN, Carry
 from klein_cli.output.metadata import parameters
 from klein_cli.output.naming import candidates
 from klein_cli.output.png import encode, save
-from klein_cli.run.batching import Batch, batches
+from klein_cli.run.batching import WINDOW, Batch, batches
 from klein_cli.run.events import Event, Failed, Notice, Saved, Stopped, words
 from klein_cli.run.executors.executor import BatchResult, Executor, WorkerDied
 from klein_cli.run.fallback import MemoryFallback
@@ -50,7 +50,8 @@ _DISK_STOPS = {
 
 
 class Run:
-    """One run. `threads` write the images, none means that drawing waits for the writing.
+    """One run. `threads` write the images, none means that drawing waits for the writing. Batches
+    are made of a `window` of jobs, which are waited for: 1 for jobs that come one by one.
 
     The `journal` keeps the record of a run that can be resumed; with `no_metadata`, images have no
     record in them. `images` has what was given, of which results `carry` what they are to; if
@@ -68,12 +69,14 @@ class Run:
         journal: RunJournal | None = None,
         no_metadata: bool = False,
         threads: int = 0,
+        window: int = WINDOW,
         images: ImageStore | None = None,
         reads_ahead: bool = False,
         carry: Carry = DRAWN,
     ) -> None:
         self._executor = executor
         self._batch_size = batch_size
+        self._window = window
         self._overwrite = overwrite
         self._stdout = stdout
         self._journal = journal
@@ -93,7 +96,7 @@ class Run:
         KeyboardInterrupt passes through: what was drawn by then is still written, `rest` tells of
         it, and there is no half file.
         """
-        planned = self._read_ahead(batches(jobs, self._batch_size))
+        planned = self._read_ahead(batches(jobs, self._batch_size, window=self._window))
         ahead = chain.from_iterable(map(self._fallback.batches, planned))
         try:
             while self._stop is None and self._feed(ahead):

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from klein_cli.checkpoints.folder import read_json, read_text
+from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.errors import ModelError, UsageError
+from klein_cli.text.qwen3 import qwen3_tokenizer
 
 POSITIONS = 512
 PAD_TOKEN = "<|endoftext|>"
@@ -66,14 +68,18 @@ class PromptTokenizer:
 
     @classmethod
     def from_snapshot(cls, root: Path) -> PromptTokenizer:
-        """The tokenizer in `root`/tokenizer.
+        """The tokenizer in `root`/tokenizer. See `from_folder`."""
+        return cls.from_folder(root / "tokenizer")
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> PromptTokenizer:
+        """The tokenizer that transformers would find in a folder.
 
         Raises ModelError when it is absent or broken, lacks a special token as one token, or
         when the snapshot's own chat template does not render a prompt as `render` does.
         """
         from tokenizers import Tokenizer
 
-        folder = root / "tokenizer"
         path = folder / "tokenizer.json"
         config = read_json(folder / "tokenizer_config.json")
         text = read_text(path)
@@ -86,6 +92,16 @@ class PromptTokenizer:
         _check_special_tokens(tokenizer, config, path)
         _check_template(folder, config)
         return cls(tokenizer)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> PromptTokenizer:
+        """The tokenizer that belongs to a model's text encoder: its own, or the one of klein.
+
+        Raises what `from_folder` raises.
+        """
+        if snapshot.tokenizer is None:
+            return cls(qwen3_tokenizer())
+        return cls.from_folder(snapshot.tokenizer)
 
     @property
     def vocabulary(self) -> int:

@@ -21,6 +21,7 @@ from klein_cli.check.official import reference
 from klein_cli.check.page import AMPLIFIED, difference, page
 from klein_cli.check.prompts import PROMPTS
 from klein_cli.check.verify import Comparison, Measure, compare, verify
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.errors import ModelError
 from klein_cli.images.store import ImageStore
@@ -28,6 +29,7 @@ from klein_cli.pipeline import Trace, choose
 from klein_cli.recipe import Recipe
 from klein_cli.settings import CHOICES, Settings
 from klein_cli.text.tokenizer import PromptTokenizer
+from tests.fixtures.adapters import write
 
 pytestmark = pytest.mark.lengthy
 
@@ -319,3 +321,23 @@ def test_edits_are_held_to_the_same_limits(
     assert found() == [set()] * 3
     monkeypatch.setattr("klein_cli.sampling.latents.TIME_STEP", 1)
     assert all("latents" in parts for parts in found())
+
+
+def test_adapters_are_added_on_both_sides(small_snapshot: Path, tmp_path: Path) -> None:
+    """Ours as the weights arrive, diffusers' afterwards; with one of them without, it shows."""
+    snapshot, store = resolve(str(small_snapshot)), AdapterStore()
+    shapes = {n: h.shape for n, h in snapshot.part("transformer").tensors().items()}
+    generator = torch.Generator().manual_seed(2)
+    tensors = {}
+    for name, (rows, columns) in ((n, s) for n, s in shapes.items() if len(s) == 2):
+        module = name.removesuffix(".weight")
+        tensors[f"{module}.lora_B.weight"] = torch.randn(rows, 2, generator=generator) * 0.1
+        tensors[f"{module}.lora_A.weight"] = torch.randn(2, columns, generator=generator) * 0.1
+    adapters = store.named([write(tmp_path / "a.safetensors", tensors)])
+    settings = choose(CPU, snapshot.preset)
+    adapted, plain = replace(RECIPES[0], adapters=adapters), RECIPES[0]
+    (found,) = verify(snapshot, settings, [adapted], adapters=store, on_event=ignore)
+    assert found.passed
+    (other,) = verify(snapshot, settings, [plain], on_event=ignore)
+    apart = np.abs(other.theirs.astype(int) - found.theirs.astype(int)).max()
+    assert apart > 8, "the adapter changes nothing, and the test sees nothing"

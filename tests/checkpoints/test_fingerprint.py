@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from model_files import OTHER_NAMES, write
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from klein_cli.checkpoints.fingerprint import fingerprint
+from klein_cli.checkpoints.fingerprint import fingerprint, part_files
 from klein_cli.checkpoints.folder import weight_files
 from klein_cli.checkpoints.resolve import resolve
 from klein_cli.errors import ModelError
@@ -111,6 +112,22 @@ def test_another_configuration_or_tokenizer_has_another(snapshot: Path, name: st
     table = json.loads((snapshot / name).read_text())
     (snapshot / name).write_text(json.dumps(table | {"changed": 1}))
     assert of(snapshot) != before
+
+
+def test_a_scale_is_part_of_the_weights(small_snapshot: Path, tmp_path: Path) -> None:
+    """Of fp8 files that differ in their scales alone, one is half of the other."""
+    tensors = OTHER_NAMES["transformer"](weights(small_snapshot, "transformer"))
+    name = "single_blocks.0.linear1.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    found = set()
+    for scale in (1.0, 0.5):
+        given = tensors | {"single_blocks.0.linear1.weight_scale": torch.tensor(scale)}
+        path = write(tmp_path / "file.safetensors", given)
+        snapshot = resolve(str(small_snapshot), parts={"transformer": str(path)})
+        (part,) = part_files(snapshot)
+        assert (part.part, part.name) == ("transformer", "file.safetensors")
+        found |= {part.weights, fingerprint(snapshot)}
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 import zygote
 from PIL import Image
 from records import record
+from safetensors.numpy import save_file
 
 from klein_cli.output.metadata import parameters
 from klein_cli.output.png import encode
@@ -116,9 +117,17 @@ def _(ground: Ground) -> tuple[int, str]:
     return ground.klein("generate", "a cat", "-m", "./models/klein")
 
 
-@provoke("… is a single-file checkpoint, which klein cannot read yet")
+@provoke("there is no file …")
 def _(ground: Ground) -> tuple[int, str]:
     return ground.klein("generate", "a cat", "-m", "flux-2-klein-4b.safetensors")
+
+
+@provoke("… is quantised by …, which klein does not unpack")
+def _(ground: Ground) -> tuple[int, str]:
+    names = ("lin.weight", "lin.weight.absmax", "lin.weight.quant_map")
+    held = {f"double_stream_modulation_img.{name}": numpy.zeros(4, numpy.uint8) for name in names}
+    save_file(held, "nf4.safetensors")
+    return ground.klein("generate", "a cat", "-m", "tiny", "--transformer", "nf4.safetensors")
 
 
 @provoke("… holds no weights: there is no …")

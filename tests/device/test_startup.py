@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from klein_cli.checkpoints.source import PARTS
 from klein_cli.device.startup import quick_start, read_ahead, wake_gpu
 
 
@@ -134,17 +135,16 @@ def test_nothing_is_done_for_a_gpu_that_is_not_wanted(
 
     monkeypatch.setattr(threading, "Thread", fail)
     wake_gpu("cpu")
-    read_ahead(tmp_path, "cpu")
+    read_ahead([tmp_path / "weights"], "cpu")
 
 
 def test_weights_are_read_ahead_from_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the order of use; what lies in memory is left alone."""
-    for part in ("vae", "transformer", "text_encoder"):
+    for part in PARTS:
         (tmp_path / part).mkdir()
         (tmp_path / part / "model.safetensors").write_bytes(b"x" * 10_000)
-    (tmp_path / "text_encoder" / "notes.txt").write_text("no weights")
     read: list[tuple[str, int]] = []
     preadv = os.preadv
 
@@ -160,7 +160,8 @@ def test_weights_are_read_ahead_from_the_disk(
     monkeypatch.setattr("klein_cli.device.startup._CHUNK", 4096)
     monkeypatch.setattr(os, "preadv", watched)
     before = set(threading.enumerate())
-    read_ahead(tmp_path, "auto")
+    files = [tmp_path / part / "model.safetensors" for part in PARTS]
+    read_ahead(files, "auto")
     for thread in set(threading.enumerate()) - before:
         thread.join()
     offsets = (0, 4096, 8192)
@@ -171,8 +172,8 @@ def test_weights_are_read_ahead_from_the_disk(
     ]
 
 
-def test_a_snapshot_that_is_not_there_is_no_ones_business_yet(tmp_path: Path) -> None:
-    read_ahead(tmp_path / "nothing", "auto")
+def test_a_file_that_is_not_there_is_no_ones_business_yet(tmp_path: Path) -> None:
+    read_ahead([tmp_path / "nothing"], "auto")
 
 
 @pytest.mark.process

@@ -17,7 +17,7 @@ from records import record
 from klein_cli import __version__
 from klein_cli.output.metadata import parameters, to_json
 from klein_cli.output.png import encode
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Adapter, Recipe
 from klein_cli.settings import Settings
 
 RECIPE = Recipe(
@@ -71,6 +71,18 @@ def test_parameters_read_as_other_tools_expect() -> None:
         "Steps: 4, Sampler: Euler, CFG scale: 1, Seed: 4611686018427387904, Size: 256x128, "
         f"Model: tiny, Version: klein {__version__}"
     )
+
+
+def test_parameters_name_the_adapters() -> None:
+    """As others list them: each by the beginning of its file's digest, the name without its end."""
+    adapters = (
+        Adapter(sha256="ab" * 32, name="style.safetensors", weight=0.5),
+        Adapter(sha256="cd" * 32, name="a, b.safetensors", weight=-1.0),
+    )
+    line = parameters(replace(RECIPE, adapters=adapters)).splitlines()[-1]
+    assert 'Lora hashes: "style: ababababab, a, b: cdcdcdcdcd", ' in line
+    assert 'Lora weights: "style: 0.5, a, b: -1", ' in line
+    assert "Lora" not in parameters(RECIPE)
 
 
 def test_parameters_name_the_negative_prompt() -> None:
@@ -178,6 +190,6 @@ def test_exiftool_reads_the_same(tmp_path: Path, extension: str) -> None:
         assert json.loads(tags["Klein"]) == written
         assert tags["Parameters"] == parameters(recipe)
     else:
-        assert json.loads(tags["UserComment"]) == written
+        assert tags["UserComment"] == parameters(recipe)
     bare = exiftool(encode(pixels, extension, None, parameters(recipe)))
     assert not {"Klein", "Parameters", "UserComment", "ExifByteOrder"} & bare.keys()

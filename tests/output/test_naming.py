@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import unicodedata
 from datetime import date
 from pathlib import Path
 
@@ -290,7 +291,16 @@ def test_a_name_too_long_for_a_disk_is_refused() -> None:
         ("Crème brûlée", "creme-brulee"),
         ("../../etc/passwd", "etc-passwd"),
         ("  --x--  ", "x"),
-        ("猫", "picture"),
+        ("猫", "猫"),
+        ("\N{GRINNING FACE}!", "picture"),
+        ("赤い円 円い赤", "赤い円-円い赤"),
+        ("Красный круг", "красный-круг"),
+        ("й", "й"),
+        ("한국어 그림", "한국어-그림"),
+        ("नमस्ते दुनिया", "नमस्ते-दुनिया"),
+        ("円" * 99, "円" * 40),
+        ("a\u0301" * 60, "a" * 48),
+        ("क्षि" * 40, "क्षि" * 10),
         ("", "picture"),
         ("CON", "con-picture"),
         ("lpt1", "lpt1-picture"),
@@ -301,6 +311,22 @@ def test_a_name_too_long_for_a_disk_is_refused() -> None:
 )
 def test_slug(text: str, expected: str) -> None:
     assert slug(text) == expected
+    assert len(slug(text).encode()) <= 130
+    assert unicodedata.is_normalized("NFC", slug(text))
+
+
+def test_a_file_system_of_one_script_gets_names_that_it_can_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As under a locale that is not UTF-8."""
+
+    def latin(name: str) -> bytes:
+        return name.encode("latin-1")
+
+    monkeypatch.setattr(os, "fsencode", latin)
+    assert slug("a red 円") == "a-red"
+    assert slug("円") == "picture"
+    assert slug("smørrebrød") == "smørrebrød"
 
 
 def test_a_slug_of_a_very_long_prompt_is_quick_and_short() -> None:

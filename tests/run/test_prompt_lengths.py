@@ -19,17 +19,17 @@ def test_a_run_parses_the_tokenizer_once_and_reads_each_prompt_once(
     """The true file has 11 MB, and each parse is paid for before the first image."""
     parsed: list[Path] = []
     read: Counter[str] = Counter()
-    from_snapshot, tokenize = PromptTokenizer.from_snapshot, PromptTokenizer._tokenize
+    from_folder, tokenize = PromptTokenizer.from_folder, PromptTokenizer._tokenize
 
     def counted(root: Path) -> PromptTokenizer:
         parsed.append(root)
-        return from_snapshot(root)
+        return from_folder(root)
 
     def counting(self: PromptTokenizer, prompt: str) -> Any:
         read[prompt] += 1
         return tokenize(self, prompt)
 
-    monkeypatch.setattr(PromptTokenizer, "from_snapshot", counted)
+    monkeypatch.setattr(PromptTokenizer, "from_folder", counted)
     monkeypatch.setattr(PromptTokenizer, "_tokenize", counting)
     prompts = tmp_path / "p.txt"
     prompts.write_text("a cat\na dog\na cat\n")

@@ -96,6 +96,24 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def cached_file(repo: str, path: str) -> Path | None:
+    """A file of `repo`'s main branch, if it is here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, path, cache_dir=cache_folder())
+    return Path(found) if isinstance(found, str) else None
+
+
+def snapshot_root(repo: str) -> Path | None:
+    """The snapshot of `repo`'s main branch, as far as it is here, whatever it is of."""
+    try:
+        commit = (repository_folder(repo) / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    root = repository_folder(repo) / "snapshots" / Path(commit).name
+    return root if commit and root.is_dir() else None
+
+
 def point_main_to(repo: str, commit: str) -> None:
     """Record `commit` as that of `repo`'s main branch, as the hub's client does."""
     ref = repository_folder(repo) / "refs" / "main"

@@ -39,21 +39,30 @@ class Watch:
 
 
 def download(
-    repo: str, patterns: Sequence[str], *, watch: Watch | None = None, check_all: bool = False
+    repo: str,
+    patterns: Sequence[str],
+    *,
+    watch: Watch | None = None,
+    check_all: bool = False,
+    needed: str = INDEX_FILE,
 ) -> Path:
-    """The snapshot folder of `repo`'s main branch as it is now, with the files of `patterns`.
+    """The snapshot folder of `repo`'s main branch as it is now, with the files of `patterns`, of
+    which `needed` must be one.
 
     Every file fetched is checked against the hub's hash before it enters the cache; with
     `check_all`, those that were there before as well, and a damaged one is fetched again. What was
     received before an error stays, and the next download resumes there. Raises ModelError.
     """
     wanted = listing(repo, patterns)
-    if INDEX_FILE not in {file.path for file in wanted.files}:
-        raise ModelError(
-            f"{repo} has no {INDEX_FILE}: it is not in the diffusers layout",
-            f"see https://huggingface.co/{repo}",
-        )
-    with translate_errors(repo):
+    if needed not in {file.path for file in wanted.files}:
+        why = ": it is not in the diffusers layout" if needed == INDEX_FILE else ""
+        raise ModelError(f"{repo} has no {needed}{why}", f"see https://huggingface.co/{repo}")
+    return fetch(wanted, watch=watch, check_all=check_all)
+
+
+def fetch(wanted: Listing, *, watch: Watch | None = None, check_all: bool = False) -> Path:
+    """The snapshot folder with the files of a listing in it. See `download`."""
+    with translate_errors(wanted.repo):
         _complete(wanted, watch or Watch(), check_all)
         return _link_snapshot(wanted)
 

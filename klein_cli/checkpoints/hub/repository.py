@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import PureWindowsPath
@@ -54,11 +54,15 @@ def is_digest(name: str) -> bool:
 
 def listing(repo: str, patterns: Sequence[str]) -> Listing:
     """Ask the hub for the files of `repo` that match one of `patterns`. Raises ModelError."""
+    return listing_of(repo, lambda path: any(matches(path, one) for one in patterns))
+
+
+def listing_of(repo: str, wanted: Callable[[str], bool]) -> Listing:
+    """Ask the hub for the files of `repo` whose paths are `wanted`. Raises ModelError."""
     with translate_errors(repo):
         commit, entries = _described(repo)
     _check_paths(repo, entries)
-    wanted = [path for path in sorted(entries) if any(matches(path, one) for one in patterns)]
-    files = tuple(_file(repo, path, entries[path]) for path in wanted)
+    files = tuple(_file(repo, path, entries[path]) for path in sorted(entries) if wanted(path))
     if not isinstance(commit, str) or not _SHA1.fullmatch(commit):
         raise ModelError(f"the hub gives no commit for {repo}", "check HF_ENDPOINT")
     return Listing(repo=repo, commit=commit, files=files)

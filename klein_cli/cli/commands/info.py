@@ -1,4 +1,4 @@
-"""`klein info`: what images say of how they were made."""
+"""`klein info`: what images say of how they were made, and what files of weights are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from klein_cli.checkpoints.about import about, is_model_file
 from klein_cli.cli import options
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.text import printable, to_stderr
@@ -21,17 +22,29 @@ _MANY = 9
 
 
 def info(
-    images: Annotated[list[Path], typer.Argument(metavar="IMG", help="Images that klein made.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMG|FILE", help="Images that klein made, or files of models: what is in them."
+        ),
+    ],
     show: options.Show = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object an image, each on its own line.")
+        bool, typer.Option("--json", help="One JSON object a file, each on its own line.")
     ] = False,
 ) -> None:
-    """Show the recipe that travels inside an image."""
+    """Show the recipe that travels inside an image, or what a file of weights is.
+
+    Of an adapter: its kind, rank and strength, the model that it is for, its trainer and trigger
+    words, and what klein does with it.
+    """
     failures: list[KleinError] = []
     shown = preview(wanted=show and not as_json)
     for number, path in enumerate(images):
         try:
+            if is_model_file(path):
+                _show_model(path, number, as_json=as_json)
+                continue
             record = read_record(path)
         except KleinError as error:
             if len(images) == 1:
@@ -48,6 +61,15 @@ def info(
     if failures:
         to_stderr(f"hint: {failures[-1].hint}")
         raise typer.Exit(1 if len(failures) < len(images) else failures[0].exit_code)
+
+
+def _show_model(path: Path, number: int, *, as_json: bool) -> None:
+    facts = about(path)
+    if as_json:
+        typer.echo(json.dumps({"path": str(path), **facts}))
+        return
+    lines = [f"{name:>12}  {printable(value)}" for name, value in facts.items()]
+    typer.echo(("\n" if number else "") + "\n".join([printable(path), *lines]))
 
 
 def described(path: Path, record: Record) -> str:

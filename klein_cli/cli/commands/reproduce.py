@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from klein_cli import __version__
+from klein_cli.checkpoints.given import Parts
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import Snapshot, preset_for
 from klein_cli.cli import options
 from klein_cli.cli.config import origins, was_typed
@@ -34,6 +36,7 @@ from klein_cli.prompts.source import typed_prompt
 from klein_cli.run.differences import model_of
 from klein_cli.run.inputs import InputImages
 from klein_cli.run.jobs import Job
+from klein_cli.run.original_adapters import OriginalAdapters
 from klein_cli.run.originals import Found, Originals, edited_again
 from klein_cli.run.plan import Output, check_folders
 from klein_cli.run.reproduce import Overrides, Reproduction, Source, names_of
@@ -41,7 +44,7 @@ from klein_cli.settings import CHOICES
 
 THE_IMAGES = "the image's"
 _OF_THE_IMAGE = {
-    *("prompt_option", "negative_prompt", "model", *CHOICES),
+    *("prompt_option", "negative_prompt", "model", "lora", *CHOICES),
     *(field.name for field in fields(options.ImageOptions)),
 }
 """The parameters whose values are the image's own unless they are typed."""
@@ -64,8 +67,10 @@ class _Variation:
     prompt: str | None
     negative_prompt: str | None
     model: str | None
+    parts: Parts
     image: options.ImageOptions
     editing: options.EditOptions
+    lora: list[str]
 
     @property
     def guidance(self) -> float | None:
@@ -77,6 +82,7 @@ class _Variation:
     leave_out={
         "prompt",
         "prompts_file",
+        "stream",
         "prompt_column",
         "options_in_prompts",
         "wildcards",
@@ -97,6 +103,8 @@ class _Variation:
         "it nor here; or what to edit instead, in order. Repeatable.",
         "mask": "Where its mask is, or another.",
         "expand": "Another expansion.",
+        "lora": "Where an adapter of the image is, if neither beside it nor here, and with =WEIGHT "
+        "another weight of it; or what to use instead. Repeatable.",
     },
 )
 def reproduce(
@@ -109,6 +117,8 @@ def reproduce(
     image: options.ImageOptions,
     files: options.OutputOptions,
     model: options.Model,
+    parts: options.PartOptions,
+    lora: options.Lora = None,
     machine: options.MachineOptions,
     reporting: options.ReportOptions,
 ) -> None:
@@ -125,22 +135,31 @@ def reproduce(
         overrides = _overrides(context, machine, strict, parsed_output(files, reporting))
         typed = only_typed(context, prompts)
         prompt = typed.prompt_option
+        named = was_typed(context, "model")
+        files_given = replace(only_typed(context, parts), models_dir=parts.models_dir)
+        chosen = files_given.wanted(model if named else None)
+        for note in chosen.notes:
+            report.warn(note)
         asked = _Variation(
             prompt=None if prompt is None else typed_prompt(prompt, sys.stdin.buffer),
             negative_prompt=typed.negative_prompt,
-            model=model if was_typed(context, "model") else None,
+            model=chosen.model if named else None,
+            parts=chosen.parts,
             image=only_typed(context, image),
             editing=only_typed(context, editing),
+            lora=(lora or []) if was_typed(context, "lora") else [],
         )
+        adapters = AdapterStore(parts.adapters_dir())
         given = InputImages(ImageStore(), folder=Path(), stdin=sys.stdin.buffer)
-        sources = _sources(images, asked, given, report)
+        sources = _sources(images, asked, given, adapters, report)
         for line in origins(context, not_filed=_OF_THE_IMAGE - {"device"}):
             report.detail(line)
         report.detail(f"from {names_of(images)}: all else that the recipe says")
         _warn_of_no_effect(sources, asked, report)
         if (of_masks := asked.editing.of_masks()) and not given.masked:
             report.warn(no_effect(of_masks, "no image has a mask"))
-        return _reproduce(sources, overrides, given, report, only_plan=files.dry_run)
+        stores = given.store, adapters
+        return _reproduce(sources, overrides, *stores, report, only_plan=files.dry_run)
 
     raise typer.Exit(
         run_command(run, output=files.output, dry_run=files.dry_run, **asdict(reporting))
@@ -167,13 +186,14 @@ def _overrides(
 def _reproduce(
     sources: Sequence[Source],
     overrides: Overrides,
-    given: InputImages,
+    images: ImageStore,
+    adapters: AdapterStore,
     report: Report,
     *,
     only_plan: bool,
 ) -> int:
     jobs = _named(sources, overrides.output)
-    reproduction = Reproduction(sources, jobs, overrides, report, given.store)
+    reproduction = Reproduction(sources, jobs, overrides, report, images, adapters)
     if only_plan:
         tokens = reproduction.tokens()
         dry_run(jobs, lambda job: tokens.get(job.index), None, report=report)
@@ -184,7 +204,11 @@ def _reproduce(
 
 
 def _sources(
-    images: Sequence[Path], asked: _Variation, given: InputImages, report: Report
+    images: Sequence[Path],
+    asked: _Variation,
+    given: InputImages,
+    adapters: AdapterStore,
+    report: Report,
 ) -> list[Source]:
     """Every image read and its recipes made. Raises one error that names all that cannot be."""
     sources, errors = [], []
@@ -198,11 +222,13 @@ def _sources(
             errors.append(error)
     recipes = [record.recipe for _, record in records]
     originals = Originals(asked.editing.references or (), asked.editing.mask, recipes)
+    trained = OriginalAdapters(adapters, asked.lora)
     for path, record in records:
         try:
             source, found = _source(path, record, asked, named, snapshots, originals, given)
-            sources.append(source)
-            for other in found.others:
+            with_adapters = trained.of(record.recipe, path)
+            sources.append(source.with_adapters(with_adapters.adapters))
+            for other in (*found.others, *with_adapters.others):
                 report.warn(f"{path} was not made of {other}: what comes is a variation")
         except KleinError as error:
             errors.append(error)
@@ -238,7 +264,7 @@ def _source(
     snapshot = None
     if named is None:
         key = then.model, record.revision
-        snapshot = snapshots[key] = snapshots.get(key) or model_of(path, record)
+        snapshot = snapshots[key] = snapshots.get(key) or model_of(path, record, asked.parts)
         named = snapshot.preset
     defaults = asked.image.defaults(
         named,
@@ -253,6 +279,7 @@ def _source(
         path=path,
         record=record,
         model=asked.model or then.model,
+        parts=asked.parts,
         snapshot=snapshot,
         preset=defaults.preset,
         recipes=tuple(recipe_of(row, defaults, seed + k, inputs) for k in range(defaults.n)),

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klein_cli.check.prompts import PROMPTS
+from klein_cli.checkpoints.given import Wanted
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import preset_for, resolve
+from klein_cli.checkpoints.single_file import OPTIONS
 from klein_cli.cli import options
 from klein_cli.cli.groups import grouped
 from klein_cli.cli.terminal.report import Report
@@ -22,8 +25,9 @@ from klein_cli.device.packages import check_official
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.png import check_writable, save
 from klein_cli.presets import DEFAULT_MODEL, Preset
-from klein_cli.prompts.rows import Defaults, Row, recipe_of
+from klein_cli.prompts.rows import Defaults, Inputs, Row, recipe_of
 from klein_cli.recipe import Recipe
+from klein_cli.run.executors.start import check_adapters
 from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.settings import Settings
 
@@ -83,6 +87,8 @@ Overwrite = Annotated[
 def verify(
     *,
     model: options.Model = DEFAULT_MODEL,
+    parts: options.PartOptions,
+    lora: options.Lora = None,
     machine: options.MachineOptions,
     size: options.Size = None,
     steps: options.Steps = None,
@@ -103,8 +109,15 @@ def verify(
     with report.errors():
         check_official("klein verify")
         settings, batch_size = machine.settings(), machine.images_per_batch()
-        preset = preset_for(model)
-        recipes = _recipes(options.ImageOptions(size=size, steps=steps).defaults(preset), seed)
+        asked = parts.wanted(model)
+        for note in asked.notes:
+            report.warn(note)
+        preset = preset_for(asked.model)
+        adapters = AdapterStore(parts.adapters_dir())
+        inputs = Inputs(adapters=adapters.named(lora or (), downloading=report.downloading))
+        adapters.check_size(asked.model)
+        defaults = options.ImageOptions(size=size, steps=steps).defaults(preset)
+        recipes = _recipes(defaults, seed, inputs)
         if clip is not None and not clip.is_dir():
             raise UsageError(f"there is no folder {clip}", "give --clip the folder of a CLIP model")
         if html is not None:
@@ -112,7 +125,7 @@ def verify(
         with report.bar:
             report.bar.say("starting torch")
             facts, comparisons = _compare(
-                model, preset, settings, recipes, batch_size, clip, report
+                asked, preset, settings, recipes, adapters, batch_size, clip, report
             )
         if html is not None:
             _write_page(html, facts, comparisons, overwrite)
@@ -126,18 +139,19 @@ def verify(
     raise typer.Exit(0 if passed else 1)
 
 
-def _recipes(defaults: Defaults, first_seed: int) -> list[Recipe]:
+def _recipes(defaults: Defaults, first_seed: int, inputs: Inputs) -> list[Recipe]:
     return [
-        recipe_of(Row(prompt=prompt), defaults, seed)
+        recipe_of(Row(prompt=prompt), defaults, seed, inputs)
         for seed, prompt in enumerate(PROMPTS, start=first_seed)
     ]
 
 
 def _compare(
-    model: str,
+    asked: Wanted,
     preset: Preset,
     settings: Settings,
     recipes: Sequence[Recipe],
+    adapters: AdapterStore,
     batch_size: int | None,
     clip: Path | None,
     report: Report,
@@ -153,7 +167,8 @@ def _compare(
 
     chosen = choose(settings, preset)
     with report.downloading() as watch:
-        snapshot = resolve(model, watch)
+        snapshot = resolve(asked.model, watch, asked.parts)
+    check_adapters(adapters, snapshot, report)
     likeness = None if clip is None else clip_likeness(clip)
     images = ImageStore()
     if chosen.engine == "native" or not preset.kv_cache:
@@ -163,13 +178,16 @@ def _compare(
         chosen,
         recipes,
         images=images,
+        adapters=adapters,
         batch_size=batch_size,
         likeness=likeness,
         on_event=report.bar.say,
     )
     first = recipes[0]
     facts = {
-        "model": model + (f" at {snapshot.revision}" if snapshot.revision else ""),
+        "model": asked.model + (f" at {snapshot.revision}" if snapshot.revision else ""),
+        **{OPTIONS[part].lstrip("-"): path for part, path in asked.parts.items()},
+        **({"lora": ", ".join(lora)} if (lora := _weighed(first)) else {}),
         "ours": f"engine {chosen.engine}, "
         + chosen.listed(leave_out=("device", "dtype", "engine")),
         "both": f"{chosen.device}, {chosen.dtype}, {first.width}x{first.height}, "
@@ -178,6 +196,11 @@ def _compare(
         **versions(chosen),
     }
     return facts, comparisons
+
+
+def _weighed(recipe: Recipe) -> list[str]:
+    """The adapters that all are drawn with."""
+    return [f"{adapter.name} {adapter.weight:g}" for adapter in recipe.adapters]
 
 
 def _check_page(path: Path, overwrite: bool) -> None:

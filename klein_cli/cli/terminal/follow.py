@@ -26,13 +26,13 @@ class Runnable(Protocol):
 
 
 class RunReporter:
-    """Counts what becomes of a run's `wanted` images, while it tells of each.
+    """Counts what becomes of a run's `wanted` images (None: nobody knows), and tells of each.
 
     `failures` is the file that failed rows are kept in, and None when the run cannot be resumed
     again.
     """
 
-    def __init__(self, report: Report, wanted: int, failures: Path | None = None) -> None:
+    def __init__(self, report: Report, wanted: int | None, failures: Path | None = None) -> None:
         self._report = report
         self._wanted = wanted
         self._failures = failures
@@ -64,11 +64,18 @@ class RunReporter:
             if journal is not None:
                 journal.refused(row, error.message)
 
+    def refuse_line(self, line: int, error: UsageError) -> None:
+        """Report a row of a stream that cannot be drawn."""
+        self._codes.append(error.exit_code)
+        self._report.refused_line(line, error)
+
     def finish(self) -> int:
         """Report the end of the run; its exit code."""
         self._report.event("finished", made=self._made, failed=len(self._codes))
-        missing = self._wanted - self._made
-        if missing and self._wanted > 1:
+        if self._wanted is None:
+            failed = f", {len(self._codes)} failed" if self._codes else ""
+            self._report.note(self._tally() + failed)
+        elif self._wanted > max(1, self._made):
             where = f": see {self._failures}" if self._codes and self._failures else ""
             self._report.note(f"{self._tally()}, {len(self._codes)} failed{where}")
         return exit_code(self._made, self._codes) if self._stopped is None else self._stopped
@@ -100,6 +107,8 @@ class RunReporter:
         self._report.note(f"interrupted: {self._tally()}{self._more()}")
 
     def _tally(self) -> str:
+        if self._wanted is None:
+            return f"{self._made} image{'s' * (self._made != 1)} made"
         return f"{self._made} of {self._wanted} images made"
 
     def _more(self) -> str:

@@ -146,6 +146,11 @@ class Report:
         self.event("failed", **facts, error=error.message, hint=error.hint)
         self._to_stderr(f"error: {printable(image)}: {error.message}\nhint: {error.hint}")
 
+    def refused_line(self, line: int, error: UsageError) -> None:
+        """A row of a stream cannot be drawn."""
+        self.event("failed", index=None, path=None, line=line, error=error.message, hint=error.hint)
+        self._to_stderr(f"error: line {line}: {error.message}\nhint: {error.hint}")
+
     def stopped(self, stopped: Stopped) -> None:
         """The run ends before its end."""
         error = stopped.error

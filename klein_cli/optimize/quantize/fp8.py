@@ -44,7 +44,7 @@ def scaled(x: Tensor) -> Scaled:
 
 
 class Fp8Weight(nn.Module):
-    """A weight in fp8, and x @ weight.T without bias. See `klein_cli.checkpoints.load.Packed`.
+    """A weight in fp8, and x @ weight.T without bias. See `klein_cli.checkpoints.slots.Packed`.
 
     `weights` are stacked, and named from the module's parent on. Raises ModelError for a weight
     whose sides the product cannot take.

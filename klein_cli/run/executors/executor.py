@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from klein_cli.errors import KleinError, OutOfMemoryError
 from klein_cli.output.metadata import Origin
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Adapter, Recipe
 from klein_cli.run.batching import Batch
 from klein_cli.run.events import Listener
 from klein_cli.run.executors.placement import Placement
@@ -21,6 +21,7 @@ from klein_cli.run.fallback import Renderer, what_fits
 from klein_cli.settings import Settings
 
 if TYPE_CHECKING:
+    from klein_cli.checkpoints.lora.store import AdapterStore
     from klein_cli.checkpoints.resolve import Snapshot
     from klein_cli.images.store import ImageStore
     from klein_cli.pipeline import Pipeline
@@ -87,7 +88,7 @@ class Workload:
 
     `settings` are as the user gave them; `chosen` are decided for this machine, None where other
     machines draw. `gpus` counts those of this machine that may be used; the `store` has the images
-    that were given.
+    that were given, and `adapters` the adapters; the `first` image has those of `first`.
     """
 
     model: str
@@ -100,6 +101,8 @@ class Workload:
     images: int
     listener: Listener
     store: ImageStore
+    adapters: AdapterStore
+    first: tuple[Adapter, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

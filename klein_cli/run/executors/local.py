@@ -105,7 +105,12 @@ def start(work: Workload) -> Iterator[ReadyExecutor]:
     assert work.chosen is not None
     work.listener.doing(f"loading {work.model}")
     pipeline = Pipeline.load(
-        work.snapshot, work.chosen, tokenizer=work.tokenizer, on_event=work.listener.doing
+        work.snapshot,
+        work.chosen,
+        tokenizer=work.tokenizer,
+        adapters=work.adapters,
+        first=work.first,
+        on_event=work.listener.doing,
     )
     if pipeline.skipped_tensors:
         skipped = grouped(pipeline.skipped_tensors)

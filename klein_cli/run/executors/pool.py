@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from klein_cli.errors import KleinError, first_line
@@ -276,7 +277,17 @@ def _load_request(work: Workload) -> LoadRequest:
         import torch
     is_folder = work.snapshot.repo is None and work.model not in presets()
     model = str(work.snapshot.root.resolve()) if is_folder else work.model
-    return LoadRequest(model=model, settings=work.settings, threads=torch.get_num_threads())
+    given = {
+        part: str(Path(path).expanduser().absolute()) for part, path in work.snapshot.given.items()
+    }
+    return LoadRequest(
+        model=model,
+        settings=work.settings,
+        threads=torch.get_num_threads(),
+        given=given,
+        adapters=[str(file.path) for file in work.adapters.files],
+        first=list(work.first),
+    )
 
 
 def _failed(batch: Batch, error: Exception, origin: Origin) -> BatchResult:

@@ -9,7 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
+from klein_cli.checkpoints.given import NO_PARTS, Parts
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import Snapshot, on_disk, preset_for, resolve
+from klein_cli.checkpoints.source import PARTS
 from klein_cli.device.startup import freeze_imports, quick_start, read_ahead, wake_gpu
 from klein_cli.images.store import ImageStore
 from klein_cli.run.events import Listener
@@ -37,6 +40,9 @@ class Starter(Protocol):
         """The executor with the model loaded; it ends with the context. Raises KleinError."""
 
 
+_TOLD = 3
+"""Adapters of a run of which the user is told; of more there are details."""
+
 EXECUTORS: dict[str, Starter] = {"local": local, "process": process, "ray": ray}
 """The first that fits a placement draws."""
 
@@ -49,22 +55,25 @@ def start(
     jobs: Jobs | Sequence[Job],
     *,
     store: ImageStore,
+    adapters: AdapterStore | None = None,
     strict: bool,
     listener: Listener,
     timings: Timings,
     snapshot: Snapshot | None = None,
+    parts: Parts = NO_PARTS,
 ) -> Iterator[ReadyExecutor]:
     """An executor for some jobs, which ends with the context.
 
-    `settings` are as the user gave them; the `store` has the images of the jobs; with `strict`,
-    prompts that are too long are an error; a `snapshot` that was found for `model` need not be
-    looked for. Raises KleinError when there can be no executor.
+    `settings` are as the user gave them; the `store` has the images of the jobs and `adapters` what
+    changes the model for them; with `strict`, prompts that are too long are an error; a `snapshot`
+    that was found for `model` need not be looked for; `parts` are files in place of the model's
+    own. Raises KleinError when there can be no executor.
     """
     with ExitStack() as stack:
+        adapters = AdapterStore() if adapters is None else adapters
+        given = store, adapters, strict, listener, timings, snapshot
         with quick_start():
-            work = _prepared(
-                model, settings, placement, jobs, store, strict, listener, timings, snapshot
-            )
+            work = _prepared(model, settings, placement, jobs, *given, parts)
             if work.chosen is not None:
                 _report_settings(model, work.chosen, listener, here=True)
             if not work.placement.single:
@@ -97,28 +106,34 @@ def _prepared(
     placement: Placement,
     jobs: Jobs | Sequence[Job],
     store: ImageStore,
+    adapters: AdapterStore,
     strict: bool,
     listener: Listener,
     timings: Timings,
     snapshot: Snapshot | None,
+    parts: Parts,
 ) -> Workload:
-    """The model on disk. Prompts are measured before the model loads, and a GPU is found before
-    one is downloaded: here, or by the workers where they are elsewhere.
+    """The model on disk. Prompts are measured and adapters compared with it before it loads, and a
+    GPU is found before one is downloaded: here, or by the workers where they are elsewhere.
     """
     if placement.single:
         wake_gpu(settings.device)
-    snapshot = snapshot or on_disk(model)
+    snapshot = snapshot or on_disk(model, parts)
     tokenizer = None
     if snapshot is not None:
         if placement.single:
-            read_ahead(snapshot.root, settings.device)
+            read_ahead(
+                [file for part in PARTS for file in snapshot.part(part).files], settings.device
+            )
         tokenizer = _tokenizer(snapshot, jobs, strict, listener)
+        check_adapters(adapters, snapshot, listener)
     listener.doing("starting torch")
     _import_torch(placement, timings)
     chosen = None if placement.ray else _chosen(model, settings, snapshot)
     if snapshot is None:
         with listener.downloading() as watch:
-            snapshot = resolve(model, watch)
+            snapshot = resolve(model, watch, parts)
+        check_adapters(adapters, snapshot, listener)
     gpus = 0 if chosen is None else _gpus(chosen)
     return Workload(
         model=model,
@@ -126,12 +141,25 @@ def _prepared(
         tokenizer=tokenizer or _tokenizer(snapshot, jobs, strict, listener),
         settings=settings,
         chosen=chosen,
-        placement=placement.settled(gpus=gpus, images=len(jobs)),
+        placement=placement.settled(gpus=gpus, images=len(jobs) or 1),
         gpus=gpus,
         images=len(jobs),
         listener=listener,
         store=store,
+        adapters=adapters,
+        first=next((job.recipe.adapters for job in jobs), ()),
     )
+
+
+def check_adapters(adapters: AdapterStore, snapshot: Snapshot, listener: Listener) -> None:
+    """Tell how much of the model each adapter changes. Raises ModelError for one that does not
+    fit it.
+    """
+    for number, line in enumerate(adapters.check(snapshot)):
+        (listener.note if number < _TOLD else listener.detail)(line)
+    for file in adapters.files:
+        if file.doubt is not None:
+            listener.warn(file.doubt)
 
 
 def _import_torch(placement: Placement, timings: Timings) -> None:
@@ -153,7 +181,7 @@ def _tokenizer(
     snapshot: Snapshot, jobs: Jobs | Sequence[Job], strict: bool, listener: Listener
 ) -> PromptTokenizer:
     """The model's, which has measured the prompts."""
-    tokenizer = PromptTokenizer.from_snapshot(snapshot.root)
+    tokenizer = PromptTokenizer.of(snapshot)
     several = len(jobs) > 1
     check_lengths(tokenizer.tokenize, jobs, several=several, strict=strict, listener=listener)
     return tokenizer

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klein_cli import errors
@@ -13,7 +15,7 @@ from klein_cli.device.startup import quick_start
 from klein_cli.errors import KleinError
 from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
-from klein_cli.recipe import Recipe
+from klein_cli.recipe import Adapter, Recipe
 from klein_cli.run.executors.executor import draw
 from klein_cli.run.executors.files import SentFile
 from klein_cli.settings import Settings
@@ -31,11 +33,18 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
-    """What workers are to load: a model by name or absolute path, and how they are to compute."""
+    """What workers are to load: a model by name or absolute path, and how they are to compute.
+
+    `given` are absolute paths of files in place of the model's own, `adapters` those of all that
+    batches will name, and `first` are the adapters of the first batch.
+    """
 
     model: str
     settings: Settings
     threads: int
+    given: Mapping[str, str] = field(default_factory=dict)
+    adapters: list[str] = field(default_factory=list)
+    first: list[Adapter] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +130,22 @@ class Worker:
     def _load(self, request: LoadRequest) -> WorkerInfo:
         import torch
 
+        from klein_cli.checkpoints.lora.store import AdapterStore
         from klein_cli.checkpoints.resolve import resolve
         from klein_cli.device.choose import choose
         from klein_cli.pipeline import Pipeline
 
         torch.set_num_threads(request.threads)
-        snapshot = resolve(request.model)
-        pipeline = Pipeline.load(snapshot, choose(request.settings, snapshot.preset))
+        snapshot = resolve(request.model, parts=request.given)
+        adapters = AdapterStore()
+        for path in request.adapters:
+            adapters.add(Path(path))
+        pipeline = Pipeline.load(
+            snapshot,
+            choose(request.settings, snapshot.preset),
+            adapters=adapters,
+            first=request.first,
+        )
         info = WorkerInfo(origin=pipeline.origin, batch_size=pipeline.default_batch_size)
         self._pipeline = pipeline
         return info

@@ -16,6 +16,7 @@ from klein_cli.run.resume.journal import RunJournal
 from klein_cli.run.resume.manifest import Manifest, opened
 
 if TYPE_CHECKING:
+    from klein_cli.checkpoints.lora.store import AdapterStore
     from klein_cli.images.store import ImageStore
 
 
@@ -50,14 +51,22 @@ class OutputFolder:
             )
         return began if given is None else given
 
-    def journal(self, preset: Preset, images: ImageStore) -> RunJournal | None:
-        """That of the run that is planned now, of these images. The history's part is over: it is
-        let go.
+    def journal(
+        self, preset: Preset, images: ImageStore, adapters: AdapterStore
+    ) -> RunJournal | None:
+        """That of the run that is planned now, of these images and adapters.
+
+        The history's part is over: it is let go.
         """
         if self.manifest is None:
             return None
         journal = RunJournal(
-            self.manifest, self.history, resumed=self.resumed, preset=preset, images=images
+            self.manifest,
+            self.history,
+            resumed=self.resumed,
+            preset=preset,
+            images=images,
+            adapters=adapters,
         )
         self.history = History()
         return journal

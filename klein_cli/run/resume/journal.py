@@ -20,13 +20,14 @@ from klein_cli.output.png import save, sweep
 from klein_cli.presets import Preset
 from klein_cli.prompts.files import STDIN
 from klein_cli.prompts.rows import Row, row_of
-from klein_cli.recipe import ALPHA, Recipe
+from klein_cli.recipe import ALPHA, Adapter, Recipe
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Plan
 from klein_cli.run.resume.history import FILE, History, Item, recipe_hash
 from klein_cli.run.resume.manifest import Manifest
 
 if TYPE_CHECKING:
+    from klein_cli.checkpoints.lora.store import AdapterStore
     from klein_cli.images.store import ImageStore
 
 FAILED = "failed.jsonl"
@@ -50,12 +51,14 @@ class RunJournal:
         resumed: bool,
         preset: Preset,
         images: ImageStore | None = None,
+        adapters: AdapterStore | None = None,
     ) -> None:
         self.manifest = manifest.folder / FILE
         self.failures = manifest.folder / FAILED
         self._manifest = manifest
         self._preset = preset
         self._images = images
+        self._adapters = adapters
         self._base = history.base if resumed else 0
         self._last = history.run
         self._resumed = resumed
@@ -129,7 +132,9 @@ class RunJournal:
         self._fail({"prompt": row.prompt, "image": images, "output": row.name}, row.name, error)
 
     def _given(self, recipe: Recipe) -> dict[str, Any]:
-        """What a row says of a recipe's images: their files, as they are found from here."""
+        """What a row says of a recipe's images and adapters: their files, as they are found from
+        here.
+        """
         said: dict[str, Any] = {}
         if recipe.references:
             said["image"] = [self._file(reference.sha256) for reference in recipe.references]
@@ -137,7 +142,12 @@ class RunJournal:
             mask = recipe.mask
             said["mask"] = ALPHA if mask.alpha else mask.sha256 and self._file(mask.sha256)
             said["expand"] = mask.expand
+        said["lora"] = [self._lora(adapter) for adapter in recipe.adapters]
         return {name: value for name, value in said.items() if value}
+
+    def _lora(self, adapter: Adapter) -> str:
+        assert self._adapters is not None
+        return f"{self._from_here(self._adapters.file(adapter).path)}={adapter.weight!r}"
 
     def _file(self, sha256: str) -> str:
         assert self._images is not None

@@ -215,7 +215,8 @@ def test_rows_bring_images_of_their_own(run: Any) -> None:
     Path("rows/p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     code, _, err = run("generate", "--prompts-file", "rows/p.jsonl", "-o", "d/", "-H", "64")
     assert code == 2
-    assert "line 4: a size and a mask cannot be combined" in err
+    assert "line 4" in err
+    assert "a size and a mask cannot be combined" in err
     code, out, _ = run("generate", "--prompts-file", "rows/p.jsonl", "-o", "d/")
     assert code == 0
     assert len(out.split()) == 5

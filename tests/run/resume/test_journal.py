@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -14,17 +15,20 @@ from pathlib import Path
 import pytest
 from given_images import input_images, mask, photo
 
+from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.output.metadata import Origin
 from klein_cli.output.naming import destination
 from klein_cli.presets import presets
 from klein_cli.prompts.files import read_rows
-from klein_cli.prompts.rows import Defaults, Row, recipe_of
-from klein_cli.recipe import Model
+from klein_cli.prompts.rows import Defaults, Inputs, Row, recipe_of
+from klein_cli.recipe import Adapter, Model
+from klein_cli.run.adapters import InputAdapters
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output, Plan, plan
 from klein_cli.run.resume.journal import RunJournal
 from klein_cli.run.resume.manifest import opened
 from klein_cli.settings import Settings
+from tests.fixtures.adapters import write_for_tiny
 
 TINY, BASE = presets()["tiny"], presets()["klein-base-4b"]
 
@@ -201,3 +205,34 @@ def test_a_failed_edit_can_be_given_again_from_where_its_row_lies() -> None:
     )
     from_there = input_images(Path("d"))
     assert recipe_of(again, defaults, 7, from_there.of(again, defaults)) == recipe
+
+
+def test_a_failed_row_keeps_its_adapters_from_where_it_lies() -> None:
+    """Those of the options too, which are not added twice when they are given again."""
+    for seed, name in enumerate(("a.safetensors", "b.safetensors")):
+        write_for_tiny(Path(name), seed)
+    typed = Defaults(preset=TINY, width=256, height=256, steps=4, lora=("a.safetensors=0.5",))
+
+    def adapters_of(row: Row, folder: Path) -> tuple[AdapterStore, tuple[Adapter, ...]]:
+        given = InputAdapters(AdapterStore(), folder=folder, downloading=nullcontext)
+        return given.store, given.of(row, typed)
+
+    row = Row(prompt="a", lora=("../b.safetensors=-1",))
+    Path("in").mkdir()
+    store, adapters = adapters_of(row, Path("in"))
+    assert [(each.name, each.weight) for each in adapters] == [
+        ("a.safetensors", 0.5),
+        ("b.safetensors", -1.0),
+    ]
+    with opened(Path("d")) as manifest:
+        journal = RunJournal(
+            manifest, manifest.history(), resumed=False, preset=TINY, adapters=store
+        )
+        recipe = recipe_of(row, typed, 7, Inputs(adapters=adapters))
+        made = planned(row)
+        job = replace(next(iter(made.jobs)), recipe=recipe)
+        journal.open(made, model="tiny", seed=10)
+        journal.failed(job, "it did not fit")
+    (again,) = read_back()
+    assert again.lora == ("../a.safetensors=0.5", "../b.safetensors=-1.0")
+    assert adapters_of(again, Path("d"))[1] == adapters
