@@ -2,7 +2,7 @@
 const $ = (id) => document.getElementById(id);
 const SIZES = [[1, 1], [4, 3], [3, 4], [3, 2], [2, 3], [16, 9], [9, 16]];
 const KEPT = "klein-history", MOST_KEPT = 50;
-let model = null, running = null, references = [], painted = false, maskFile = null;
+let model = null, running = null, references = [], painted = false, maskFile = null, stroke = null;
 
 const say = (text) => { $("status").textContent = text; };
 const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
@@ -34,7 +34,7 @@ async function meet() {
     return [w, h].map((side) => Math.max(16, Math.round(side * scale / 16) * 16));
   };
   const fits = ([w, h]) => Math.min(w, h) >= model.min_side && Math.max(w, h) <= model.max_side;
-  $("size").replaceChildren(element("option", { value: "", textContent: "the model's own" }));
+  $("size").replaceChildren(element("option", { value: "", textContent: "default" }));
   for (const [w, h] of SIZES) {
     const size = sides(w, h);
     if (fits(size)) $("size").append(element("option", {
@@ -112,12 +112,12 @@ async function* events(body) {
 
 function hear(event, body, shown) {
   if (event.error) throw new Error(event.error.message);
-  const index = event.image_index ?? 0, of = body.n > 1 ? `Image ${index + 1} of ${body.n}: ` : "";
+  const index = event.image_index ?? 0, of = body.n > 1 ? `Image ${index + 1} of ${body.n}: step` : "Step";
   if (event.type === "klein.queued") {
     if (event.place) say(`Number ${event.place} in the line.`);
   } else if (event.type === "klein.step") {
     $("progress").value = (index + event.step / event.steps) / body.n;
-    say(`${of}step ${event.step} of ${event.steps}.`);
+    say(`${of} ${event.step} of ${event.steps}.`);
   } else if (event.b64_json) {
     if (!shown.has(index)) shown.set(index, place(body.prompt));
     const one = shown.get(index);
@@ -137,6 +137,7 @@ function place(prompt) {
   const actions = element("div", { className: "row" });
   const item = element("li", {}, image, facts, actions);
   $("results").prepend(item);
+  item.scrollIntoView({ block: "nearest" });
   let url = "";
   return {
     item,
@@ -150,7 +151,7 @@ function place(prompt) {
     finish(recipe, warnings) {
       facts.textContent = [summary(recipe), ...warnings].join(". ");
       const name = `klein-${recipe.seed}.png`;
-      const save = element("a", { href: url, download: name, textContent: "Download" });
+      const save = element("a", { href: url, download: name, textContent: "Download", className: "button" });
       const edit = button("Edit", async () => add(await (await fetch(url)).blob(), name));
       actions.append(save, button("Again", () => use(recipe)), button("Vary", () => vary(recipe)), edit);
     },
@@ -192,7 +193,7 @@ function remember(recipe) {
 
 function tellHistory() {
   $("history").replaceChildren(...kept().map((recipe) => element("li", {},
-    element("span", { textContent: `${recipe.prompt} (${summary(recipe)})` }),
+    element("span", {}, recipe.prompt, element("span", { className: "soft", textContent: summary(recipe) })),
     button("Again", () => use(recipe)), button("Vary", () => vary(recipe)))));
 }
 
@@ -226,14 +227,16 @@ function clearMask() {
 }
 
 function paint(event) {
-  if (!event.buttons) return;
+  if (!event.buttons) { stroke = null; return; }
   const canvas = $("brush"), box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
+  const to = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
   const context = canvas.getContext("2d");
-  context.fillStyle = "#e33";
+  Object.assign(context, { strokeStyle: "#e33", lineCap: "round", lineWidth: $("width-of-brush").value * scale });
   context.beginPath();
-  context.arc((event.clientX - box.left) * scale, (event.clientY - box.top) * scale,
-    $("width-of-brush").value * scale / 2, 0, 7);
-  context.fill();
+  context.moveTo(...(event.type === "pointermove" && stroke || to));
+  context.lineTo(...to);
+  context.stroke();
+  stroke = to;
   painted = true;
 }
 
@@ -257,10 +260,10 @@ async function maskUrl() {
   return canvas.toDataURL("image/png");
 }
 
-// A file's recipe: klein's own text in a PNG, or EXIF's comment in a JPEG or WebP.
+// A file's recipe: klein's own text in a PNG, or note in the EXIF of a JPEG or WebP; once its comment.
 async function recipeIn(file) {
   const text = new TextDecoder("latin1").decode(await file.arrayBuffer());
-  for (const mark of ["tEXtklein\0", "ASCII\0\0\0"]) {
+  for (const mark of ["klein\0", "ASCII\0\0\0"]) {
     const at = text.indexOf(mark);
     if (at < 0) continue;
     const begin = at + mark.length;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,13 +79,29 @@ def test_escape_cancels_and_the_engine_draws_for_nobody(page: tuple[Browser, Run
     wait_until(lambda: not server.service.dispatcher.drawing)
 
 
-def test_a_file_that_is_dropped_fills_the_form(page: tuple[Browser, Running]) -> None:
-    window, server = page
+def drawn(server: Running, **body: object) -> str:
+    """An image in base64."""
     with server.client() as client:
-        asked = {"prompt": "a {brace}", "seed": 99, "size": "144x128"}
-        answer = client.post("/v1/images/generations", json=asked).json()
-    data = answer["data"][0]["b64_json"]
-    assert base64.b64decode(data).startswith(b"\x89PNG")
+        answer = client.post("/v1/images/generations", json={"steps": 1, **body}).json()
+    return str(answer["data"][0]["b64_json"])
+
+
+def to_edit(window: Browser, server: Running) -> None:
+    """Put an image of 128x128 pixels among those to be edited."""
+    window.run_async(
+        "const done = arguments[1]; const bytes = Uint8Array.from(atob(arguments[0]),"
+        " c => c.charCodeAt(0)); add(new Blob([bytes], {type: 'image/png'}), 'a.png')"
+        ".then(() => done());",
+        drawn(server, prompt="a door", size="128x128"),
+    )
+    wait_until(lambda: window.run("return document.getElementById('brush').width") == 128)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_file_that_is_dropped_fills_the_form(page: tuple[Browser, Running], kind: str) -> None:
+    """A record in a JPEG or WebP was looked for in the comment, where it no longer is."""
+    window, server = page
+    data = drawn(server, prompt="a {brace}", seed=99, size="144x128", output_format=kind)
     window.run_async(
         "const done = arguments[1]; const bytes = Uint8Array.from(atob(arguments[0]),"
         " c => c.charCodeAt(0)); take([new File([bytes], 'a.png', {type: 'image/png'})])"
@@ -101,6 +116,54 @@ def test_a_file_that_is_dropped_fills_the_form(page: tuple[Browser, Running]) ->
 
 
 def test_nothing_is_wider_than_a_telephone(page: tuple[Browser, Running]) -> None:
-    window, _ = page
-    window.run("document.body.style.width = '390px'")
-    assert window.run("return document.querySelector('main').scrollWidth") <= 390
+    """A file's field made the form wider than the window."""
+    window, server = page
+    to_edit(window, server)
+    window.run("document.querySelector('details').open = true")
+    window.resize(390, 844)
+    try:
+        wide = "const page = document.documentElement; return [page.scrollWidth, page.clientWidth]"
+        needed, there = window.run(wide)
+        assert needed == there <= 390
+    finally:
+        window.resize(0, 0)
+
+
+def test_a_stroke_has_no_gaps_and_becomes_the_apis_mask(page: tuple[Browser, Running]) -> None:
+    """A pointer that moves fast is heard of at a few places only: dots were painted there."""
+    window, server = page
+    to_edit(window, server)
+    rows = window.run_async(
+        "const done = arguments[0], canvas = document.getElementById('brush');"
+        "const box = canvas.getBoundingClientRect();"
+        "for (const [type, x] of [['pointerdown', .1], ['pointermove', .9]])"
+        " canvas.dispatchEvent(new PointerEvent(type, {buttons: 1,"
+        " clientX: box.left + box.width * x, clientY: box.top + box.height / 2}));"
+        "maskUrl().then(async (url) => {"
+        " const image = Object.assign(new Image(), {src: url}); await image.decode();"
+        " const seen = new OffscreenCanvas(image.width, image.height).getContext('2d');"
+        " seen.drawImage(image, 0, 0);"
+        " const alpha = (y) => [...seen.getImageData(0, y, image.width, 1).data]"
+        "  .filter((_, at) => at % 4 === 3);"
+        " done([alpha(image.height / 2), alpha(2)]); }).catch((error) => done(String(error)));"
+    )
+    middle, top = rows
+    assert set(middle[20:110]) == {0}, "the stroke has gaps"
+    assert set(top) == {255}
+
+
+def test_an_edit_with_a_painted_mask_is_drawn(page: tuple[Browser, Running]) -> None:
+    window, server = page
+    to_edit(window, server)
+    window.run(
+        "const canvas = document.getElementById('brush'), box = canvas.getBoundingClientRect();"
+        "canvas.dispatchEvent(new PointerEvent('pointerdown', {buttons: 1,"
+        " clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}))"
+    )
+    write(window, prompt="a blue door", steps=2, width="", height="")
+    window.click("#draw")
+    wait_until(lambda: status(window) == "Done.")
+    (recipe,) = server.script.drawn[-1].recipes
+    assert recipe.prompt == "a blue door"
+    assert len(recipe.references) == 1
+    assert recipe.mask is not None
