@@ -24,8 +24,6 @@ from torch import Tensor
 
 from klein_cli.checkpoints.fingerprint import fingerprint, part_files
 from klein_cli.checkpoints.given import wanted
-from klein_cli.checkpoints.load import Change
-from klein_cli.checkpoints.lora.changes import changes_to
 from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.reader import Reader
 from klein_cli.checkpoints.resolve import Snapshot, resolve
@@ -33,6 +31,7 @@ from klein_cli.checkpoints.source import size_of
 from klein_cli.device.choose import choose, no_tf32, provenance, torch_dtype
 from klein_cli.device.device import device_for
 from klein_cli.device.memory import is_out_of_memory, release_memory
+from klein_cli.engines.adapters import Adapters
 from klein_cli.engines.engine import Engine
 from klein_cli.engines.load import load_engine
 from klein_cli.engines.references import NOTHING, Given, References
@@ -83,8 +82,7 @@ class Pipeline:
         encoder: TextEncoder,
         engine: Engine[Any],
         backend: Backend,
-        adapters: AdapterStore | None = None,
-        first: Sequence[Adapter] = (),
+        adapters: Adapters,
     ) -> None:
         self.snapshot = snapshot
         self.settings = settings
@@ -96,9 +94,7 @@ class Pipeline:
         self._engine = engine
         self._references = References(engine)
         self._backend = backend
-        self._adapters = AdapterStore() if adapters is None else adapters
-        self._first = tuple(first)
-        self._merged: tuple[Adapter, ...] | None = _effective(first)
+        self._adapters = adapters
         self._remembered: dict[tuple[str, ...], Tensor] = {}
         self._lock = threading.RLock()
 
@@ -162,9 +158,9 @@ class Pipeline:
         """
         try:
             with device_context(device_for(settings.device)):
-                store = AdapterStore() if adapters is None else adapters
-                given = tokenizer, store, tuple(first), on_event or _ignore
-                return cls._load(snapshot, settings, *given)
+                store = AdapterStore() if adapters is None else adapters  # an empty one is false
+                merged = Adapters(snapshot, store, first)
+                return cls._load(snapshot, settings, tokenizer, merged, on_event or _ignore)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -176,8 +172,7 @@ class Pipeline:
         snapshot: Snapshot,
         settings: Settings,
         tokenizer: PromptTokenizer | None,
-        adapters: AdapterStore,
-        first: tuple[Adapter, ...],
+        adapters: Adapters,
         on_event: OnEvent,
     ) -> Pipeline:
         started = time.perf_counter()
@@ -186,7 +181,7 @@ class Pipeline:
             device=device,
             dtype=torch_dtype(settings.dtype),
             backend=backend,
-            changes={"transformer": _changes(snapshot, adapters, _effective(first))},
+            changes={"transformer": adapters.changes()},
         )
         on_event(f"loading the text encoder{_weight(snapshot, 'text_encoder')}")
         tokenizer = tokenizer or PromptTokenizer.of(snapshot)
@@ -209,7 +204,7 @@ class Pipeline:
             )
             engine = load_engine(settings.engine, snapshot, target, text_channels=encoder.channels)
         backend.get_ready()
-        pipeline = cls(snapshot, settings, tokenizer, encoder, engine, backend, adapters, first)
+        pipeline = cls(snapshot, settings, tokenizer, encoder, engine, backend, adapters)
         pipeline.loading_seconds = time.perf_counter() - started
         return pipeline
 
@@ -321,7 +316,8 @@ class Pipeline:
             guidance=guidance,
             negative_prompt=negative_prompt,
         )
-        adapted = self._first if adapters is None else self._given(adapters)
+        with self._lock:
+            adapted = self._adapters.named(adapters)
         store = ImageStore()
         inputs = _inputs(store, images, mask, expand, blur=mask_blur, keep=keep)
         inputs = replace(inputs, adapters=adapted)
@@ -382,10 +378,9 @@ class Pipeline:
         tiled: bool,
     ) -> list[NDArray[Any]]:
         shape = recipes[0].shape
-        adapters = _effective(shape.adapters)
-        if adapters != self._merged:
+        if not self._adapters.are_merged(shape.adapters):
             with watch.phase("load", "switching adapters"):
-                self._adapt(adapters)
+                self._adapt(shape.adapters)
         with watch.phase("encode", "reading the prompt"):
             text = self._embed([recipe.prompt for recipe in recipes])
             negative = None
@@ -408,21 +403,11 @@ class Pipeline:
         with watch.phase("decode", "decoding"):
             return given.finished(recipes, self._decode(latents, tiled=tiled))
 
-    def _given(self, adapters: Iterable[str | Path]) -> tuple[Adapter, ...]:
-        """Adapters that fit the model. Raises UsageError or ModelError for one that does not."""
-        with self._lock:
-            found = self._adapters.named(adapters)
-            self._adapters.among(found).check(self.snapshot)
-        return found
-
-    def _adapt(self, wanted: tuple[Adapter, ...]) -> None:
+    def _adapt(self, wanted: Sequence[Adapter]) -> None:
         """Have the transformer's weights changed by these adapters, and by no others."""
-        if wanted == self._merged:
-            return
-        self._merged = None  # until all is done: what fails leaves neither
-        self._references.forget_referred()
-        self._engine.adapt(_changes(self.snapshot, self._adapters, wanted))
-        self._merged = wanted
+        if not self._adapters.are_merged(wanted):
+            self._references.forget_referred()
+            self._adapters.merge(wanted, self._engine)
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """(B, 512, channels) embeddings on the device, in the model's dtype.
@@ -469,7 +454,7 @@ class Pipeline:
         given = latents, embeddings, sigmas, guidance, negative, callback
 
         def work() -> Latents:
-            self._adapt(_effective(self._first))
+            self._adapt(self._adapters.first)
             return self._denoise(*given)
 
         return self._compute(work, len(embeddings), _pixels(latents))
@@ -595,19 +580,6 @@ def _pixels(latents: Latents) -> tuple[int, int]:
     """Width and height."""
     rows, columns = latents.grid
     return columns * PIXELS_PER_TOKEN, rows * PIXELS_PER_TOKEN
-
-
-def _effective(adapters: Iterable[Adapter]) -> tuple[Adapter, ...]:
-    """Those that change anything."""
-    return tuple(adapter for adapter in adapters if adapter.weight)
-
-
-def _changes(
-    snapshot: Snapshot, store: AdapterStore, adapters: Sequence[Adapter]
-) -> dict[str, Change]:
-    """What adapters do to the tensors of the transformer."""
-    found = [(store.file(adapter), adapter.weight) for adapter in adapters]
-    return changes_to(snapshot.part("transformer"), found)
 
 
 def _weight(snapshot: Snapshot, *parts: str) -> str:

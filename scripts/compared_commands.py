@@ -22,7 +22,7 @@ from PIL import Image
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PICTURES = (".png", ".jpg", ".webp")
-USER_COMMENT = (0x8769, 0x9286)
+EXIF_IFD, MAKER_NOTE, USER_COMMENT = 0x8769, 0x927C, 0x9286
 
 
 class Ignored(NamedTuple):
@@ -157,12 +157,16 @@ def _picture(data: bytes) -> Iterator[tuple[str, Any]]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             yield "pixels", [image.size, image.mode, _hash(image.tobytes())]
-            comment = image.getexif().get_ifd(USER_COMMENT[0]).get(USER_COMMENT[1], b"")
+            exif = image.getexif().get_ifd(EXIF_IFD)
+            note = exif.get(MAKER_NOTE) or exif.get(USER_COMMENT, b"")
             texts = dict(getattr(image, "text", {}))
     except OSError:
         yield "wreck", base64.b64encode(data[:64]).decode()
         return
-    record = texts.pop("klein", "") or comment.removeprefix(b"ASCII\0\0\0").decode()
+    record = (
+        texts.pop("klein", "")
+        or note.removeprefix(b"ASCII\0\0\0").removeprefix(b"klein\0").decode()
+    )
     version = json.loads(record)["klein"] if record else ""
     if record:
         yield "record", _less_ignored(json.loads(record), "record")

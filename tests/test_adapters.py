@@ -23,6 +23,8 @@ from klein_cli.settings import CHOICES, Settings
 from tests.fixtures.adapters import write
 from tests.fixtures.edit_models import images, sharpened
 
+pytestmark = pytest.mark.lengthy
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -145,6 +147,22 @@ def test_an_adapter_that_breaks_spoils_its_own_images_only(
     assert np.array_equal(drawn(pipe, recipe(b)), with_b)
 
 
+def test_one_that_does_not_fit_is_refused_where_nobody_looked_before(
+    small_snapshot: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As a row of a stream may bring it; the next image is drawn as if nothing had been."""
+    module = "single_transformer_blocks.7.attn.to_out"
+    tensors = {f"{module}.lora_B.weight": torch.zeros(8, 2)}
+    tensors[f"{module}.lora_A.weight"] = torch.zeros(2, 8)
+    store, snapshot = AdapterStore(), resolve(str(small_snapshot))
+    (wrong,) = store.named([write(tmp_path / "wrong.safetensors", tensors)])
+    pipe = Pipeline.load(snapshot, settings(), adapters=store)
+    before = drawn(pipe, recipe())
+    with pytest.raises(ModelError, match=r"changes single_transformer_blocks\.7"):
+        pipe.render([recipe(wrong)])
+    assert np.array_equal(drawn(pipe, recipe()), before)
+
+
 def test_in_python(small_snapshot: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
     """Those of `open` hold for all images that name no others, and records say which they were."""
     first, second = files
@@ -203,3 +221,28 @@ def test_kept_references_are_those_of_the_adapters_at_hand(
     for adapters in [*wanted, *wanted]:
         (found,) = pipe("a cat", adapters=adapters, **given)
         assert np.array_equal(found.pixels, wanted[adapters][0].pixels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantize", ["none", "fp8"])
+def test_graphs_that_were_recorded_before_draw_with_the_new_weights(
+    medium_snapshot: Path, tmp_path: Path, quantize: str
+) -> None:
+    """They read the memory of the old ones, in which the new ones are."""
+    store, snapshot = AdapterStore(), resolve(str(medium_snapshot))
+    paths = [
+        write_adapter(tmp_path / f"{seed}.safetensors", medium_snapshot, seed) for seed in (1, 2)
+    ]
+    a, b = store.named(paths)
+    chosen = choose(Settings(device="cuda", quantize=quantize), snapshot.preset)
+    wanted = {
+        adapters: drawn(
+            Pipeline.load(snapshot, chosen, adapters=store, first=adapters), recipe(*adapters)
+        )
+        for adapters in ((), (a,), (a, b))
+    }
+    pipe = Pipeline.load(snapshot, chosen, adapters=store)
+    for _ in range(3):  # graphs are recorded at the second use
+        assert np.array_equal(drawn(pipe, recipe()), wanted[()])
+    for adapters in ((a,), (a, b), (), (a,)):
+        assert np.array_equal(drawn(pipe, recipe(*adapters)), wanted[adapters])

@@ -96,6 +96,7 @@ def test_the_wheel_holds_what_is_no_python(unpacked: Path) -> None:
         "check/golden_edited.png",
         "output/gallery.css",
         "output/gallery.js",
+        "text/qwen3-merges.txt.xz",
     ):
         source = REPOSITORY / "klein_cli" / name
         assert (unpacked / "klein_cli" / name).read_bytes() == source.read_bytes(), name

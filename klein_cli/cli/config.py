@@ -25,9 +25,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from klein_cli.addresses import check_path
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.errors import UsageError
+from klein_cli.paths import check_path
 from klein_cli.tables import shortened
 
 _PANEL = "Settings file"

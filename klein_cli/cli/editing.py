@@ -13,6 +13,7 @@ from klein_cli.cli import options
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
 from klein_cli.output.naming import EXTENSIONS
+from klein_cli.paths import user_path
 from klein_cli.prompts.columns import Reading
 from klein_cli.prompts.files import PROMPTS_FILES, STDIN
 from klein_cli.prompts.rows import Defaults, Row
@@ -77,7 +78,7 @@ class Edit:
                 "a folder of images takes one prompt, and no --prompts-file",
                 "give rows with an image each to klein generate",
             )
-        check_apart(Path(self.image), Path(files.output).expanduser())
+        check_apart(Path(self.image), user_path(files.output))
 
     def with_first(self, editing: options.EditOptions) -> options.EditOptions:
         """The options with the image in front of those of -i; of a folder, its rows bring it."""

@@ -199,6 +199,7 @@ def _generate(asked: _Run, tell_origins: Callable[[Report], None], report: Repor
     with folder as earlier:
         seed = earlier.seed(asked.seed, secrets.randbelow(CPU_SEEDS))
         planned = _plan(asked, seed, earlier, report)
+        asked.adapters.store.check_size(asked.model)
         if not files.dry_run:
             check_folders(planned.folders, swept=earlier.manifest is not None)
         if gallery is not None:

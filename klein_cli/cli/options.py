@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klein_cli.errors import UsageError
+from klein_cli.paths import user_path
 from klein_cli.presets import Preset, presets
 from klein_cli.prompts.rows import Defaults
 from klein_cli.prompts.seeds import parse_seeds
@@ -511,6 +512,15 @@ class MachineOptions:
             "the extra: pip install 'klein-cli\\[ray]'.",
         ),
     ] = None
+    server: Annotated[
+        str,
+        _machine(
+            "--server",
+            metavar="auto|off|require|start|URL",
+            help="An engine of klein serve draws, if one is running that draws the same bits; "
+            "start starts one that ends when it is idle.",
+        ),
+    ] = "auto"
     engine: Annotated[str, _setting("engine")] = _DEFAULT.engine
     attention: Annotated[str, _setting("attention")] = _DEFAULT.attention
     rng: Annotated[str, _setting("rng")] = _DEFAULT.rng
@@ -523,7 +533,7 @@ class MachineOptions:
 
     def placement(self) -> Placement:
         """Who draws. Raises UsageError."""
-        return Placement.parse(self.workers, self.ray)
+        return Placement.parse(self.workers, self.ray, self.server)
 
     def images_per_batch(self) -> int | None:
         """--batch-size, None for the executor's own choice. Raises UsageError."""
@@ -591,7 +601,7 @@ class PartOptions:
         """Where adapters are looked for by name. Raises UsageError when it is no folder."""
         from klein_cli.checkpoints.models_dir import ModelsDir
 
-        return None if self.models_dir is None else ModelsDir(Path(self.models_dir).expanduser())
+        return None if self.models_dir is None else ModelsDir(user_path(self.models_dir))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from klein_cli.cli.terminal.follow import RunReporter
 from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import UsageError
 from klein_cli.output.carry import Carry
-from klein_cli.prompts.rows import Defaults
+from klein_cli.prompts.rows import Defaults, Row
 from klein_cli.prompts.source import PromptSource
 from klein_cli.run.adapters import InputAdapters
 from klein_cli.run.executors.placement import Placement
@@ -66,6 +66,8 @@ def draw_stream(
     """Draw what comes until it ends; the exit code."""
     report.event("started", klein=__version__, model=defaults.preset.name, pictures=None, seed=seed)
     report.note(f"seed: {seed}")
+    adapters.of(Row(prompt="a"), defaults)  # those of the options, before anything is loaded
+    adapters.store.check_size(model)
     timings, followed = Timings(), RunReporter(report, None)
     started = start(
         model,

@@ -22,9 +22,9 @@ from datetime import date
 from pathlib import Path
 from string import Formatter
 
-from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
 from klein_cli.images.files import without_controls
+from klein_cli.paths import check_path
 from klein_cli.recipe import Recipe
 
 STDOUT = "-"

@@ -30,8 +30,11 @@ EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _QUALITY = 95
 _TEMPORARY = ".klein-"
 _SWEPT = ".klein-run-"
-USER_COMMENT = 0x9286
-ASCII_COMMENT = b"ASCII\0\0\0"
+USER_COMMENT, MAKER_NOTE = 0x9286, 0x927C
+ASCII_COMMENT, UNICODE_COMMENT = b"ASCII\0\0\0", b"UNICODE\0"
+KLEINS_NOTE = b"klein\0"
+"""EXIF's comment is for other programs, and the maker's note for klein; files of klein 0.1 have the
+record in a comment in ASCII."""
 # A JPEG segment holds 65,533 bytes; the rest is for EXIF's own structure.
 _JPEG_COMMENT_BYTES = 65_000
 # What the record holds besides its prompts, generously, and what each step adds to it.
@@ -54,7 +57,8 @@ def encode(
     """An image file in memory: (H, W, 3) RGB or (H, W, 4) RGBA pixels with their record.
 
     PNG carries the record as the text chunk `klein` and `parameters` beside it; JPEG and WebP carry
-    the record as EXIF's UserComment. Where `written` is None, the file holds the same pixels and
+    them as EXIF's MakerNote and UserComment, of which a JPEG that has no room for both has the
+    record alone. Where `written` is None, the file holds the same pixels and
     not a word. Pixels of 16 bits a channel are rounded to 8 but in a PNG, and transparent ones lie
     over white in a JPEG. Raises KleinError for what such a file cannot hold.
     """
@@ -69,11 +73,15 @@ def encode(
         )
     if pixels.shape[2] == 4 and kind == "JPEG":
         pixels = over(pixels[:, :, :3], pixels[:, :, 3], white=True)
-    return _by_pillow(narrowed(pixels), kind, written, extras)
+    return _by_pillow(narrowed(pixels), kind, written, parameters, extras)
 
 
 def _by_pillow(
-    pixels: NDArray[numpy.uint8], kind: str, written: Mapping[str, Any] | None, extras: Extras
+    pixels: NDArray[numpy.uint8],
+    kind: str,
+    written: Mapping[str, Any] | None,
+    parameters: str,
+    extras: Extras,
 ) -> bytes:
     from PIL import Image
 
@@ -82,10 +90,13 @@ def _by_pillow(
     exif = Image.Exif()
     extras.add_to(exif)
     if written is not None:
-        comment = ASCII_COMMENT + to_json(written).encode("ascii")
-        if kind == "JPEG" and len(comment) > _JPEG_COMMENT_BYTES:
+        note = KLEINS_NOTE + to_json(written).encode("ascii")
+        if kind == "JPEG" and len(note) > _JPEG_COMMENT_BYTES:
             raise KleinError("the recipe is too long for a JPEG file", "save it as .png or .webp")
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+        exif.get_ifd(EXIF_IFD)[MAKER_NOTE] = note
+        comment = UNICODE_COMMENT + parameters.encode("utf-16-be")
+        if kind != "JPEG" or len(note) + len(comment) <= _JPEG_COMMENT_BYTES:
+            exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
     if written is not None or extras != NOTHING_ELSE:
         options["exif"] = exif
     Image.fromarray(pixels).save(buffer, kind, quality=_QUALITY, **options)

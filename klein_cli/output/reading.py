@@ -21,7 +21,7 @@ from klein_cli.images.depth import channels
 from klein_cli.images.files import MAX_FILE_BYTES, MAX_PIXELS
 from klein_cli.output.extras import EXIF_IFD
 from klein_cli.output.metadata import FORMAT
-from klein_cli.output.png import ASCII_COMMENT, USER_COMMENT
+from klein_cli.output.png import ASCII_COMMENT, KLEINS_NOTE, MAKER_NOTE, USER_COMMENT
 from klein_cli.prompts.rows import prompt_fault
 from klein_cli.recipe import Adapter, Mask, PartFile, Recipe, Reference, recorded
 from klein_cli.settings import Settings
@@ -152,10 +152,12 @@ def _text(path: Path) -> str | None:
             image.load()
         if "klein" in image.info:
             return str(image.info["klein"])
-        comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if not isinstance(comment, bytes) or not comment.startswith(ASCII_COMMENT):
-        return None
-    return comment.removeprefix(ASCII_COMMENT).decode("ascii", errors="replace")
+        exif = image.getexif().get_ifd(EXIF_IFD)
+    for tag, beginning in ((MAKER_NOTE, KLEINS_NOTE), (USER_COMMENT, ASCII_COMMENT)):
+        said = exif.get(tag)
+        if isinstance(said, bytes) and said.startswith(beginning):
+            return said.removeprefix(beginning).decode("ascii", errors="replace")
+    return None
 
 
 @contextmanager

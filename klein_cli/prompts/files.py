@@ -20,8 +20,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
+from klein_cli.paths import check_path
 from klein_cli.prompts.columns import BadRow, Reading, row_of_values
 from klein_cli.prompts.csv_rows import parse_csv, parse_tsv
 from klein_cli.prompts.json_rows import begins_many_lines, parse_jsonl

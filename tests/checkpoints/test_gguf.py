@@ -66,6 +66,16 @@ def test_it_is_unpacked_as_the_reference_does(tmp_path: Path, kind: str) -> None
         assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [each.name for each in PACKED.values()])
+def test_a_gpu_unpacks_what_the_cpu_does(tmp_path: Path, kind: str) -> None:
+    packed = random_blocks(gguf.GGMLQuantizationType[kind])
+    path = write_gguf(tmp_path / "file", {NAME: (packed, gguf.GGMLQuantizationType[kind])})
+    checkpoint = FileCheckpoint(path, "transformer")
+    there = loaded(checkpoint, by_threads=True, device=torch.device("cuda"))
+    assert torch.equal(loaded(checkpoint)[OFFICIAL], there[OFFICIAL])
+
+
 def test_block_lengths_are_the_references() -> None:
     for number, kind in (PACKED | RARE).items():
         known = gguf.GGMLQuantizationType(number)

@@ -272,6 +272,30 @@ def test_rows_of_one_matrix_keep_their_own_scales(tmp_path: Path, by_threads: bo
     assert torch.equal(found["norm_out.linear.weight"], torch.cat([last, shift]))
 
 
+@pytest.mark.gpu
+def test_a_gpu_unpacks_what_the_cpu_does(tmp_path: Path) -> None:
+    codes, scales, _ = nvfp4(ROWS, 256)
+    values, _ = fp8(SCALES["a row"][:, None])
+    given = {
+        "b.weight": values,
+        "b.weight_scale": SCALES["a row"],
+        "b.comfy_quant": comfy("float8_e4m3fn"),
+        "c.weight": (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8),
+        "c.weight_scale": swizzled(scales),
+        "c.weight_scale_2": torch.tensor(0.37),
+        "c.comfy_quant": comfy("nvfp4"),
+        "d.weight": GOLDEN["int8_64.weight"],
+        "d.weight_scale": GOLDEN["int8_64.weight_scale"],
+        "d.comfy_quant": comfy("int8_tensorwise", convrot=True, convrot_groupsize=64),
+    }
+    file = Packs(write(tmp_path / "file", given))
+    here, there = loaded(file), loaded(file, by_threads=True, device=torch.device("cuda"))
+    for name in ("b.weight", "c.weight"):
+        assert torch.equal(here[name], there[name])
+    apart = (here["d.weight"] - there["d.weight"]).abs().max()
+    assert apart <= 2e-6 * here["d.weight"].abs().max()
+
+
 def fp8_layer(**more: Tensor) -> Tensors:
     values, _ = fp8(SCALES["one"])
     return {"x.weight": values, "x.weight_scale": SCALES["one"], **more}

@@ -35,9 +35,26 @@ def opened(data: bytes) -> Image.Image:
 
 
 def comment(data: bytes) -> object:
-    written = opened(data).getexif().get_ifd(0x8769)[0x9286]
-    assert written.startswith(b"ASCII\0\0\0")
-    return json.loads(written[8:])
+    written = opened(data).getexif().get_ifd(0x8769)[0x927C]
+    assert written.startswith(b"klein\0")
+    return json.loads(written[6:])
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".webp"])
+def test_other_programs_find_the_parameters_in_the_comment(extension: str) -> None:
+    """They look for UTF-16 in EXIF's UserComment: klein's own JSON was there, and nothing else."""
+    data = encode(numpy.zeros((16, 16, 3), dtype=numpy.uint8), extension, RECORD, PARAMETERS)
+    said = opened(data).getexif().get_ifd(0x8769)[0x9286]
+    assert said.startswith(b"UNICODE\0")
+    assert said[8:].decode("utf-16-be") == PARAMETERS
+
+
+def test_a_jpeg_without_room_for_both_keeps_the_recipe() -> None:
+    pixels, long = numpy.zeros((16, 16, 3), dtype=numpy.uint8), "x" * 40_000
+    exif = opened(encode(pixels, ".jpg", {"long": long}, long)).getexif().get_ifd(0x8769)
+    assert exif.keys() == {0x927C}
+    exif = opened(encode(pixels, ".webp", {"long": long}, long)).getexif().get_ifd(0x8769)
+    assert exif.keys() == {0x927C, 0x9286}
 
 
 def test_png_is_lossless_and_carries_both_texts(pixels: NDArray[numpy.uint8]) -> None:

@@ -82,6 +82,16 @@ def changed(**entries: Any) -> str:
     return json.dumps({**WRITTEN, **entries})
 
 
+@pytest.mark.parametrize("extension", [".jpg", ".webp"])
+def test_the_comment_of_klein_0_1_is_read_still(extension: str, tmp_path: Path) -> None:
+    """It held the record itself, in ASCII."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + json.dumps(WRITTEN).encode()
+    path = tmp_path / f"old{extension}"
+    Image.new("RGB", (16, 16)).save(path, exif=exif)
+    assert read_record(path).recipe.prompt == WRITTEN["recipe"]["prompt"]
+
+
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".webp"])
 def test_every_format_gives_the_record_back(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"a{extension}"

@@ -21,6 +21,7 @@ from klein_cli.checkpoints.lora.bases import (
     FAMILY,
     FLUX1,
     KLEIN_4B,
+    KLEIN_9B,
     Base,
     base_by_name,
     base_of,
@@ -140,6 +141,17 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def check_size(adapter: AdapterFile, preset: str) -> None:
+    """Raise ModelError for an adapter of the other size than a preset's name says.
+
+    So that no model is downloaded in vain: `check_fit` sees everything else.
+    """
+    sizes = {"4b": KLEIN_4B, "9b": KLEIN_9B}
+    named = [base for size, base in sizes.items() if size in preset.split("-")]
+    if named and adapter.base.name in sizes.values() and adapter.base.name not in named:
+        raise _of_another_size(adapter, preset)
+
+
 def check_fit(adapter: AdapterFile, shapes: Mapping[str, tuple[int, ...]], model: str) -> None:
     """Raise ModelError unless all that the adapter changes is in a transformer, in its size.
 
@@ -153,10 +165,7 @@ def check_fit(adapter: AdapterFile, shapes: Mapping[str, tuple[int, ...]], model
         if layer.shape == wanted:
             continue
         if adapter.base.name is not None and layer.shape[1:] != wanted[1:]:
-            raise ModelError(
-                f"{adapter.path} is an adapter for {adapter.base.name}: {model} is another size",
-                "give the model that it was trained for with -m, or another adapter",
-            )
+            raise _of_another_size(adapter, model)
         raise ModelError(
             f"{adapter.path}: {layer.path} is {sides(layer.shape)}, and in {model} {sides(wanted)}",
             _FOR_KLEIN,
@@ -248,6 +257,13 @@ def _absent(
     return ModelError(
         f"{adapter.path} changes {place[0]}.{place[1]}, and {model} has {len(blocks)} of these",
         "the adapter is for a larger model, or for FLUX.1: " + _FOR_KLEIN,
+    )
+
+
+def _of_another_size(adapter: AdapterFile, model: str) -> ModelError:
+    return ModelError(
+        f"{adapter.path} is an adapter for {adapter.base.name}: {model} is another size",
+        "give the model that it was trained for with -m, or another adapter",
     )
 
 

@@ -6,11 +6,20 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
-from klein_cli.checkpoints.lora.adapter import AdapterFile, check_fit, coverage, read_adapter
+from klein_cli.checkpoints.lora.adapter import (
+    AdapterFile,
+    check_fit,
+    check_size,
+    coverage,
+    read_adapter,
+    stamp_of,
+)
 from klein_cli.checkpoints.lora.find import Downloading, Wanted, located, parsed
 from klein_cli.checkpoints.models_dir import ModelsDir
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.errors import ModelError
+from klein_cli.paths import user_path
+from klein_cli.presets import presets
 from klein_cli.recipe import Adapter
 
 
@@ -35,12 +44,14 @@ class AdapterStore:
         return list(self._by_digest.values())
 
     def add(self, path: Path) -> AdapterFile:
-        """The adapter at `path`. Raises ModelError when it cannot be used with any model."""
+        """The adapter at `path`, read again if it is another file by now. Raises ModelError when it
+        cannot be used with any model.
+        """
         path = path.absolute()
         found = self._by_path.get(path)
-        if found is None:
+        if found is None or not path.exists() or found.stamp != stamp_of(path):
             found = self._by_path[path] = read_adapter(path)
-            self._by_digest.setdefault(found.sha256, found)
+            self._by_digest[found.sha256] = found
         return found
 
     def named(
@@ -68,7 +79,7 @@ class AdapterStore:
 
         Raises UsageError when that has several of the name.
         """
-        path = folder / Path(source).expanduser()
+        path = folder / user_path(source)
         if self._models_dir is None or path.exists():
             return path
         found = self._models_dir.find(source, "lora")
@@ -93,6 +104,13 @@ class AdapterStore:
         found = AdapterStore()
         found._by_digest = {adapter.sha256: self.file(adapter) for adapter in adapters}
         return found
+
+    def check_size(self, model: str) -> None:
+        """Raise ModelError for an adapter of the other size than a model's name says, if it says
+        one. The model need not be here.
+        """
+        for file in self.files if model in presets() else ():
+            check_size(file, model)
 
     def check(self, snapshot: Snapshot) -> list[str]:
         """A line for each adapter, of how much it changes of a model.

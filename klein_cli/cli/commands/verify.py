@@ -78,7 +78,7 @@ Overwrite = Annotated[
 
 
 @grouped(
-    leave_out=("workers", "ray"),
+    leave_out=("workers", "ray", "server"),
     helps={
         "json": "One JSON event a line on standard output: every number, and the verdict.",
         "quiet": "Only the verdict.",
@@ -115,6 +115,7 @@ def verify(
         preset = preset_for(asked.model)
         adapters = AdapterStore(parts.adapters_dir())
         inputs = Inputs(adapters=adapters.named(lora or (), downloading=report.downloading))
+        adapters.check_size(asked.model)
         defaults = options.ImageOptions(size=size, steps=steps).defaults(preset)
         recipes = _recipes(defaults, seed, inputs)
         if clip is not None and not clip.is_dir():

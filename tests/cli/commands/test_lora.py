@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.fixtures.adapters import write_for_tiny
+from tests.fixtures.adapters import write, write_for_tiny
 
 Klein = Callable[..., tuple[int, str, str]]
 SIZE = ("--size", "128x128", "--steps", "1", "--device", "cpu")
@@ -53,7 +54,7 @@ def test_two_adapters_and_none(klein: Klein) -> None:
                                f"{name}.png", *options)  # fmt: skip
         assert (code, out) == (0, f"{name}.png\n"), err
     assert "a.safetensors: LoRA of rank 2, " in err
-    assert " of 45 layers\n" in err
+    assert " of 49 layers\n" in err
     assert np.array_equal(pixels("zero.png"), pixels("none.png"))
     assert not np.array_equal(pixels("both.png"), pixels("none.png"))
     assert adapters_in("both.png") == [("a.safetensors", 0.5), ("b.safetensors", 1.0)]
@@ -135,6 +136,19 @@ def test_what_cannot_be_used_is_refused_before_anything_is_drawn(
     assert code == wanted
     assert words in err
     assert not Path("x.png").exists()
+
+
+def test_an_adapter_for_the_other_size_is_refused_before_a_model_is_downloaded(
+    klein: Klein, empty_folder: Path
+) -> None:
+    name = "double_blocks.0.img_mlp.0"
+    for width, model, other in ((3072, "klein-9b", "4B"), (4096, "klein-base-4b", "9B")):
+        up, down = torch.zeros(6 * width, 1), torch.zeros(1, width)
+        path = empty_folder / f"{other}.safetensors"
+        write(path, {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down})
+        code, _, err = klein("generate", "a", "-m", model, "--lora", path.name, "--dry-run")
+        assert code == 3
+        assert f"is an adapter for FLUX.2 [klein] {other}: {model} is another size" in err
 
 
 def test_a_row_with_a_bad_adapter_is_named_with_its_line(klein: Klein, empty_folder: Path) -> None:
