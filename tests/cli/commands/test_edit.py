@@ -379,6 +379,13 @@ def test_a_file_that_was_damaged_and_is_mended_gets_its_own_name(edit: Any) -> N
     assert edit("in", "red", "-o", "out", "--resume")[:2] == (0, "")
 
 
+def test_a_folder_at_home_is_a_folder(edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken for a file, with a hint to do what had just been done."""
+    monkeypatch.setenv("HOME", os.getcwd())
+    photo("in/a.png")
+    assert edit("~/in", "red", "-o", "out")[:2] == (0, "out/a.png\n")
+
+
 def test_any_name_of_a_file_can_be_edited_and_resumed(edit: Any) -> None:
     """A name that a result cannot have was refused, and its row in failed.jsonl with it."""
     for name in ("two\nlines.png", f"{'n' * 251}.png"):
