@@ -43,8 +43,12 @@ def blocks(kind: str) -> list[str]:
 
 
 SET_UP, TEST, *EXAMPLES = [line for block in blocks("sh") for line in block.splitlines()]
-ELSEWHERE = (["models", "pull"], ["models", "rm"], ["doctor"], ["bench"])
-"""Examples that need a network, this machine in order, or minutes: run by tests of their own."""
+ELSEWHERE = (
+    *(["models", "pull"], ["models", "rm"], ["doctor"], ["bench"]),
+    *(["serve"], ["ps"], ["stop"]),
+)
+"""Examples that need a network, this machine in order, or minutes, or that do not end by themselves:
+run by tests of their own."""
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
 
