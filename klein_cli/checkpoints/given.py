@@ -21,6 +21,7 @@ from klein_cli.checkpoints.single_file import OPTIONS, FileCheckpoint
 from klein_cli.checkpoints.sizes import size_of_model
 from klein_cli.checkpoints.source import Checkpoint
 from klein_cli.errors import ModelError, UsageError
+from klein_cli.paths import user_path
 from klein_cli.presets import DEFAULT_MODEL, presets
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
@@ -56,7 +57,7 @@ def wanted(
     """
     name, given = model or "", {part: path for part, path in parts.items() if path is not None}
     if models_dir is not None:
-        folder = ModelsDir(Path(models_dir).expanduser())
+        folder = ModelsDir(user_path(models_dir))
         given = {part: folder.find(path, part) for part, path in given.items()}
         name = name if name in presets() else folder.find(name, "transformer")
     for part, path in given.items():
@@ -72,7 +73,7 @@ def wanted(
 
 def _of_file(name: str, given: Parts) -> Wanted:
     """A file in place of a model's name: the preset, with all parts that the file holds."""
-    file = Path(name).expanduser()
+    file = user_path(name)
     held = contents(file).prefixes
     twice = next((part for part in held if part in given), None)
     if twice is not None:
@@ -98,7 +99,7 @@ def _of_file(name: str, given: Parts) -> Wanted:
 def _slow(parts: Parts) -> Iterator[str]:
     """What another package unpacks, which takes its time."""
     for part, path in parts.items():
-        place = Path(path).expanduser()
+        place = user_path(path)
         kinds = rare_kinds(FileCheckpoint(place, part).tensors()) if place.is_file() else ()
         if kinds:
             yield f"{place.name} is unpacked by the package gguf, on the CPU: {', '.join(kinds)}"
@@ -106,7 +107,7 @@ def _slow(parts: Parts) -> Iterator[str]:
 
 def is_file(model: str) -> bool:
     """Whether a model is given as a file, not by name or as a folder."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     return path.is_file() and path.suffix.lower() in (*SUFFIXES, *PICKLED)
 
 
@@ -116,7 +117,7 @@ def given_part(path: str, part: str, like: Path | None) -> Checkpoint:
     `like` is the folder in whose place it is, if that is here. Raises ModelError when there is
     none.
     """
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.is_file():
         return FileCheckpoint(place, part, _config(like))
     for folder in (place / part, place):
@@ -130,7 +131,7 @@ def given_part(path: str, part: str, like: Path | None) -> Checkpoint:
 
 def tokenizer_beside(path: str) -> Path | None:
     """The folder of the tokenizer that comes with a text encoder; None where there is none."""
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.is_file():
         return None
     folders = (place / "tokenizer", place, place.parent / "tokenizer")
@@ -168,7 +169,7 @@ def check_together(parts: Mapping[str, Checkpoint], taps: int) -> None:
 def _check_is_there(part: str, path: str) -> None:
     if part == "vae" and path == SMALL_DECODER:
         return
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not path.strip() or not place.exists():
         raise ModelError(f"{OPTIONS[part]} {path}: there is no such file", "check the path")
     if place.is_file():
@@ -179,7 +180,7 @@ def _check_is_there(part: str, path: str) -> None:
 
 def _check_size(name: str, part: str, path: str) -> None:
     """Raise ModelError for a part of another size than a preset's name says."""
-    place = Path(path).expanduser()
+    place = user_path(path)
     if part == "vae" or not place.is_file():
         return
     found = size_of_model(part, FileCheckpoint(place, part).own_config)

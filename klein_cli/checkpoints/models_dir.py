@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from klein_cli.errors import UsageError
+from klein_cli.paths import user_path
 
 SUFFIXES = (".safetensors", ".sft", ".gguf")
 
@@ -45,7 +46,7 @@ class ModelsDir:
         The name may have folders before it and lack its ending. What is a path already, or is not
         found, is returned as it is. Raises UsageError when several files have it.
         """
-        if not name.strip() or Path(name).expanduser().exists():
+        if not name.strip() or user_path(name).exists():
             return name
         found = {path.resolve(): path for path in self._files(kind) if _is_called(path, name)}
         if len(found) > 1:
@@ -63,7 +64,7 @@ class ModelsDir:
                     raise UsageError(
                         f"{self.root} holds more than {_MOST_FILES:,} files", "give a path instead"
                     )
-                yield from (Path(place, file) for file in files if file.endswith(SUFFIXES))
+                yield from (Path(place, file) for file in files if file.lower().endswith(SUFFIXES))
 
     def _folders(self, kind: str) -> Iterator[Path]:
         names = _FOLDERS[kind]
@@ -85,14 +86,23 @@ def _listed(file: Path, names: tuple[str, ...]) -> Iterator[Path]:
     for section in _read(file).values():
         if not isinstance(section, dict):
             continue
-        base = file.parent / _path(section.get("base_path", ""))
+        base = file.parent / _path(file, "base_path", section.get("base_path") or "")
         for name in names:
-            lines = section.get(name, "")
-            yield from (base / _path(line) for line in str(lines).splitlines() if line.strip())
+            lines = _text(file, name, section.get(name) or "").splitlines()
+            yield from (base / _path(file, name, line) for line in lines if line.strip())
 
 
-def _path(text: Any) -> Path:
-    return Path(os.path.expandvars(str(text).strip())).expanduser()
+def _path(file: Path, key: str, value: Any) -> Path:
+    return user_path(os.path.expandvars(_text(file, key, value).strip()))
+
+
+def _text(file: Path, key: str, value: Any) -> str:
+    """A value that names folders; a list would take its length in other lists to write out."""
+    if not isinstance(value, str) or "\0" in value:
+        raise UsageError(
+            f"{key} in {file} is not text", f"write it as ComfyUI does: {key}: FOLDER, one a line"
+        )
+    return value
 
 
 def _read(file: Path) -> Mapping[str, Any]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from klein_cli.addresses import check_path, hub_id
 from klein_cli.checkpoints.folder import (
     INDEX_FILE,
     FolderCheckpoint,
@@ -36,6 +35,7 @@ from klein_cli.checkpoints.hub.download import Watch, download, index_of
 from klein_cli.checkpoints.models_dir import SUFFIXES
 from klein_cli.checkpoints.source import PARTS, Checkpoint
 from klein_cli.errors import ModelError
+from klein_cli.paths import check_path, hub_id, user_path
 from klein_cli.presets import Preset, presets, unnamed_preset
 from klein_cli.recipe import Model
 
@@ -196,7 +196,7 @@ def _of_files_alone(model: str, repo: str, parts: Parts) -> Snapshot | None:
     known = _known(repo)
     if set(parts) < set(PARTS) or _needs_own_tokenizer(parts) or known is None:
         return None
-    folder = Path(parts["transformer"]).expanduser().absolute().parent
+    folder = user_path(parts["transformer"]).absolute().parent
     return with_parts(Snapshot(name=model, root=folder, preset=known, repo=repo), parts)
 
 
@@ -278,7 +278,7 @@ def _folder(model: str) -> Snapshot:
     if repo := hub_id(model):
         raise ModelError(f"-m {model} is an address", f"give the hub id alone: {repo}")
     check_path("-m", model)
-    root = Path(os.path.expanduser(model))
+    root = user_path(model)
     if not model.strip():
         raise ModelError("-m is empty", f"give a model by name ({_names()}), a folder or a hub id")
     if os.path.isfile(root) and not model.endswith(_SINGLE_FILES):

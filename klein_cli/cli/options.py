@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klein_cli.errors import UsageError
+from klein_cli.paths import user_path
 from klein_cli.presets import Preset, presets
 from klein_cli.prompts.rows import Defaults
 from klein_cli.prompts.seeds import parse_seeds
@@ -600,7 +601,7 @@ class PartOptions:
         """Where adapters are looked for by name. Raises UsageError when it is no folder."""
         from klein_cli.checkpoints.models_dir import ModelsDir
 
-        return None if self.models_dir is None else ModelsDir(Path(self.models_dir).expanduser())
+        return None if self.models_dir is None else ModelsDir(user_path(self.models_dir))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

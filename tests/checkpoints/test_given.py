@@ -214,6 +214,52 @@ def test_a_folder_of_models_that_cannot_be_read_is_said(comfy: Path, tmp_path: P
         ModelsDir(comfy).find("x", "vae")
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        'a: {base_path: "x\\0y", vae: models}',
+        'a: {vae: "x\\0y"}',
+        "a: {base_path: 3, vae: models}",
+        "a: {vae: [models, others]}",
+        "\n".join(
+            [
+                "n0: &n0 [x, x, x, x, x, x, x, x, x, x]",
+                *(f"n{k}: &n{k} [{', '.join([f'*n{k - 1}'] * 10)}]" for k in range(1, 12)),
+                "a: {vae: *n11}",
+            ]
+        ),
+    ],
+)
+def test_paths_that_are_not_text_are_refused_at_once(comfy: Path, hostile: str) -> None:
+    """A zero byte raised ValueError, a list was ignored, and one of lists was written out."""
+    (comfy / "extra_model_paths.yaml").write_text(hostile)
+    with pytest.raises(UsageError, match=r"extra_model_paths\.yaml is not text"):
+        ModelsDir(comfy).find("x", "vae")
+
+
+def test_a_section_without_folders_lists_none(comfy: Path) -> None:
+    (comfy / "extra_model_paths.yaml").write_text("a:\n  base_path:\n  vae:\n  is_default: true\n")
+    assert ModelsDir(comfy).find("x", "vae") == "x"
+
+
+def test_endings_in_capitals_are_found(comfy: Path) -> None:
+    path = comfy / "models" / "vae" / "Loud.SAFETENSORS"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    assert ModelsDir(comfy).find("Loud", "vae") == str(path)
+
+
+def test_a_home_of_nobody_is_a_path_that_is_not_there(comfy: Path) -> None:
+    """pathlib raises RuntimeError for the folder of a user whom the machine does not know."""
+    nowhere = "~nobody-of-this-name/x.safetensors"
+    with pytest.raises(ModelError, match="there is no such file"):
+        wanted("tiny", {**NONE, "transformer": nowhere})
+    with pytest.raises(UsageError, match="is not a folder"):
+        wanted("tiny", NONE, nowhere)
+    (comfy / "extra_model_paths.yaml").write_text(f"a: {{base_path: {nowhere}, vae: y}}")
+    assert ModelsDir(comfy).find(nowhere, "vae") == nowhere
+
+
 def test_shapes_of_the_true_models_make_their_configurations(true: dict[str, Path]) -> None:
     config = FileCheckpoint(true["9b"], "transformer").config()
     assert (config["num_layers"], config["num_single_layers"]) == (8, 24)

@@ -309,8 +309,8 @@ def test_a_repository_that_is_not_to_be_had(
 
 @pytest.mark.process
 @pytest.mark.parametrize("model", ["nobody/model", "klein-4b"])
-def test_without_a_network_the_page_and_tiny_are_offered(tmp_path: Path, model: str) -> None:
+def test_without_a_network_the_endpoint_is_named_and_tiny_offered(tmp_path: Path, model: str) -> None:
     found = ask(model, "http://127.0.0.1:9", tmp_path)
-    assert "the hub cannot be reached" in found["message"]
-    assert "https://huggingface.co/" in found["hint"]
+    assert "http://127.0.0.1:9 (HF_ENDPOINT) cannot be reached" in found["message"]
+    assert "HF_ENDPOINT" in found["hint"]
     assert "--model tiny" in found["hint"]

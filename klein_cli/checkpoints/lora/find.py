@@ -17,6 +17,7 @@ from klein_cli.checkpoints.hub.download import Watch, fetch
 from klein_cli.checkpoints.hub.repository import Listing, listing_of
 from klein_cli.checkpoints.lora.alphas import CONFIG_FILE
 from klein_cli.errors import UsageError
+from klein_cli.paths import user_path
 
 ENDING = ".safetensors"
 HOW = "write a file (style.safetensors=0.8) or a place on the hub (owner/name/style.safetensors)"
@@ -62,7 +63,7 @@ def located(source: str, folder: Path, downloading: Downloading = nullcontext) -
 
     Raises UsageError when there is none, or several; ModelError when the hub does not give it.
     """
-    path = folder / Path(source).expanduser()
+    path = folder / user_path(source)
     if path.is_file():
         return _checked(path)
     if path.is_dir():

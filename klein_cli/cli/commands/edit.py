@@ -5,6 +5,7 @@ What that needs is imported when it runs: --help and a refused option come witho
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -66,7 +67,7 @@ def edit(
 
     code = run_generate(
         context,
-        edit=Edit(image=edited, keep_format=keep_format, opaque=opaque),
+        edit=Edit(image=os.path.expanduser(edited), keep_format=keep_format, opaque=opaque),
         prompts=prompts,
         strict=strict,
         editing=editing,

@@ -14,6 +14,7 @@ from klein_cli.cli.terminal.report import Report
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.output.gallery import Gallery, write_gallery
 from klein_cli.output.naming import Destination
+from klein_cli.paths import user_path
 
 _NAMED = 3
 
@@ -47,14 +48,14 @@ def gallery(
     """
     report = Report(as_json=json, quiet=quiet, verbose=False, silent_stdout=json)
     with report.errors(), report.bar:
-        places = [_existing(place.expanduser()) for place in images or ()]
-        made = write_page(folder.expanduser(), report, images=places, overwrite=overwrite)
+        places = [_existing(user_path(place)) for place in images or ()]
+        made = write_page(user_path(folder), report, images=places, overwrite=overwrite)
     if not json:
         typer.echo(str(made.page))
 
 
 def _existing(place: Path) -> Path:
-    if not place.exists():
+    if not os.path.exists(place):
         raise UsageError(f"--images: there is no {place}", "give a folder of images")
     return place
 

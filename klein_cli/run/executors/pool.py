@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from klein_cli.errors import KleinError, first_line
 from klein_cli.output.metadata import Origin
+from klein_cli.paths import user_path
 from klein_cli.presets import presets
 from klein_cli.recipe import Recipe
 from klein_cli.run.batching import Batch
@@ -277,9 +277,7 @@ def _load_request(work: Workload) -> LoadRequest:
         import torch
     is_folder = work.snapshot.repo is None and work.model not in presets()
     model = str(work.snapshot.root.resolve()) if is_folder else work.model
-    given = {
-        part: str(Path(path).expanduser().absolute()) for part, path in work.snapshot.given.items()
-    }
+    given = {part: str(user_path(path).absolute()) for part, path in work.snapshot.given.items()}
     return LoadRequest(
         model=model,
         settings=work.settings,

@@ -1,10 +1,11 @@
-"""Addresses (s3://bucket/..., https://...) where a path is wanted: refused by name.
+"""Paths as a person writes them, and addresses (s3://bucket/..., https://...) in their place.
 
-A path library makes a folder called `s3:` of one, and nobody finds the images again.
+A path library makes a folder called `s3:` of an address, and nobody finds the images again.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -33,3 +34,11 @@ def hub_id(model: str) -> str | None:
     """OWNER/NAME where `model` is the address of a repository on the hub, else None."""
     found = _OF_THE_HUB.fullmatch(model)
     return found[1] if found else None
+
+
+def user_path(text: str | Path) -> Path:
+    """The path that is meant: a ~ in front is a home folder, as for a shell.
+
+    Where nobody has the name behind it, it stays as it is, as for a shell, and is not found.
+    """
+    return Path(os.path.expanduser(text))
