@@ -65,6 +65,8 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def page(chromium: Browser, folder: Path) -> Browser:
     chromium.open((folder / "index.html").as_uri())
+    # Chromium drops keys that are pressed before a page is painted for the first time.
+    chromium.run_async("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
     return chromium
 
 
