@@ -17,6 +17,15 @@ PARTS = ("text_encoder", "transformer", "vae")
 DAMAGED = "the model is damaged or incomplete: download it again"
 
 
+def unreadable(path: Path, error: OSError) -> ModelError:
+    """The error for a file that the machine does not give."""
+    allowed = not isinstance(error, PermissionError)
+    return ModelError(
+        f"{path} cannot be read: {error.strerror or error}",
+        DAMAGED if allowed else "let your user read it: see its permissions",
+    )
+
+
 class Packing(NamedTuple):
     """How the rows of a tensor become numbers: the `kind`, a name in `dequantise.KINDS`.
 

@@ -28,7 +28,7 @@ from klein_cli.checkpoints.lora.bases import (
 )
 from klein_cli.checkpoints.lora.layers import NOT_WHOLE, Layer, layer_of, sides
 from klein_cli.checkpoints.lora.targets import Target, block_of, target_of
-from klein_cli.checkpoints.source import Stored
+from klein_cli.checkpoints.source import DAMAGED, Stored
 from klein_cli.errors import ModelError
 from klein_cli.recipe import Adapter
 
@@ -121,7 +121,8 @@ def read_adapter_header(path: Path) -> Header:
     try:
         header = read_any_header(path)
     except ModelError as error:
-        raise ModelError(error.message, NOT_WHOLE) from None
+        hint = NOT_WHOLE if error.hint == DAMAGED else error.hint
+        raise ModelError(error.message, hint) from None
     if any(held.packing for held in header.tensors.values()):
         raise ModelError(f"{path} is a GGUF, which adapters are not read from", _OTHER)
     return header

@@ -17,7 +17,7 @@ from klein_cli.checkpoints.lora.find import Downloading, Wanted, located, parsed
 from klein_cli.checkpoints.models_dir import ModelsDir
 from klein_cli.checkpoints.resolve import Snapshot
 from klein_cli.errors import ModelError
-from klein_cli.paths import user_path
+from klein_cli.paths import askable, user_path
 from klein_cli.presets import presets
 from klein_cli.recipe import Adapter
 
@@ -76,7 +76,7 @@ class AdapterStore:
 
         Raises UsageError when that has several of the name.
         """
-        path = folder / user_path(source)
+        path = askable(folder / user_path(source))
         if self._models_dir is None or path.exists():
             return path
         found = self._models_dir.find(source, "lora")
