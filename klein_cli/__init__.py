@@ -11,8 +11,7 @@ What is named here is imported when it is asked for: importing klein_cli costs n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as type checkers know it; importing typing takes longer than all this
 if TYPE_CHECKING:
     from klein_cli.errors import KleinError as KleinError
     from klein_cli.output.image import Image as Image

@@ -1,11 +1,13 @@
 """The beginning of `klein`, and of `python -m klein_cli`."""
 
-import contextlib
+from __future__ import annotations
+
 import os
 import sys
-from typing import NoReturn
 
-from klein_cli.run.interrupts import end_as_by_ctrl_c, exit_code_of
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def run() -> NoReturn:
@@ -24,11 +26,19 @@ def main() -> int:
     try:
         if sys.argv[1:] == ["--version"]:
             return _version()
-        end_as_by_ctrl_c()
-        from klein_cli.cli.app import main as command_line
+        from klein_cli.cli.quick import quick
 
+        code = quick(sys.argv[1:])
+        if code is not None:
+            return code
+        from klein_cli.cli.app import main as command_line
+        from klein_cli.run.interrupts import end_as_by_ctrl_c
+
+        end_as_by_ctrl_c()
         return command_line()
     except KeyboardInterrupt as interrupt:
+        from klein_cli.run.interrupts import exit_code_of
+
         return exit_code_of(interrupt)
 
 
@@ -49,6 +59,7 @@ def _end(code: int) -> None:
     Leaves that to Python where a thread is still at work.
     """
     import atexit
+    import contextlib
     import threading
 
     if any(not thread.daemon for thread in threading.enumerate()[1:]):

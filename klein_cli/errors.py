@@ -4,7 +4,8 @@
      ├── UsageError       2   the command, a prompts file or an output path is wrong
      ├── ModelError       3   a model, its files or its weights
      │    └── ModelTooLargeError 4
-     └── OutOfMemoryError 4   host or device memory, for an image
+     ├── OutOfMemoryError 4   host or device memory, for an image
+     └── CancelledError 130   whoever asked for an image no longer waits for it
 
 Anything else that is raised is a bug and keeps its traceback.
 """
@@ -51,6 +52,12 @@ class OutOfMemoryError(KleinError):
     """The image does not fit in the memory of this machine."""
 
     exit_code = 4
+
+
+class CancelledError(KleinError):
+    """An image was broken off because nobody waits for it."""
+
+    exit_code = 130
 
 
 def first_line(error: BaseException) -> str:

@@ -158,7 +158,8 @@ class Pipeline:
         """
         try:
             with device_context(device_for(settings.device)):
-                merged = Adapters(snapshot, adapters or AdapterStore(), first)
+                store = AdapterStore() if adapters is None else adapters  # an empty one is false
+                merged = Adapters(snapshot, store, first)
                 return cls._load(snapshot, settings, tokenizer, merged, on_event or _ignore)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

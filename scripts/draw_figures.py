@@ -24,7 +24,8 @@ from klein_cli.check.metrics import Pixels  # noqa: E402
 from klein_cli.checkpoints.resolve import resolve  # noqa: E402
 from klein_cli.models.attention import AttentionLengths  # noqa: E402
 from klein_cli.pipeline import Pipeline, choose  # noqa: E402
-from klein_cli.recipe import Recipe, Settings  # noqa: E402
+from klein_cli.recipe import Recipe  # noqa: E402
+from klein_cli.settings import Settings  # noqa: E402
 
 CELL, POSITIONS, LENGTH = 14, 12, 7
 SHOWN = ("mask ignored", "first pad unmasked", "zeroed pads", "causal from the bottom right")

@@ -4,8 +4,8 @@
     python scripts/eval_tiny.py --edits 100          # and held-out edits, 100 of each kind
     python scripts/eval_tiny.py --model FOLDER --seeds 4 --pairs 200 --save pictures/
 
-Prompts come from compositions that training never saw, in plain and chatty wordings, rendered
-through the product's own pipeline at 256x256 in 4 steps, in batches of differing lengths. A picture
+Prompts come from compositions that training never saw, in plain and chatty wordings, drawn
+and edited by klein's own pipeline at 256x256 in 4 steps, in batches of differing lengths. A picture
 passes when its background, and every object's colour, shape, size and place are right, and nothing
 else is in it. Edits lead from or to such compositions; half of the pictures before are the model's
 own, half are drawn by the script. An edit passes when the change is there and everything else is as
@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,6 +31,10 @@ from tiny_edits import KINDS
 from tiny_judge import judge
 from tiny_painter import Painter
 from tiny_words import canonical, describe
+
+from klein_cli.settings import Settings
+
+DRAWN_SEED, EDITED_SEED = 1000, 0
 
 
 def held_out_prompts(pairs: int, seed: int) -> list[tuple[str, world.Composition]]:
@@ -45,16 +48,23 @@ def held_out_prompts(pairs: int, seed: int) -> list[tuple[str, world.Composition
     ]
 
 
+def _painter(args: argparse.Namespace) -> Painter:
+    width, height = (int(n) for n in args.size.split("x"))
+    settings = Settings(device=args.device, dtype=args.dtype)
+    return Painter.open(args.model, settings, (width, height), args.steps, args.batch)
+
+
 def main() -> None:
     """Render, judge and print."""
     args = _parser().parse_args()
     prompts = [pair for pair in held_out_prompts(args.pairs, seed=11) for _ in range(args.seeds)]
     random.Random(5).shuffle(prompts)
-    pictures = _render([text for text, _ in prompts], args)
+    painter = _painter(args)
+    pictures = painter.paint([text for text, _ in prompts], DRAWN_SEED)
     result = {"size": args.size, "steps": args.steps, "seeds": args.seeds}
     result |= report(prompts, pictures, args)
     if args.edits:
-        result |= judge_edits(args)
+        result |= judge_edits(painter, args)
     print(json.dumps(result))
 
 
@@ -65,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=4, help="pictures per prompt")
     parser.add_argument("--pairs", type=int, default=100, help="how many two-object prompts")
     parser.add_argument("--edits", type=int, default=0, help="how many edits of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of edits")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", default="256x256")
     parser.add_argument("--steps", type=int, default=4)
@@ -72,29 +83,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--save", type=Path, help="keep the pictures that fail in this folder")
     return parser
-
-
-def _render(texts: list[str], args: argparse.Namespace) -> list[np.ndarray]:
-    from klein_cli.checkpoints.resolve import resolve
-    from klein_cli.pipeline import Pipeline, choose
-    from klein_cli.recipe import Recipe
-    from klein_cli.settings import Settings
-
-    snapshot = resolve(args.model)
-    settings = choose(Settings(device=args.device, dtype=args.dtype), snapshot.preset)
-    pipeline = Pipeline.load(snapshot, settings)
-    width, height = (int(n) for n in args.size.split("x"))
-    pictures: list[np.ndarray] = []
-    for start in range(0, len(texts), args.batch):
-        recipes = [
-            Recipe(
-                prompt=text, seed=1000 + start + i, width=width, height=height, steps=args.steps,
-                guidance=1.0, model=args.model,
-            )
-            for i, text in enumerate(texts[start : start + args.batch])
-        ]  # fmt: skip
-        pictures += pipeline.render(recipes)
-    return pictures
 
 
 def report(
@@ -118,17 +106,12 @@ def report(
     return {f"{n}_object": round(right / max(1, of), 4) for n, (right, of) in counts.items()}
 
 
-def judge_edits(args: argparse.Namespace) -> dict[str, float]:
+def judge_edits(painter: Painter, args: argparse.Namespace) -> dict[str, float]:
     """Carry out and judge edits of each kind; the shares that are right, by kind and picture."""
-    from klein_cli.checkpoints.resolve import resolve
-
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else None
-    painter = Painter(resolve(args.model).root, torch.device(device or args.device))
-    width, height = (int(n) // 16 for n in args.size.split("x"))
     shares: dict[str, float] = {}
-    for kind in KINDS:
+    for kind in args.kinds:
         for own in (True, False):
-            cases = edit_cases(kind, args.edits // 2, (height, width), painter, own=own)
+            cases = edit_cases(kind, args.edits // 2, painter, own=own)
             name = f"{kind}, {'own' if own else 'drawn'}"
             shares[name] = _judge_cases(name, cases, painter, args)
     return shares
@@ -136,7 +119,7 @@ def judge_edits(args: argparse.Namespace) -> dict[str, float]:
 
 def _judge_cases(name: str, cases: list[Case], painter: Painter, args: argparse.Namespace) -> float:
     texts = [case.text for case in cases]
-    pictures = painter.edit(texts, [case.before for case in cases], args.batch)
+    pictures = painter.paint(texts, EDITED_SEED, [case.before for case in cases])
     right = 0
     for number, (case, after) in enumerate(zip(cases, pictures, strict=True)):
         wrong = judge_edit(case.before, after, case.edit, case.new_extent)

@@ -23,12 +23,15 @@ from klein_cli.check.metrics import Pixels, mean_abs_diff, psnr, relative_error
 from klein_cli.check.official import reference
 from klein_cli.check.prompts import PROMPTS
 from klein_cli.checkpoints.resolve import Snapshot, resolve
+from klein_cli.models.vae import latent_scale
 from klein_cli.pipeline import Pipeline, Trace, choose
 from klein_cli.recipe import Recipe
 from klein_cli.sampling.latents import Latents, noise
+from klein_cli.sampling.loop import Callback
 from klein_cli.settings import Settings
 
 HALF = torch.bfloat16
+NOTHING: AbstractContextManager[Any] = nullcontext()
 Made = list[tuple[Trace, Pixels]]
 
 
@@ -42,14 +45,13 @@ def rounded_noise(*arguments: Any, **named: Any) -> Latents:
 
 
 def rounded_loop(
-    transformer: Any, x: Tensor, sigmas: Tensor, text: Tensor, ids: Tensor, **other: Any
+    velocity: Any, x: Tensor, sigmas: Tensor, condition: Any, *, callback: Callback, **other: Any
 ) -> Tensor:
     """Latents and steps in bfloat16, as diffusers keeps them."""
     for step in range(len(sigmas) - 1):
-        velocity = transformer(x, sigmas[step : step + 1], text, ids).to(HALF)
-        x = rounded(x + rounded(sigmas[step + 1] - sigmas[step]) * velocity)
-        if other["on_latents"]:
-            other["on_latents"](x)
+        towards = velocity(x, sigmas[step : step + 1], condition).to(HALF)
+        x = rounded(x + rounded(sigmas[step + 1] - sigmas[step]) * towards)
+        callback(step + 1, float(sigmas[step + 1]), x)
     return x
 
 
@@ -72,29 +74,26 @@ def single_angles(ids: Tensor, axes: Any, theta: float) -> Any:
     return angle.cos(), angle.sin()
 
 
-def rounded_scale(pipeline: Pipeline) -> None:
-    engine = pipeline._engine
-    engine.latent_mean, engine.latent_deviation = (
-        rounded(engine.latent_mean),
-        rounded(engine.latent_deviation),
-    )
+def rounded_scale(bn: torch.nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    mean, deviation = latent_scale(bn)
+    return rounded(mean), rounded(deviation)
 
 
 def sigma_first(sigma: Tensor, dtype: torch.dtype) -> Tensor:
     return sigma.to(dtype) * 1000
 
 
-def draw(snapshot: Snapshot, recipes: list[Recipe], dtype: str, change: Any = None) -> Made:
-    """Our drawing, with `change` made to the pipeline or, as a context, around the drawing."""
+def draw(
+    snapshot: Snapshot,
+    recipes: list[Recipe],
+    dtype: str,
+    change: AbstractContextManager[Any] = NOTHING,
+) -> Made:
+    """Our drawing, within the context of a change."""
     settings = choose(Settings(device="cpu", dtype=dtype, attention="sdpa"))
     pipeline = Pipeline.load(snapshot, settings)
-    context: AbstractContextManager[Any] = nullcontext()
-    if hasattr(change, "__enter__"):
-        context = change
-    elif change is not None:
-        change(pipeline)
     made = []
-    with context:
+    with change:
         for recipe in recipes:
             trace = Trace()
             (picture,) = pipeline.render([recipe], trace=trace)
@@ -102,14 +101,16 @@ def draw(snapshot: Snapshot, recipes: list[Recipe], dtype: str, change: Any = No
     return made
 
 
-CHANGES: dict[str, Any] = {
-    "klein": None,
+CHANGES: dict[str, AbstractContextManager[Any]] = {
+    "klein": NOTHING,
     "latents and steps rounded after each step": patch("klein_cli.pipeline.denoise", rounded_loop),
     "noise rounded": patch("klein_cli.pipeline.noise", rounded_noise),
     "timestep from the rounded sigma (764)": patch(
         "klein_cli.engines.native.as_timestep", sigma_first
     ),
-    "mean and deviation of the latents rounded": rounded_scale,
+    "mean and deviation of the latents rounded": patch(
+        "klein_cli.engines.native.latent_scale", rounded_scale
+    ),
     "the encoder's rotary frequencies rounded": patch.object(
         qwen3, "rotary_embedding", rounded_angles
     ),

@@ -32,22 +32,22 @@ class Case:
     new_extent: float
 
 
-def edit_cases(
-    kind: str, count: int, grid: tuple[int, int], painter: Painter, *, own: bool, seed: int = 21
-) -> list[Case]:
+def edit_cases(kind: str, count: int, painter: Painter, *, own: bool, seed: int = 21) -> list[Case]:
     """Held-out edits of one kind, half in the plainest words, on pictures of one source.
 
     `own`: on pictures that the painter draws, right ones; else on pictures that the script draws.
     """
-    rng, cases = random.Random(f"{seed} {kind} {own}"), []
+    rng, cases, side = random.Random(f"{seed} {kind} {own}"), [], min(painter.size)
     torch.manual_seed(rng.randrange(2**31))
-    few = min(64, 2 * count + 2)
+    few = min(64, count + count // 2 + 2)
     for _ in range(ROUNDS):
         edits = [draw_edit(rng, kind=kind, held_out=True, plain=True) for _ in range(few)]
         texts = [plainest(e) if rng.random() < 0.5 else instruct(e, rng)[0] for e in edits]
         rows = as_edits(edits, [(True,) * 4] * len(edits))
-        pictures, layout = (_own if own else _drawn)(edits, rows, grid, painter)
-        side = 16 * min(grid)
+        if own:
+            pictures, layout = _own(edits, rows, painter, rng.randrange(2**31))
+        else:
+            pictures, layout = _drawn(edits, rows, painter.grid)
         extents = layout.new_radii / world.SCALES[rows.new_shapes] / side
         for i, (edit, picture) in enumerate(zip(edits, pictures, strict=True)):
             if layout.fits[i] and (len(edit.things) > 2 or not judge_source(picture, edit, own)):
@@ -63,22 +63,16 @@ def judge_source(picture: np.ndarray, edit: Edit, own: bool) -> list[str]:
 
 
 def _own(
-    edits: list[Edit], rows: Edits, grid: tuple[int, int], painter: Painter
+    edits: list[Edit], rows: Edits, painter: Painter, seed: int
 ) -> tuple[list[np.ndarray], Layout]:
-    noise = torch.randn(len(edits), 128, *grid)
-    layout = layout_as_drawn(rows, world.layout_means(noise), grid)
-    texts = [canonical(edit.source) for edit in edits]
-    pictures: list[np.ndarray] = []
-    for first in range(0, len(texts), 16):
-        some = slice(first, first + 16)
-        pictures += painter.draw(texts[some], noise[some])
-    return pictures, layout
+    layout = layout_as_drawn(rows, painter.layout_means(len(edits), seed), painter.grid)
+    return painter.paint([canonical(edit.source) for edit in edits], seed), layout
 
 
 def _drawn(
-    edits: list[Edit], rows: Edits, grid: tuple[int, int], painter: Painter
+    edits: list[Edit], rows: Edits, grid: tuple[int, int]
 ) -> tuple[list[np.ndarray], Layout]:
-    pictures = Pictures(painter.vae, grid, None)
+    pictures = Pictures(None, grid, None)
     layout = pictures.placed(rows)
     soft = torch.ones(len(edits), 1, 1)
     clean = pictures.drawn(rows, layout, rows.colours, soft)

@@ -204,10 +204,10 @@ class Pair:
 
 
 class Pictures:
-    """Makes pictures of edits, before and after, of one grid."""
+    """Makes pictures of edits, before and after, of one grid; the student's need its VAE."""
 
     def __init__(
-        self, vae: AutoencoderKLFlux2, grid: tuple[int, int], own: OwnPictures | None
+        self, vae: AutoencoderKLFlux2 | None, grid: tuple[int, int], own: OwnPictures | None
     ) -> None:
         self.vae, self.grid, self.own = vae, grid, own
 
@@ -230,6 +230,7 @@ class Pictures:
     def by_student(self, edits: Edits, place: Tensor) -> Pair:
         """The student's own pictures of such places in its pool, which are of these edits."""
         assert self.own is not None
+        assert self.vae is not None
         layout = layout_as_drawn(edits, self.own.means[place], self.grid)
         latents = unpack(self.own.latents[place].float(), self.grid)
         before = _in_levels(decode_latents(self.vae, latents))

@@ -1,75 +1,71 @@
-"""A written `tiny` model at work in the terms of its training: words and pictures to pictures."""
+"""klein at work for the judge of `tiny`: words, and pictures, to pictures, in batches."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from tiny_data import Prompts
-from tiny_draw import draw_latents
-from tiny_models import (
-    POSITIONS,
-    Student,
-    decode_latents,
-    encode_pictures,
-    load_vae,
-    pack,
-    unpack,
-)
-from tokenizers import Tokenizer
+import tiny_world as world
+from PIL import Image
+from tiny_models import unpack
 from torch import Tensor
 
-from klein_cli.text.tokenizer import render
+from klein_cli.checkpoints.resolve import resolve
+from klein_cli.images.inputs import references
+from klein_cli.images.store import ImageStore
+from klein_cli.pipeline import Pipeline, choose
+from klein_cli.recipe import Recipe
+from klein_cli.settings import Settings
 
 
+@dataclass(frozen=True)
 class Painter:
-    """Draws and edits many pictures at once, in bfloat16 on a GPU and float32 elsewhere."""
+    """Draws and edits pictures of one size, (width, height), and number of steps by a pipeline."""
 
-    def __init__(self, root: Path, device: torch.device) -> None:
-        self.device = device
-        student = Student()
-        student.load_snapshot(root)
-        self.student, self.vae = student.to(device).eval(), load_vae(root).to(device).eval()
-        self.tokenizer = Tokenizer.from_file(str(root / "tokenizer" / "tokenizer.json"))
-        self.pad = self.tokenizer.token_to_id("<|endoftext|>")
+    pipeline: Pipeline
+    size: tuple[int, int]
+    steps: int
+    batch: int
 
-    def draw(self, texts: list[str], noise: Tensor) -> list[np.ndarray]:
-        """(H, W, 3) uint8 pictures of prompts, from noise (B, 128, h, w)."""
-        grid = (noise.shape[2], noise.shape[3])
-        ids, mask = self._tokens(texts)
-        noise = pack(noise.to(self.device)).contiguous()
-        return self._decoded(draw_latents(self.student, ids, mask, noise, grid), grid)
+    @classmethod
+    def open(
+        cls, model: str, settings: Settings, size: tuple[int, int], steps: int, batch: int
+    ) -> Painter:
+        """With the model of a name or folder, as for klein generate."""
+        snapshot = resolve(model)
+        pipeline = Pipeline.load(snapshot, choose(settings, snapshot.preset))
+        return cls(pipeline, size, steps, batch)
 
-    def edit(
-        self, texts: list[str], pictures: list[np.ndarray], batch: int, seed: int = 0
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens down and across."""
+        return self.size[1] // 16, self.size[0] // 16
+
+    def paint(
+        self, texts: Sequence[str], seed: int, before: Sequence[np.ndarray] = ()
     ) -> list[np.ndarray]:
-        """The pictures (H, W, 3) uint8, all of one size, after what the texts ask."""
-        grid = (pictures[0].shape[0] // 16, pictures[0].shape[1] // 16)
-        generator, made = torch.Generator().manual_seed(seed), []
-        for first in range(0, len(texts), batch):
-            some = slice(first, first + batch)
-            ids, mask = self._tokens(texts[some])
-            given = self._encoded(pictures[some])
-            noise = torch.randn(given.shape, generator=generator).to(self.device)
-            made += self._decoded(draw_latents(self.student, ids, mask, noise, grid, given), grid)
-        return made
+        """(H, W, 3) uint8 pictures of the texts, or the ones `before` after what the texts ask.
 
-    def _tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        rows = [self.tokenizer.encode(render(text)).ids[:POSITIONS] for text in texts]
-        lengths = torch.tensor([len(row) for row in rows])
-        longest = int(lengths.max())
-        ids = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows])
-        every = torch.arange(len(rows), device=self.device)
-        prompts = Prompts(ids.to(self.device), lengths.to(self.device), None, self.pad)
-        return prompts.tokens(every, POSITIONS)
+        Picture k has the seed `seed` + k.
+        """
+        images = ImageStore()
+        given = [references(images, [Image.fromarray(each)]) for each in before]
+        recipes = [
+            Recipe(
+                prompt=text, seed=seed + k, width=self.size[0], height=self.size[1],
+                steps=self.steps, guidance=1.0, model=self.pipeline.snapshot.name,
+                references=given[k] if given else (),
+            )
+            for k, text in enumerate(texts)
+        ]  # fmt: skip
+        painted: list[np.ndarray] = []
+        for first in range(0, len(recipes), self.batch):
+            painted += self.pipeline.render(recipes[first : first + self.batch], images=images)
+        return painted
 
-    @torch.no_grad()
-    def _encoded(self, pictures: list[np.ndarray]) -> Tensor:
-        pixels = torch.from_numpy(np.stack(pictures)).to(self.device)
-        return pack(encode_pictures(self.vae, pixels.permute(0, 3, 1, 2) / 127.5 - 1))
-
-    @torch.no_grad()
-    def _decoded(self, latents: Tensor, grid: tuple[int, int]) -> list[np.ndarray]:
-        pixels = (decode_latents(self.vae, unpack(latents, grid)).clamp(-1, 1) + 1) * 127.5
-        return list(pixels.round().permute(0, 2, 3, 1).byte().cpu().numpy())
+    def layout_means(self, count: int, seed: int) -> Tensor:
+        """(count, 2): what of the noise of `paint` decides where things lie."""
+        seeds = range(seed, seed + count)
+        noise = self.pipeline.noise(seeds, width=self.size[0], height=self.size[1])
+        return world.layout_means(unpack(noise.packed, noise.grid).cpu())

@@ -14,6 +14,8 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Nobody's settings file changes what the tests see.
 os.environ["XDG_CONFIG_HOME"] = os.devnull
+# And nobody's engine draws for them.
+os.environ["KLEIN_HOST"] = "/nonexistent/engine.sock"
 
 _IN_ITS_OWN = "KLEIN_TEST_IN_ITS_OWN_PROCESS"
 

@@ -296,7 +296,7 @@ def test_a_mask_and_an_expansion(pipe: Pipeline, photo: Path) -> None:
         ({"images": [pillow.new("CMYK", (64, 64))]}, "CMYK"),
         ({"images": [pillow.new("RGB", (64, 64))], "mask": "alpha"}, "no transparent part"),
     ],
-    ids=str,
+    ids=["no image", "nowhere", "no image file", "CMYK", "opaque"],
 )
 def test_what_cannot_be_edited_is_refused(
     pipe: Pipeline, given: dict[str, Any], complaint: str

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from draw_edits import STRIP, commands, prompt_of
+from PIL import Image
 from typer.main import get_command
 
 from klein_cli.checkpoints.fingerprint import fingerprint
@@ -75,6 +77,14 @@ def test_the_pictures_are_what_their_commands_draw() -> None:
     command = shlex.split(SET_UP)
     assert command[command.index("generate") + 1] == rows[0]["prompt"]
     assert command[command.index("--seed") + 1] == str(rows[0]["seed"])
+
+
+def test_the_strip_shows_what_its_commands_make() -> None:
+    """With this model: new weights want a new strip."""
+    with Image.open(STRIP) as strip:
+        said = strip.info
+    assert json.loads(said["prompts"]) == [prompt_of(arguments) for arguments in commands(README)]
+    assert said["weights"] == fingerprint(resolve("tiny")), "run scripts/draw_edits.py"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ name where that is known. Imports no torch.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -134,7 +135,9 @@ def read_any_header(path: Path) -> Header:
 
 
 def begins_like_a_model(path: Path) -> bool:
-    """Whether a file begins as safetensors or GGUF do."""
+    """Whether a file begins as safetensors or GGUF do; a pipe or a device is none."""
+    if not os.path.isfile(path):
+        return False
     try:
         with path.open("rb") as file:
             begins = file.read(32)

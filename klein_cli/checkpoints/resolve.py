@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from klein_cli.addresses import check_path, hub_id
 from klein_cli.checkpoints.folder import (
     INDEX_FILE,
     FolderCheckpoint,
@@ -36,7 +35,7 @@ from klein_cli.checkpoints.hub.download import Watch, download, index_of
 from klein_cli.checkpoints.models_dir import SUFFIXES
 from klein_cli.checkpoints.source import PARTS, Checkpoint
 from klein_cli.errors import ModelError
-from klein_cli.paths import user_path
+from klein_cli.paths import check_path, hub_id, user_path
 from klein_cli.presets import Preset, presets, unnamed_preset
 from klein_cli.recipe import Model
 

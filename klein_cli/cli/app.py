@@ -7,6 +7,7 @@ traceback.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ from klein_cli.cli.terminal.stdio import exit_code
 from klein_cli.cli.terminal.text import to_stderr
 from klein_cli.cli.terminal.width import check_width
 from klein_cli.cli.usage import COMPLAINTS, explain
-from klein_cli.errors import KleinError
+from klein_cli.errors import KleinError, UsageError
 from klein_cli.run.interrupts import exit_code_of
 
 _STYLE: dict[str, Any] = {
@@ -45,6 +46,9 @@ SUMMARIES = {
     "bench": "Measure klein on this machine: warm, in a batch and from a cold start.",
     "gallery": "Make one page of a folder's images: filter, sort, and the recipe of each on a "
     "click.",
+    "serve": "Keep a model ready for klein, other programs and a browser.",
+    "ps": "Show the engine that is running: what it draws, and what waits.",
+    "stop": "End the engine that is running, when the image in hand is finished.",
     "doctor": "Check GPU, driver, torch, kernels, disks and models: exit code 0 if all is well, "
     "1 if not.",
     "models": "List the models: licence, size, whether they are on this machine, memory.",
@@ -175,6 +179,14 @@ def _command_line(words: list[str]) -> int:
         code = app(args=words, prog_name="klein", standalone_mode=False)
     except COMPLAINTS as complaint:
         raise explain(complaint) from None
+    except OSError as error:
+        if error.filename is None or isinstance(error, BrokenPipeError):
+            raise
+        # A path of the user's that nobody looked at before it was used.
+        raise UsageError(
+            f"cannot use {os.fsdecode(error.filename)}: {error.strerror}",
+            "look at the path and its permissions",
+        ) from error
     except typer.Abort as abort:
         interrupt = abort.__cause__
         raise interrupt if isinstance(interrupt, KeyboardInterrupt) else KeyboardInterrupt from None

@@ -25,9 +25,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from klein_cli.addresses import check_path
 from klein_cli.cli.usage import COMPLAINTS, explain
 from klein_cli.errors import UsageError
+from klein_cli.paths import check_path
 from klein_cli.tables import shortened
 
 _PANEL = "Settings file"
@@ -42,6 +42,9 @@ _ALTERNATIVES = (
     ({"guidance"}, {"guidance_scale"}),
     ({"quiet"}, {"verbose"}),
 )
+_FILES = {"FILE", "DIR", "FOLDER", "IMAGE", "IMG"}
+_NO_FILES = {"NAME", "REPO"}
+"""In a parameter's metavar: its values are files, or may be something else."""
 _KINDS = {
     bool: ("true or false", "true"),
     int: ("a whole number", "4"),
@@ -65,6 +68,8 @@ class ConfiguredCommand(TyperCommand):
         """Parse the command line over the settings file. Raises UsageError for a wrong file."""
         if not ctx.resilient_parsing:
             values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            for param in filter(_takes_files, self.params):
+                _check_said(_as_typed(param), values.get(param.name))
             # Options are in the order if they were given; arguments always are.
             options = {param.name for param in order if param.param_type_name == "option"}
             texts = {name for name, value in values.items() if value and isinstance(value, str)}
@@ -76,7 +81,8 @@ class ConfiguredCommand(TyperCommand):
         """Run the command; an error about an option that the file set names the file too."""
         _check_present_folder()
         for param in self.params:
-            _check_paths(max(param.opts, key=len), ctx.params.get(param.name))
+            kinds = (str, Path) if _takes_files(param) else Path
+            _check_paths(_as_typed(param), ctx.params.get(param.name), kinds)
         try:
             return super().invoke(ctx)
         except UsageError as error:
@@ -96,11 +102,29 @@ def _check_present_folder() -> None:
         raise UsageError(f"the folder you are in {what}", "cd to one that exists") from None
 
 
-def _check_paths(name: str, value: Any) -> None:
-    """Raise UsageError for an address where the parameter takes files."""
+def _takes_files(param: Any) -> bool:
+    """Whether a value of the parameter can only be a file or a folder."""
+    kinds = set(re.split(r"\W+", param.metavar or ""))
+    return bool(kinds & _FILES) and not kinds & _NO_FILES
+
+
+def _as_typed(param: Any) -> str:
+    return max(param.opts, key=len) if param.param_type_name == "option" else "the path"
+
+
+def _check_said(name: str, value: Any) -> None:
+    """Raise UsageError for "", as of a shell's variable that is not set: to a Path it is the
+    present folder.
+    """
+    if "" in (value if isinstance(value, list | tuple) else [value]):
+        raise UsageError(f"{name} is empty", "name a file or a folder")
+
+
+def _check_paths(name: str, value: Any, kinds: Any) -> None:
+    """Raise UsageError for an address among values of these kinds, which are paths."""
     for path in value if isinstance(value, list) else [value]:
-        if isinstance(path, Path):
-            check_path(name if name.startswith("-") else "the path", path)
+        if isinstance(path, kinds):
+            check_path(name, path)
 
 
 def _take_defaults(ctx: Any, given: Mapping[str, Any]) -> None:

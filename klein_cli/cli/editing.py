@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ from klein_cli.errors import UsageError
 from klein_cli.output.naming import EXTENSIONS
 from klein_cli.paths import user_path
 from klein_cli.prompts.columns import Reading
-from klein_cli.prompts.files import STDIN
+from klein_cli.prompts.files import PROMPTS_FILES, STDIN
 from klein_cli.prompts.rows import Defaults, Row
 from klein_cli.prompts.source import PromptSource, prompt_source
 from klein_cli.run.image_folder import check_apart, image_folder
@@ -35,26 +37,29 @@ class Edit:
     @property
     def is_folder(self) -> bool:
         """Whether it is a folder, each of whose images is edited."""
-        return self.image != STDIN and Path(self.image).is_dir()
+        return self.image != STDIN and os.path.isdir(self.image)
 
     def check(self, prompts: options.PromptOptions, files: options.OutputOptions) -> None:
         """Raise UsageError where words and files have changed places, or do not go together."""
-        words = prompts.prompt
-        here = self.image == STDIN or Path(self.image).exists()
-        if here and is_image_file(words):
-            raise UsageError(
-                f"the prompt is a file: {words}",
-                f"a further image: klein edit {self.image} {_EXAMPLE} -i {words}",
+        words, image = prompts.prompt, shlex.quote(self.image)
+        # os.path's answers, since Path's raise for words that are too long to be a file's name.
+        here = self.image == STDIN or os.path.exists(self.image)
+        if here and words is not None and os.path.isfile(words):
+            _refuse_file(
+                words,
+                image=f"a further image: klein edit {image} {_EXAMPLE} -i {shlex.quote(words)}",
+                command=f"klein edit {image}",
             )
-        if not here and words is not None and Path(words).exists():
+        if not here and words is not None and os.path.exists(words):
             raise UsageError(
-                "the image comes first, and then the words", f'klein edit {words} "{self.image}"'
+                "the image comes first, and then the words",
+                f"klein edit {shlex.quote(words)} {image}",
             )
         if words is None and prompts.prompt_option is None and prompts.prompts_file is None:
             if not here:
                 hint = f"name it first: klein edit photo.jpg {_EXAMPLE}"
                 raise UsageError(f"there is no image {self.image}", hint)
-            hint = f"say what to change: klein edit {self.image} {_EXAMPLE}"
+            hint = f"say what to change: klein edit {image} {_EXAMPLE}"
             raise UsageError("there is no prompt", hint)
         if self.is_folder:
             self._check_folder(prompts, files)
@@ -66,7 +71,7 @@ class Edit:
     def _check_folder(self, prompts: options.PromptOptions, files: options.OutputOptions) -> None:
         if files.output is None or files.output == STDIN:
             raise UsageError(f"{self.image} is a folder", "name another for its results: -o OUT")
-        if Path(files.output).suffix.lower() in EXTENSIONS and not Path(files.output).is_dir():
+        if Path(files.output).suffix.lower() in EXTENSIONS and not os.path.isdir(files.output):
             raise UsageError(f"-o {files.output} is a file's name", "name a folder: -o OUT")
         if prompts.prompts_file is not None:
             raise UsageError(
@@ -126,9 +131,16 @@ def check_masks(prompts: options.PromptOptions, editing: options.EditOptions) ->
         raise UsageError(f"{asked[0]} needs --mask or --expand", "give one of them")
 
 
-def is_image_file(words: str | None) -> bool:
-    """Whether what should be a prompt is an image's name: nobody draws that."""
-    return words is not None and words.lower().endswith(_IMAGES) and Path(words).is_file()
+def _refuse_file(words: str, *, image: str, command: str) -> None:
+    """Raise UsageError where a prompt is the name of a file of images or of prompts: nobody draws
+    that. `image` is what to do with an image, and `command` what takes a prompts file.
+    """
+    ending = Path(words).suffix.lower()
+    if ending in _IMAGES:
+        raise UsageError(f"the prompt is a file: {words}", image)
+    if ending in PROMPTS_FILES:
+        hint = f"if it holds prompts: {command} --prompts-file {shlex.quote(words)}"
+        raise UsageError(f"the prompt is a file: {words}", hint)
 
 
 def _left_unused(defaults: Defaults, images: InputImages) -> tuple[str, ...]:
@@ -150,7 +162,7 @@ def report_edits(
     for line in images.described():
         report.detail(line)
     if planned.resized is not None:
-        report.note(planned.resized)
+        report.notice(planned.resized)
     if planned.encoded_again:
         report.note("--keep-format: a JPEG file encodes again what the mask keeps; PNG does not")
     if of_masks and not images.masked:
@@ -166,9 +178,8 @@ def no_effect(asked: Sequence[str], why: str) -> str:
 
 
 def check_words(prompts: options.PromptOptions) -> None:
-    """Raise UsageError when the prompt is an image file: nobody draws its name."""
+    """Raise UsageError when the prompt is a file of images or prompts."""
     words = prompts.prompt
-    if is_image_file(words):
-        raise UsageError(
-            f"the prompt is a file: {words}", f"to edit it: klein edit {words} {_EXAMPLE}"
-        )
+    if words is not None and os.path.isfile(words):
+        hint = f"to edit it: klein edit {shlex.quote(words)} {_EXAMPLE}"
+        _refuse_file(words, image=hint, command="klein generate")

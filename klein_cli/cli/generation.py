@@ -37,6 +37,7 @@ from klein_cli.cli.streaming import check_stream, draw_stream
 from klein_cli.cli.terminal.follow import RunReporter, run_command
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.report import Report
+from klein_cli.cli.terminal.text import printable
 from klein_cli.errors import UsageError
 from klein_cli.images.store import ImageStore
 from klein_cli.output.carry import Carry
@@ -122,7 +123,7 @@ def run_generate(
         placement = machine.placement()
         check_placement(placement, settings, dry_run=files.dry_run)
         if edit is not None and in_folder:
-            source = edit.rows(prompts, editing.references, report.note)
+            source = edit.rows(prompts, editing.references, report.notice)
         else:
             source = source_of(prompts)
         chosen = parts.wanted(model)
@@ -321,7 +322,7 @@ def _dry_run(asked: _Run, planned: Plan, earlier: OutputFolder, report: Report) 
         report=report,
     )
     for row, error in planned.refused:
-        report.warn(f"{(row.image or ('',))[0]} cannot be edited: {error.message}")
+        report.warn(f"{printable((row.image or ('',))[0])} cannot be edited: {error.message}")
     return 0
 
 

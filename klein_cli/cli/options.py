@@ -512,6 +512,15 @@ class MachineOptions:
             "the extra: pip install 'klein-cli\\[ray]'.",
         ),
     ] = None
+    server: Annotated[
+        str,
+        _machine(
+            "--server",
+            metavar="auto|off|require|start|URL",
+            help="An engine of klein serve draws, if one is running that draws the same bits; "
+            "start starts one that ends when it is idle.",
+        ),
+    ] = "auto"
     engine: Annotated[str, _setting("engine")] = _DEFAULT.engine
     attention: Annotated[str, _setting("attention")] = _DEFAULT.attention
     rng: Annotated[str, _setting("rng")] = _DEFAULT.rng
@@ -524,7 +533,7 @@ class MachineOptions:
 
     def placement(self) -> Placement:
         """Who draws. Raises UsageError."""
-        return Placement.parse(self.workers, self.ray)
+        return Placement.parse(self.workers, self.ray, self.server)
 
     def images_per_batch(self) -> int | None:
         """--batch-size, None for the executor's own choice. Raises UsageError."""

@@ -51,6 +51,11 @@ def _takes(context: Any, argument: str) -> bool:
 
 def _bad_value(option: str, message: str, command: str) -> UsageError:
     hint = f"{command} --help explains it"
+    unreadable = re.match(r"Path '(.*)' is not (readable|writable)", message, re.DOTALL)
+    if unreadable:
+        return UsageError(
+            f"cannot use {unreadable[1]}: it is not {unreadable[2]}", "look at its permissions"
+        )
     for word, kind in (
         ("integer", "a whole number"),
         ("float", "a number"),

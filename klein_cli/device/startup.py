@@ -47,6 +47,11 @@ def freeze_imports() -> None:
         gc.freeze()
 
 
+def child_environment() -> dict[str, str]:
+    """The variables for a process of klein's own: this one's, with the same modules as here."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+
+
 def wake_gpu(device: str) -> None:
     """Let the driver prepare a GPU while torch is imported, which takes longer.
 
@@ -98,3 +103,15 @@ def _in_memory(file: int, offset: int) -> bool:
         return bool(os.preadv(file, [bytearray(1)], offset, os.RWF_NOWAIT))
     except OSError:
         return False
+
+
+def count_gpus() -> int:
+    """How many NVIDIA GPUs this process may use, without torch and without a context on any."""
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ MIN_SIDE = 64
 MAX_ASPECT = 8
 STDIN_NAME = "standard input"
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _TILE_SIDES = (0x0142, 0x0143)
 _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF")
@@ -39,10 +41,15 @@ _SAVE_AGAIN = "save it again as PNG or JPEG"
 
 
 def name_of(source: Source, name: str | None) -> str:
-    """What an image is called: the bare name of its file, unless `name` is given."""
+    """What an image is called in a line: the bare name of its file, unless `name` is given."""
     if name is not None:
         return name
-    return STDIN_NAME if isinstance(source, bytes) else source.name
+    return STDIN_NAME if isinstance(source, bytes) else without_controls(source.name)
+
+
+def without_controls(name: str) -> str:
+    """A file's name that breaks no line: control characters are underscores."""
+    return _CONTROL.sub("_", name)
 
 
 def file_bytes(source: Source, name: str) -> bytes:

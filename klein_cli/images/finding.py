@@ -44,7 +44,7 @@ def find_images(
 
 
 def _files(place: Path, *, below: bool) -> Iterator[Path]:
-    if not place.is_dir():
+    if not os.path.isdir(place):
         yield place
         return
     for folder, folders, names in os.walk(place):

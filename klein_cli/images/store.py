@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from klein_cli.errors import UsageError
@@ -53,6 +53,7 @@ class ImageStore:
 
     def __init__(self, decoded_bytes: int = DECODED_BYTES) -> None:
         self._sources: dict[str, tuple[Source, str]] = {}
+        self._stand_ins: set[str] = set()
         self._decoded: OrderedDict[tuple[Any, ...], Decoded] = OrderedDict()
         self._gates: dict[tuple[Any, ...], threading.Lock] = {}
         self._ahead: threading.Thread | None = None
@@ -67,15 +68,21 @@ class ImageStore:
         self.put(found.sha256, source, name=found.name)
         return found
 
-    def put(self, sha256: str, source: Source, *, name: str) -> None:
-        """Say where the file of a digest is, as another store knew; it is not looked at yet."""
+    def put(self, sha256: str, source: Source, *, name: str, stands_in: bool = False) -> None:
+        """Say where the file of a digest is, as another store knew; it is not looked at yet.
+
+        One that `stands_in` is another file of the same pixels, which somebody trusted has made.
+        """
         with self._lock:
             self._sources.setdefault(sha256, (source, name))
+            if stands_in:
+                self._stand_ins.add(sha256)
 
     def forget(self, sha256: str) -> None:
         """Let go of where a file is, or of its bytes; what is decoded of it stays as it would."""
         with self._lock:
             self._sources.pop(sha256, None)
+            self._stand_ins.discard(sha256)
 
     def notes(self) -> list[tuple[str, str]]:
         """(name, sentence) for what is to be said of images that were decoded since the last call;
@@ -160,6 +167,8 @@ class ImageStore:
     def _as_it_was(self, sha256: str, reader: Callable[..., Read]) -> Read:
         source, name = self._sources[sha256]
         found = reader(source, name=name)
+        if sha256 in self._stand_ins:
+            return replace(found, sha256=sha256)
         if found.sha256 != sha256:
             raise UsageError(f"{name} has changed since it was first read", "run the command again")
         return found

@@ -96,7 +96,7 @@ def write_gallery(
     Raises UsageError when there is no such folder or no image in it, or when an index.html there is
     not klein's and not to be replaced.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"there is no folder {folder}", "give a folder of images")
     check_page(folder, overwrite=overwrite)
     paths = images_in(folder)

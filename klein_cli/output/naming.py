@@ -22,8 +22,9 @@ from datetime import date
 from pathlib import Path
 from string import Formatter
 
-from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
+from klein_cli.images.files import without_controls
+from klein_cli.paths import check_path
 from klein_cli.recipe import Recipe
 
 STDOUT = "-"
@@ -139,6 +140,17 @@ def _cut(words: str) -> str:
     while at and unicodedata.category(words[at])[0] == "M":  # not between a letter and its marks
         at -= 1
     return short.rpartition("-")[0] or words[:at]
+
+
+def possible_name(name: str) -> str:
+    """`name` as a result can be called, whatever file it comes from: control characters are
+    underscores, and what leaves no room for a number is cut off the stem.
+    """
+    stem, ending = os.path.splitext(without_controls(name))
+    room = _NAME_BYTES - 2 * len("-9999") - len(os.fsencode(ending))
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + ending
 
 
 def check_extension(path: Path) -> None:

@@ -28,7 +28,8 @@ _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """Grey, grey with alpha, RGB, RGB with alpha, by the number of channels."""
 _STRIP_BYTES = 3 * 2**16
 """64 rows of an image of 1024x1024: a few milliseconds of work, and 20 bytes more in the file."""
-_MOST_THREADS = 16
+_MOST_THREADS = 8
+"""More of them wait for each other: see docs/runs.md."""
 _ZLIB_HEADER = b"\x78\x01"  # a window of 32 KB, the fastest level
 _ADLER_BASE = 65521
 

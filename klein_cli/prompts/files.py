@@ -20,8 +20,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
+from klein_cli.paths import check_path
 from klein_cli.prompts.columns import BadRow, Reading, row_of_values
 from klein_cli.prompts.csv_rows import parse_csv, parse_tsv
 from klein_cli.prompts.json_rows import begins_many_lines, parse_jsonl
@@ -31,6 +31,8 @@ from klein_cli.prompts.rows import Row
 from klein_cli.prompts.utf8 import MAX_LINE, decode, lines_of, too_long
 
 STDIN = "-"
+PROMPTS_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv")
+"""How the names of prompts files end."""
 _LISTED = 20
 _Parse = Callable[[Iterable[str], Reading | None], Iterator[Row | BadRow]]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from klein_cli.addresses import check_path
 from klein_cli.errors import UsageError
+from klein_cli.paths import check_path
 from klein_cli.prompts.utf8 import lines_of
 
 _ENDING = ".txt"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klein_cli.errors import UsageError
-from klein_cli.output.naming import EXTENSIONS, name_key
+from klein_cli.output.naming import EXTENSIONS, name_key, possible_name
 from klein_cli.prompts.rows import Row
 
 _READABLE = (*EXTENSIONS, ".jfif", ".mpo", ".tif", ".tiff")
@@ -35,7 +35,8 @@ class ImageFolder:
         shared = Counter(map(name_key, names))
         for number, (path, name) in enumerate(zip(self.images, names, strict=True), start=1):
             if shared[name_key(name)] > 1:
-                name = name.with_stem(f"{path.stem}-{path.suffix[1:].lower()}")
+                stem = f"{path.stem}-{path.suffix[1:].lower()}"
+                name = Path(possible_name(stem + name.suffix))
             yield Row(prompt=prompt, line=number, image=(str(path), *others), name=str(name))
 
 
@@ -73,7 +74,7 @@ def check_apart(images: Path, output: Path) -> None:
     place = output.resolve()
     for above in (place, *place.parents):
         same = above == inside
-        if not same and above.exists():
+        if not same and os.path.exists(above):
             same = os.path.samefile(above, inside)
         if same:
             raise UsageError(
@@ -94,7 +95,7 @@ def _reason_against(path: Path, top: Path) -> str | None:
 
 def _name(path: Path, keep_format: bool) -> Path:
     kept = keep_format and path.suffix.lower() in EXTENSIONS
-    return Path(path.stem + (path.suffix if kept else ".png"))
+    return Path(possible_name(path.stem + (path.suffix if kept else ".png")))
 
 
 def _listed(names: Sequence[str]) -> str:

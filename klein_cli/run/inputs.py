@@ -6,6 +6,8 @@ that: only where a mask is given, since what is painted depends on where it is w
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -81,7 +83,7 @@ class InputImages:
             raise UsageError(f"there is {what}, and no image", "name the image that it is of")
         self.masked = True
         place = self._folder if row.mask else Path()
-        file = None if mask is None or mask == ALPHA else self._probe(mask, place)
+        file = None if mask is None or mask == ALPHA else self._mask(mask, place)
         box, (width, height) = self._box(given[0], file, mask == ALPHA, expand)
         source = replace(references[0], width=width, height=height)
         references = (source, *references[1:])
@@ -124,13 +126,19 @@ class InputImages:
 
     def _probe(self, name: str, folder: Path) -> Probe:
         path = None if name == STDIN else folder / _at_home(name)
-        if path is not None and path.is_dir():
-            raise UsageError(
-                f"{name} is a folder", f'to edit each image in it: klein edit {name} "..." -o OUT'
-            )
+        if path is not None and os.path.isdir(path):  # a Path raises for a name that is too long
+            hint = f'to edit each image in it: klein edit {shlex.quote(name)} "..." -o OUT'
+            raise UsageError(f"{name} is a folder", hint)
         if path not in self._probes:
             self._probes[path] = self.store.add(self._piped() if path is None else path)
         return self._probes[path]
+
+    def _mask(self, name: str, folder: Path) -> Probe:
+        if name != STDIN and os.path.isdir(folder / _at_home(name)):
+            raise UsageError(
+                f"the mask {name} is a folder", "give one file: the mask of all images"
+            )
+        return self._probe(name, folder)
 
     def _piped(self) -> bytes:
         if self._stdin is None:

@@ -24,9 +24,10 @@ class Job:
     `exact` says that the user spelt the path out: when it is taken after all, no other will do.
     `replace` says that what lies there is a torn file of an earlier run. `row` is what a manifest
     knows the job's row by, and `occurrence` tells which of equal rows it is, in a run that is
-    resumed. `recorded` is the number of the run in that manifest in which it stands already, 0 if
-    in none, and `altered` says that it stands there under another name, or another row. `carried`
-    is what the row says to others than klein, its id included.
+    resumed; `name` is what an edited image's row would have it called. `recorded` is the number of
+    the run in that manifest in which it stands already, 0 if in none, and `altered` says that it
+    stands there under another name, or another row. `carried` is what the row says to others than
+    klein, its id included.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Job:
     replace: bool = False
     row: str = ""
     occurrence: int | None = None
+    name: str | None = None
     recorded: int = 0
     altered: bool = False
     carried: Mapping[str, Any] | None = None

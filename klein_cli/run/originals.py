@@ -38,8 +38,8 @@ class Originals:
     """
 
     def __init__(self, named: Sequence[str], mask: str | None, recipes: Iterable[Recipe]) -> None:
-        self._files = [Path(name) for name in named if not Path(name).is_dir()]
-        self._folders = [Path(name) for name in named if Path(name).is_dir()]
+        self._files = [Path(name) for name in named if not os.path.isdir(name)]
+        self._folders = [Path(name) for name in named if os.path.isdir(name)]
         self._mask = mask
         self._digests: dict[Path, str | None] = {}
         known = {sha256 for recipe in recipes for sha256 in recipe.digests()}

@@ -110,6 +110,8 @@ def plan(
     only what is missing becomes a job. Raises UsageError, for a prompts file one that names all its
     bad lines; rows that stand `one_by_one` do not stop each other, and gather in the plan.
     """
+    rows = list(rows) if one_by_one else iter(rows)  # no more of them than a folder holds
+    row_names = _names(rows) if isinstance(rows, list) else frozenset()
     rows = iter(rows)
     head = list(islice(rows, 2))
     if not head:
@@ -122,7 +124,9 @@ def plan(
     if where.is_stdout and any(isinstance(row, Row) and row.output is not None for row in head):
         raise UsageError("-o - cannot be combined with a row's output", "give a folder")
     names = Names(where, overwrite=output.overwrite, today=output.today)
-    planner = Planner(defaults, seed, history, where, names, output, images, adapters, one_by_one)
+    planner = Planner(
+        defaults, seed, history, where, names, output, images, adapters, one_by_one, row_names
+    )
     for row in chain(head, rows):
         planner.add(row)
     if planner.bad_rows:
@@ -152,6 +156,7 @@ class Planner:
     images: InputImages
     adapters: InputAdapters | None
     one_by_one: bool
+    row_names: frozenset[str] = frozenset()
     bad_rows: list[BadRow] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
     _next_index: int = 1
@@ -193,10 +198,10 @@ class Planner:
             key = _row_key(row, own, self.defaults, inputs)
         occurrence: int | None = None
         item: Item | None = None
-        if self.history is not None:
+        if self.history is not None and row.name is None:
             occurrence, item = self.history.take(key, own_seed=own is not None)
-            if row.name is not None and number is None:
-                item = self._made_by_name(row, row.name, inputs) or item
+        elif self.history is not None and row.name is not None:
+            item = self._named(row, row.name, key, inputs, own_seed=own is not None)
         unmade = None if item else self._unmade(row, own)
         known = item or unmade
         if known:
@@ -212,8 +217,23 @@ class Planner:
             self.plan.folders.add(job.path.parent)
         altered = job.altered or unmade is not None
         carried = dict(row.carried) if row.id is None else {"id": row.id, **row.carried}
-        planned = replace(job, row=key, occurrence=occurrence, altered=altered, carried=carried)
+        planned = replace(
+            job, row=key, occurrence=occurrence, name=row.name, altered=altered, carried=carried
+        )
         self.plan.jobs.add(planned)
+
+    def _named(
+        self, row: Row, name: str, key: str, inputs: Inputs, *, own_seed: bool
+    ) -> Item | None:
+        """The image of a row of a folder, whose files may be copies of each other: its own by its
+        name, and before it makes a new one, that of a file that was renamed.
+        """
+        assert self.history is not None
+        return (
+            self.history.take_named(key, name, own_seed=own_seed)
+            or self._made_by_name(row, name, inputs)
+            or self.history.take_renamed(key, self.row_names, own_seed=own_seed)
+        )
 
     def _made_by_name(self, row: Row, name: str, inputs: Inputs) -> Item | None:
         """The image that an edit's own name belongs to, if it is the row's: also one that was
@@ -320,6 +340,11 @@ def _row_faults() -> Iterator[None]:
         yield
     except UsageError as error:
         raise _RowFault(error.message, error.hint) from None
+
+
+def _names(rows: list[Row | BadRow]) -> frozenset[str]:
+    """What the rows of a folder call their images."""
+    return frozenset(row.name for row in rows if isinstance(row, Row) and row.name is not None)
 
 
 def _several(rows: list[Row | BadRow], defaults: Defaults) -> bool:

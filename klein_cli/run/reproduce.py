@@ -15,7 +15,7 @@ from klein_cli.checkpoints.given import Parts
 from klein_cli.checkpoints.lora.store import AdapterStore
 from klein_cli.checkpoints.resolve import Snapshot, on_disk
 from klein_cli.device.startup import quick_start
-from klein_cli.errors import KleinError, ModelError
+from klein_cli.errors import KleinError, ModelError, UsageError
 from klein_cli.images.store import ImageStore
 from klein_cli.output.metadata import Origin
 from klein_cli.output.reading import Record, read_pixels
@@ -36,8 +36,10 @@ from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.run.jobs import Job
 from klein_cli.run.plan import Output
 from klein_cli.run.prompt_lengths import check_lengths
+from klein_cli.run.resident.finding import ServerChoice, find
 from klein_cli.run.runner import Run
 from klein_cli.run.timings import Timings
+from klein_cli.settings import Settings
 from klein_cli.text.tokenizer import PromptTokenizer, TokenizedPrompt
 
 
@@ -74,7 +76,8 @@ class Source:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overrides:
     """How the user wants images drawn again: the `settings` that were typed, the `device` where
-    they like to run, None for the image's, and as for a run of other images.
+    they like to run, None for the image's, and as for a run of other images. `server` says whether
+    an engine may draw them.
     """
 
     settings: Mapping[str, str]
@@ -82,6 +85,39 @@ class Overrides:
     batch_size: int | None
     strict: bool
     output: Output
+    server: ServerChoice = field(default_factory=ServerChoice)
+
+
+def engine_as_then(source: Source, overrides: Overrides) -> bool:
+    """Whether an engine that is running computes as was done for an image, threads and all.
+
+    Raises KleinError where one is required and does not.
+    """
+    choice = overrides.server
+    here = source.snapshot or on_disk(source.model, source.parts)
+    if choice.mode == "off" or here is None:
+        return False
+    try:
+        wanted = _as_then(source, overrides)
+    except UsageError:
+        return False  # which the way without an engine tells
+    found = find(choice, source.model, here, wanted, given="parts" if source.parts else "")
+    if found.resident is None:
+        return False
+    origin = found.resident.origin
+    same = origin.settings == wanted and overrides.device in (None, "auto", wanted.device)
+    same = same and origin.provenance.get("threads") == source.record.provenance.get("threads")
+    if choice.mode == "require" and not same:
+        raise KleinError(
+            f"the engine at {found.resident.place} does not compute as was done for {source.path}",
+            "leave out --server: this process does, as far as it can",
+        )
+    return same
+
+
+def _as_then(source: Source, overrides: Overrides) -> Settings:
+    """Raises UsageError for words of an image that this klein does not know."""
+    return source.record.settings.with_(**overrides.settings)
 
 
 class Reproduction:
@@ -155,14 +191,12 @@ class Reproduction:
     def _draw(self, jobs: Sequence[Job]) -> Iterator[Event]:
         timings = Timings()
         source, overrides = self._origin[jobs[0].index], self._overrides
-        self._listener.doing("starting torch")
-        # Here, before torch's threads are counted.
-        with quick_start(), timings.imports(), defer_interrupts():
-            from klein_cli.device.memory import release_memory
-        if self._run is not None:  # it holds the model of the images before
-            self._run = None
-            release_memory()
-        with as_many_threads(source.record), self._started(jobs, source, timings) as ready:
+        by_engine = engine_as_then(source, overrides)
+        with contextlib.ExitStack() as stack:
+            if not by_engine:
+                self._get_ready(timings)
+                stack.enter_context(as_many_threads(source.record))
+            ready = stack.enter_context(self._started(jobs, source, timings, by_engine))
             self._listener.expect(len(self._jobs))
             self._run = Run(
                 executor=ready.executor,
@@ -180,18 +214,32 @@ class Reproduction:
         for line in timings.lines(ready, self._run.writing):
             self._listener.detail(line)
 
+    def _get_ready(self, timings: Timings) -> None:
+        """For a model in this process, in the place of the one before."""
+        self._listener.doing("starting torch")
+        # Here, before torch's threads are counted.
+        with quick_start(), timings.imports(), defer_interrupts():
+            from klein_cli.device.memory import release_memory
+        if self._run is not None:  # it holds the model of the images before
+            self._run = None
+            release_memory()
+
     @contextlib.contextmanager
     def _started(
-        self, jobs: Sequence[Job], source: Source, timings: Timings
+        self, jobs: Sequence[Job], source: Source, timings: Timings, by_engine: bool
     ) -> Iterator[ReadyExecutor]:
         overrides = self._overrides
-        settings, lines = settings_here(
-            source.record.settings, overrides.settings, overrides.device, source.preset
-        )
+        lines: list[str] = []
+        if by_engine:
+            settings = _as_then(source, overrides)
+        else:
+            settings, lines = settings_here(
+                source.record.settings, overrides.settings, overrides.device, source.preset
+            )
         started = start(
             source.model,
             settings,
-            Placement(),
+            Placement(server=overrides.server if by_engine else ServerChoice()),
             jobs,
             store=self._images,
             adapters=self._adapters_of(jobs),

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import zygote
 from fake_hub import fill_cache
@@ -288,6 +289,53 @@ def test_one_repository_that_cannot_be_read_does_not_hide_the_others(
     assert listed.returncode == 0, listed.stderr
     assert "klein-4b       unknown" in listed.stdout
     assert "some/model" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("generate", "x", "-m", "tiny", "-o", "others/a.png"),
+        ("generate", "x", "-m", "tiny", "-o", "others/sub/"),
+        ("generate", "-m", "tiny", "--prompts-file", "others/p.txt"),
+        ("generate", "-m", "tiny", "--prompts-file", "closed.txt"),
+        ("generate", "x", "-m", "tiny", "-i", "others/a.png", "-o", "a.png"),
+        ("generate", "x", "-m", "tiny", "--config", "closed.txt"),
+        ("generate", "x", "-m", "tiny", "--wildcards-dir", "others"),
+        ("edit", "others", "x", "-m", "tiny", "-o", "out/"),
+        ("edit", "mine", "x", "-m", "tiny", "-o", "others/out/"),
+        ("info", "others/a.png"),
+        ("info", "closed.txt"),
+        ("info", "pipe.png"),
+        ("reproduce", "others/a.png"),
+        ("gallery", "others"),
+        ("models", "path", "./others"),
+        ("generate", "x", "-m", "./others/model", "-o", "a.png"),
+        ("bench", "--from", "others/a.json"),
+        ("bench", "--from", "closed.txt"),
+        ("verify", "-m", "tiny", "--html", "others/a.html"),
+    ],
+)
+def test_what_may_not_be_read_or_written_is_named(line: tuple[str, ...], others: Path) -> None:
+    """Each of them by its own name, without Python's words, and a pipe is not waited for."""
+    closed = Path("closed.txt")
+    closed.write_text("a cat")
+    if os.geteuid() == 0:
+        os.chown(closed, 12345, 12345)
+    closed.chmod(0)
+    os.mkfifo("pipe.png")
+    Path("mine").mkdir()
+    PIL.Image.new("RGB", (16, 16)).save("mine/a.png")
+    done = klein(*line, powerless=True)
+    what, _ = complaint(done, done.returncode)
+    assert done.returncode in (2, 3)
+    assert any(name in what for name in ("others", "closed.txt", "pipe.png"))
+
+
+def test_a_present_folder_that_may_not_be_read_is_no_traceback(others: Path) -> None:
+    os.chdir(others)
+    done = klein("generate", "x", "-m", "tiny", powerless=True)
+    os.chdir(others.parent)
+    complaint(done, 2)
 
 
 def test_a_folder_that_is_gone_is_said_to_be(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_hostile_prompt_is_shown_and_does_nothing(page: Browser) -> None:
 
 def test_the_policy_stops_a_script_that_got_in_all_the_same(page: Browser) -> None:
     page.run(
-        "document.getElementById('pictures').insertAdjacentHTML('beforeend',"
+        "document.getElementById('images').insertAdjacentHTML('beforeend',"
         "'<img src=x onerror=\"document.title=1\">');"
         "const s = document.createElement('script'); s.textContent = 'document.title = 2';"
         "document.body.append(s)"

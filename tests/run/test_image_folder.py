@@ -42,6 +42,20 @@ def test_images_of_one_stem_are_told_apart() -> None:
     assert names(keep_format=True) == {"a.jpg": "a.jpg", "a.png": "a.png", "b.png": "b.png"}
 
 
+def test_names_that_no_result_can_have_are_changed() -> None:
+    """A control character is refused in the name of a result, and a number needs room."""
+    long = "n" * 251
+    for name in ("a\tb.jpg", f"{long}.png", f"{long}.jpg"):
+        photo(f"in/{name}")
+    found = names()
+    assert found["a\tb.jpg"] == "a_b.png"
+    for ending in (".png", ".jpg"):
+        name = found[long + ending]
+        assert name is not None
+        assert set(Path(name).stem) == {"n"}
+        assert 200 < len(name) < 250
+
+
 def test_what_is_no_image_is_left_out_and_said() -> None:
     photo("in/a.png")
     photo("in/.hidden.png")
@@ -67,6 +81,12 @@ def test_what_cannot_be_read_is_not_left_out() -> None:
     photo("in/a.png")
     Path("in/b.heic").write_bytes(b"x")
     assert list(names()) == ["a.png", "b.heic"]
+
+
+def test_results_may_not_go_under_a_name_that_is_too_long_to_look_for() -> None:
+    """The check of the place has no error of its own for it."""
+    Path("in").mkdir()
+    check_apart(Path("in"), Path("o" * 300, "p"))
 
 
 def test_a_folder_without_images_is_refused() -> None:

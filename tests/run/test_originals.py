@@ -28,6 +28,14 @@ def reference(path: Path | str) -> Reference:
     return Reference(sha256=digest, name=path.name, width=96, height=64)
 
 
+def test_words_that_are_no_file_are_named_and_refused() -> None:
+    """Asking whether there is a file of so long a name is an error of its own."""
+    photo("in/a.png")
+    recipe = edit(reference("in/a.png"))
+    found = Originals(["a name " * 50], None, [recipe]).of(recipe, IMAGE)
+    assert found.others == ("a name " * 50,)
+
+
 def edit(*references: Reference, masked: Mask | None = None) -> Recipe:
     return Recipe(
         prompt="a",

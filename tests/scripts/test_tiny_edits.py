@@ -37,7 +37,7 @@ def pixels(pictures: Tensor) -> NDArray[numpy.uint8]:
 
 def drawn(ones: list[Edit], grid: tuple[int, int] = GRID) -> tuple[Tensor, Tensor, Layout]:
     """Pictures before and after, and where things lie."""
-    rows, pictures = tensors(ones), Pictures(None, grid, None)  # type: ignore[arg-type]
+    rows, pictures = tensors(ones), Pictures(None, grid, None)
     layout = pictures.placed(rows)
     before = pictures.drawn(rows, layout, rows.colours, torch.ones(len(ones), 1, 1))
     return before, change(rows, layout, rows.colours, before), layout

@@ -167,9 +167,13 @@ def _check_client() -> None:
     except Exception as error:
         named = [name for name in (*_CERTIFICATES, *_proxy_variables()) if os.environ.get(name)]
         raise ModelError(
-            f"the connection to the hub cannot be set up: {first_line(error)}",
+            f"the connection to the hub cannot be set up: {_why(error)}",
             f"look at {' and '.join(named)}" if named else "look at the proxy and its certificates",
         ) from None
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def _check_token() -> None:

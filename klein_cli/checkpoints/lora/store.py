@@ -12,6 +12,7 @@ from klein_cli.checkpoints.lora.adapter import (
     check_size,
     coverage,
     read_adapter,
+    stamp_of,
 )
 from klein_cli.checkpoints.lora.find import Downloading, Wanted, located, parsed
 from klein_cli.checkpoints.models_dir import ModelsDir
@@ -43,12 +44,14 @@ class AdapterStore:
         return list(self._by_digest.values())
 
     def add(self, path: Path) -> AdapterFile:
-        """The adapter at `path`. Raises ModelError when it cannot be used with any model."""
+        """The adapter at `path`, read again if it is another file by now. Raises ModelError when it
+        cannot be used with any model.
+        """
         path = path.absolute()
         found = self._by_path.get(path)
-        if found is None:
+        if found is None or not path.exists() or found.stamp != stamp_of(path):
             found = self._by_path[path] = read_adapter(path)
-            self._by_digest.setdefault(found.sha256, found)
+            self._by_digest[found.sha256] = found
         return found
 
     def named(

@@ -42,7 +42,7 @@ _FAR_APART = 5.0
 limit for this model. Rounding in bfloat16 makes about 1."""
 
 
-@grouped(leave_out=("workers", "ray"))
+@grouped(leave_out=("workers", "ray", "server"))
 def bench(
     *,
     model: own.Model = None,
@@ -191,7 +191,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}", "give --from a file") from None
+        why = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(f"cannot read {path}: {why}", "give --from a file") from None
     for line in reversed(lines):
         with suppress(ValueError):
             found = json.loads(line)

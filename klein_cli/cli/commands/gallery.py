@@ -55,7 +55,7 @@ def gallery(
 
 
 def _existing(place: Path) -> Path:
-    if not place.exists():
+    if not os.path.exists(place):
         raise UsageError(f"--images: there is no {place}", "give a folder of images")
     return place
 

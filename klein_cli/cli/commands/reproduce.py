@@ -180,6 +180,7 @@ def _overrides(
         batch_size=machine.images_per_batch(),
         strict=strict,
         output=output,
+        server=machine.placement().server,
     )
 
 

@@ -78,7 +78,7 @@ Overwrite = Annotated[
 
 
 @grouped(
-    leave_out=("workers", "ray"),
+    leave_out=("workers", "ray", "server"),
     helps={
         "json": "One JSON event a line on standard output: every number, and the verdict.",
         "quiet": "Only the verdict.",

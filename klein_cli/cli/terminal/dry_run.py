@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from klein_cli.cli.terminal.report import Report
+from klein_cli.cli.terminal.text import counted
 from klein_cli.recipe import Shape, recorded_shape
 from klein_cli.run.jobs import Job
 from klein_cli.run.resume.history import History
@@ -54,13 +55,16 @@ def dry_run(
 
 
 def _summary(images: int, there: int, groups: Counter[Shape]) -> str:
+    sizes: Counter[tuple[int, int, int]] = Counter()  # whatever they are made of
+    for group, count in groups.items():
+        sizes[group.width, group.height, group.steps] += count
     parts = [
-        f"{count} of {group.width}x{group.height}, {group.steps} step{'s' * (group.steps > 1)}"
-        for group, count in groups.most_common(_GROUPS)
+        f"{count} of {width}x{height}, {counted(steps, 'step')}"
+        for (width, height, steps), count in sizes.most_common(_GROUPS)
     ]
-    if len(groups) > _GROUPS:
-        parts.append(f"and {len(groups) - _GROUPS} more groups")
-    whole = f"{images} image{'s' * (images != 1)} to make"
+    if len(sizes) > _GROUPS:
+        parts.append(f"and {len(sizes) - _GROUPS} more sizes")
+    whole = f"{counted(images, 'image')} to make"
     if there:
         whole += f", {there} there already"
-    return f"{whole}: {'; '.join(parts)}" if len(groups) > 1 or (there and groups) else whole
+    return f"{whole}: {'; '.join(parts)}" if len(sizes) > 1 or (there and sizes) else whole

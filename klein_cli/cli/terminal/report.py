@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from klein_cli.cli.terminal.preview import Preview
 from klein_cli.cli.terminal.progress import Bar, watched
-from klein_cli.cli.terminal.text import printable, to_stderr
+from klein_cli.cli.terminal.text import counted, printable, to_stderr
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.prompts.rows import Row
 from klein_cli.recipe import ALPHA, Recipe
@@ -44,6 +44,11 @@ class Report:
         """Something worth knowing; --quiet leaves it out."""
         if not self._quiet:
             self._to_stderr(text)
+
+    def notice(self, text: str) -> None:
+        """A note about what was given, which programs hear of too."""
+        self.event("notice", message=text)
+        self.note(text)
 
     def detail(self, text: str) -> None:
         """Something for --verbose."""
@@ -105,14 +110,14 @@ class Report:
             cut=cut or None,
             **references,
         )
-        length = "length unknown" if count is None else f"{count} tokens"
+        length = "length unknown" if count is None else counted(count, "token")
         length += f", cut from {_quoted(cut)}" if cut else ""
         self._result(
             f"{job.path or '-'}  seed {recipe.seed}  {recipe.width}x{recipe.height}"
-            f"{' painted' if recipe.mask else ''}  {recipe.steps} steps  {length}  "
+            f"{' painted' if recipe.mask else ''}  {counted(recipe.steps, 'step')}  {length}  "
             + _in_short(recipe.prompt)
             + "".join(
-                f"  {printable(name)} {width}x{height} {tokens} tokens"
+                f"  {printable(name)} {width}x{height} {counted(tokens, 'token')}"
                 for name, width, height, tokens in given
             )
         )

@@ -22,6 +22,11 @@ def to_stderr(text: str) -> None:
         print(printable(text, keep="\n"), file=sys.stderr, flush=True)  # noqa: T201
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of them: 1 step, 2 steps."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Lines of columns as wide as their widest cell, the last one as it comes."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentFile:
-    """An image file: its `path`, or where there is none its `data`."""
+    """An image file: its `path`, or where there is none its `data`.
+
+    If it `stands_in`, it is another file of the same pixels than the one whose digest that is.
+    """
 
     sha256: str
     name: str
     path: str | None
     data: bytes = field(default=b"", repr=False)
+    stands_in: bool = False
 
     def put_into(self, store: ImageStore) -> None:
         """Tell a store of it."""
         source = self.data if self.path is None else Path(self.path)
-        store.put(self.sha256, source, name=self.name)
+        store.put(self.sha256, source, name=self.name, stands_in=self.stands_in)
 
 
 def files_of(recipes: Iterable[Recipe], store: ImageStore, *, by_path: bool) -> list[SentFile]:

@@ -1,26 +1,37 @@
-"""Where a run's images are drawn: --workers and --ray as one value."""
+"""Where a run's images are drawn: --workers, --ray and --server as one value."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from klein_cli.errors import UsageError
+from klein_cli.run.resident.finding import Resident, ServerChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """How many `workers` draw, each a process with the model, on this machine or on a Ray.
 
-    No `workers` means one for each GPU, or what the Ray at the address `ray` has.
+    No `workers` means one for each GPU, or what the Ray at the address `ray` has. The `resident`
+    engine draws instead if `server` lets it and one was found that will do.
     """
 
     workers: int | None = 1
     ray: str | None = None
+    server: ServerChoice = field(default_factory=ServerChoice)
+    resident: Resident | None = None
 
     @classmethod
-    def parse(cls, workers: str | None, ray: str | None) -> Placement:
-        """From the two options as they were given, None if not. Raises UsageError."""
+    def parse(cls, workers: str | None, ray: str | None, server: str = "off") -> Placement:
+        """From the options as they were given, None if not. Raises UsageError."""
+        choice = ServerChoice.parse(server)
+        if workers is not None or ray is not None:
+            if choice.mode in ("require", "start"):
+                raise UsageError(
+                    "--server cannot be combined with --workers or --ray", "leave one of them out"
+                )
+            choice = ServerChoice()
         if workers == "auto" or (workers is None and ray is not None):
             return cls(workers=None, ray=ray)
         text = "1" if workers is None else workers
@@ -28,12 +39,12 @@ class Placement:
             raise UsageError(
                 f"--workers {text} is not valid", "use a number from 1 to 9999, or auto"
             )
-        return cls(workers=int(text), ray=ray)
+        return cls(workers=int(text), ray=ray, server=choice)
 
     @property
     def single(self) -> bool:
         """Whether this process itself draws."""
-        return self.ray is None and self.workers == 1
+        return self.ray is None and self.workers == 1 and self.resident is None
 
     def settled(self, *, gpus: int, images: int) -> Placement:
         """With "one for each GPU" counted, and no more workers than images."""

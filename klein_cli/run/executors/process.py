@@ -14,15 +14,24 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from socket import socketpair
+from socket import SHUT_RDWR, socketpair
 from typing import IO
 
+from klein_cli.device.startup import child_environment
 from klein_cli.errors import KleinError, UsageError
 from klein_cli.run.executors import wire
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.executors.pool import WorkerLost, started
-from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
+from klein_cli.run.executors.worker import (
+    CancelRequest,
+    Drawn,
+    DrawRequest,
+    Failure,
+    LoadRequest,
+    Stepped,
+    WorkerInfo,
+)
 
 _PROGRAM = "klein_cli.run.executors.worker_process"
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -49,16 +58,28 @@ class WorkerProcess:
                 start_new_session=True,
             )
 
-    def send(self, request: LoadRequest | DrawRequest) -> None:
+    def send(self, request: LoadRequest | DrawRequest | CancelRequest) -> None:
         with suppress(OSError):  # it has died: the lack of an answer will tell
             wire.send(self.connection, request)
 
     def answer(self) -> WorkerInfo | Drawn | Failure:
+        message = self.message()
+        assert not isinstance(message, Stepped)
+        return message
+
+    def message(self) -> WorkerInfo | Stepped | Drawn | Failure:
+        """An answer, or what comes before that of a batch which is watched. Raises WorkerLost."""
         message = wire.receive(self.connection)
         if message is None:
             raise WorkerLost(self._last_output())
-        assert isinstance(message, WorkerInfo | Drawn | Failure)
+        assert isinstance(message, WorkerInfo | Stepped | Drawn | Failure)
         return message
+
+    def hang_up(self) -> None:
+        """Let the process end, and a thread that waits for its messages."""
+        with suppress(OSError):
+            self.connection.shutdown(SHUT_RDWR)
+        self._process.kill()
 
     def kill(self) -> None:
         """Let the process end, without waiting."""
@@ -141,6 +162,6 @@ def visible_gpus(count: int) -> list[str]:
 
 
 def _environment(gpu: str | None) -> dict[str, str]:
-    """A worker's: with its GPU, and the same modules as here."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    """A worker's: with its GPU."""
+    environment = child_environment()
     return environment if gpu is None else {**environment, _GPUS: gpu}

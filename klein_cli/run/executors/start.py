@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from klein_cli.checkpoints.given import NO_PARTS, Parts
@@ -16,12 +17,13 @@ from klein_cli.checkpoints.source import PARTS
 from klein_cli.device.startup import freeze_imports, quick_start, read_ahead, wake_gpu
 from klein_cli.images.store import ImageStore
 from klein_cli.run.events import Listener
-from klein_cli.run.executors import local, process, ray
+from klein_cli.run.executors import local, process, ray, resident
 from klein_cli.run.executors.executor import ReadyExecutor, Workload
 from klein_cli.run.executors.placement import Placement
 from klein_cli.run.interrupts import defer_interrupts
 from klein_cli.run.jobs import Job, Jobs
 from klein_cli.run.prompt_lengths import check_lengths
+from klein_cli.run.resident.finding import find
 from klein_cli.run.timings import Timings
 from klein_cli.settings import Settings
 from klein_cli.text.tokenizer import PromptTokenizer
@@ -43,7 +45,12 @@ class Starter(Protocol):
 _TOLD = 3
 """Adapters of a run of which the user is told; of more there are details."""
 
-EXECUTORS: dict[str, Starter] = {"local": local, "process": process, "ray": ray}
+EXECUTORS: dict[str, Starter] = {
+    "resident": resident,
+    "local": local,
+    "process": process,
+    "ray": ray,
+}
 """The first that fits a placement draws."""
 
 
@@ -71,12 +78,13 @@ def start(
     """
     with ExitStack() as stack:
         adapters = AdapterStore() if adapters is None else adapters
+        placement = _with_resident(placement, model, settings, snapshot, parts, adapters, listener)
         given = store, adapters, strict, listener, timings, snapshot
         with quick_start():
             work = _prepared(model, settings, placement, jobs, *given, parts)
             if work.chosen is not None:
                 _report_settings(model, work.chosen, listener, here=True)
-            if not work.placement.single:
+            if not work.placement.single and work.placement.resident is None:
                 listener.doing("starting workers")
             ready = stack.enter_context(_starter(work.placement).start(work))
         if work.chosen is None:
@@ -98,6 +106,32 @@ def check_placement(placement: Placement, settings: Settings, *, dry_run: bool =
 
 def _starter(placement: Placement) -> Starter:
     return next(starter for starter in EXECUTORS.values() if starter.fits(placement))
+
+
+def _with_resident(
+    placement: Placement,
+    model: str,
+    settings: Settings,
+    snapshot: Snapshot | None,
+    parts: Parts,
+    adapters: AdapterStore,
+    listener: Listener,
+) -> Placement:
+    """The placement with the engine that draws, if one may and will do. Raises KleinError."""
+    if placement.server.mode == "off":
+        return placement
+    here = snapshot or on_disk(model, parts)
+    if here is None:  # nobody has what must be downloaded first
+        return placement
+    given = "parts" if parts else ""
+    if adapters and placement.server.place is not None and placement.server.place.path is None:
+        given = "adapters"  # by path to the owner's engine alone
+    found = find(placement.server, model, here, settings, given=given)
+    if found.resident is not None:
+        listener.detail(f"drawn by the engine at {found.resident.place}")
+    else:
+        listener.detail(f"drawn in this process: of an engine, {found.why}")
+    return replace(placement, resident=found.resident)
 
 
 def _prepared(
@@ -127,9 +161,11 @@ def _prepared(
             )
         tokenizer = _tokenizer(snapshot, jobs, strict, listener)
         check_adapters(adapters, snapshot, listener)
-    listener.doing("starting torch")
-    _import_torch(placement, timings)
-    chosen = None if placement.ray else _chosen(model, settings, snapshot)
+    chosen = None
+    if placement.resident is None:
+        listener.doing("starting torch")
+        _import_torch(placement, timings)
+        chosen = None if placement.ray else _chosen(model, settings, snapshot)
     if snapshot is None:
         with listener.downloading() as watch:
             snapshot = resolve(model, watch, parts)
@@ -195,8 +231,10 @@ def _gpus(chosen: Settings) -> int:
 
 def _report_settings(model: str, settings: Settings, listener: Listener, *, here: bool) -> None:
     """Under --verbose, how it is computed and, if that is on this machine, what is off."""
+    listener.detail(f"{model} on {settings.listed()}")
+    if not here:
+        return
     from klein_cli.device.choose import missing_speedups
 
-    listener.detail(f"{model} on {settings.listed()}")
-    for off in missing_speedups(settings) if here else ():
+    for off in missing_speedups(settings):
         listener.detail(f"off: {off}")

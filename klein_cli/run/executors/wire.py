@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from socket import socket
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from klein_cli.run.executors.worker import Drawn, DrawRequest, Failure, LoadRequest, WorkerInfo
+from klein_cli.run.executors.worker import (
+    CancelRequest,
+    Drawn,
+    DrawRequest,
+    Failure,
+    LoadRequest,
+    Stepped,
+    WorkerInfo,
+)
 from klein_cli.tables import built
 
 if TYPE_CHECKING:
     from klein_cli.run.fallback import Pixels
 
-Message = LoadRequest | DrawRequest | WorkerInfo | Drawn | Failure
+Message = LoadRequest | DrawRequest | CancelRequest | WorkerInfo | Stepped | Drawn | Failure
 
 _KINDS = {kind.__name__: kind for kind in get_args(Message)}
 _LENGTH = struct.Struct("!I")
@@ -28,16 +36,21 @@ _LENGTH = struct.Struct("!I")
 
 def send(connection: socket, message: Message) -> None:
     """Send a message; waits until it is taken. Raises OSError when nobody is there."""
+    for piece in encoded(message):
+        connection.sendall(piece)
+
+
+def encoded(message: Message) -> Iterator[bytes | memoryview]:
+    """The bytes of a message, in pieces."""
     said: dict[str, Any]
     parts: Sequence[memoryview] = ()
-    if isinstance(message, Drawn):
+    if isinstance(message, Drawn | Stepped):
         parts = [_bytes_of(image) for image in message.images]
         said = {
+            **asdict(replace(message, images=[])),
+            "images": [],
             "shapes": [image.shape for image in message.images],
             "levels": [image.dtype.name for image in message.images],
-            "failure": None if message.failure is None else asdict(message.failure),
-            "seconds": message.seconds,
-            "notes": message.notes,
         }
     elif isinstance(message, DrawRequest):
         parts = [memoryview(file.data) for file in message.files]
@@ -49,22 +62,42 @@ def send(connection: socket, message: Message) -> None:
         said = asdict(message)
     sizes = [part.nbytes for part in parts]
     text = json.dumps({"kind": type(message).__name__, **said, "parts": sizes}).encode()
-    connection.sendall(_LENGTH.pack(len(text)) + text)
-    for part in parts:
-        connection.sendall(part)
+    yield _LENGTH.pack(len(text)) + text
+    yield from parts
 
 
 def receive(connection: socket) -> Message | None:
     """Wait for the next message; None when the other side has gone, be it amid a message."""
     try:
-        (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
-        header = json.loads(_exactly(connection, length))
-        parts = [_exactly(connection, size) for size in header["parts"]]
+        return _read(lambda size: _exactly(connection, size))
     except (EOFError, ConnectionError):
         return None
+
+
+def decoded(data: bytes) -> Message:
+    """A message from its bytes, all of them. Raises what is raised for what is no message."""
+    left = memoryview(data)
+
+    def take(size: int) -> bytearray:
+        nonlocal left
+        if not 0 <= size <= len(left):
+            raise EOFError("it ends too soon")
+        piece, left = bytearray(left[:size]), left[size:]
+        return piece
+
+    message = _read(take)
+    if left:
+        raise ValueError("there is more behind it")
+    return message
+
+
+def _read(take: Callable[[int], bytearray]) -> Message:
+    (length,) = _LENGTH.unpack(take(_LENGTH.size))
+    header = json.loads(take(length))
+    parts = [take(size) for size in header["parts"]]
     kind = _KINDS[header["kind"]]
-    if kind is Drawn:
-        return _drawn(header, parts)
+    if "shapes" in header:
+        return _with_images(header, parts, kind)
     message: Message = built(header, kind)
     if isinstance(message, DrawRequest):
         files = zip(message.files, parts, strict=True)
@@ -89,13 +122,14 @@ def _exactly(connection: socket, size: int) -> bytearray:
     return data
 
 
-def _drawn(header: dict[str, Any], parts: list[bytearray]) -> Drawn:
+def _with_images(header: dict[str, Any], parts: list[bytearray], kind: Any) -> Message:
     import numpy
 
     images = [
         numpy.frombuffer(part, level).reshape(shape)
         for part, shape, level in zip(parts, header["shapes"], header["levels"], strict=True)
     ]
-    failure = header["failure"] and built(header["failure"], Failure)
-    notes = [(name, text) for name, text in header["notes"]]
-    return Drawn(images=images, failure=failure, seconds=header["seconds"], notes=notes)
+    names = {field.name for field in fields(kind)} - {"images"}
+    hints = get_type_hints(kind, localns={"Pixels": object})
+    given = {name: built(header[name], hints[name]) for name in names}
+    return kind(images=images, **given)  # type: ignore[no-any-return]

@@ -11,12 +11,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 
 from klein_cli.run.executors import wire
-from klein_cli.run.executors.worker import DrawRequest, LoadRequest, Worker
+from klein_cli.run.executors.worker import CancelRequest, DrawRequest, LoadRequest, Worker
 
 _PR_SET_PDEATHSIG = 1
 
@@ -30,25 +29,31 @@ def main(descriptor: int) -> None:
     connection.set_inheritable(False)
     requests: SimpleQueue[LoadRequest | DrawRequest] = SimpleQueue()
     worker = Worker()
-    arguments = (connection, requests, worker.expect)
-    threading.Thread(target=_read, args=arguments, daemon=True).start()
+    threading.Thread(target=_read, args=(connection, requests, worker), daemon=True).start()
+
+    def tell(message: wire.Message) -> None:
+        with suppress(OSError):  # the driver has gone, and `_read` ends the process
+            wire.send(connection, message)
+
     while True:
         request = requests.get()
-        answer = worker.load(request) if isinstance(request, LoadRequest) else worker.draw(request)
-        with suppress(OSError):  # the driver has gone, and `_read` ends the process
-            wire.send(connection, answer)
+        if isinstance(request, LoadRequest):
+            tell(worker.load(request))
+        else:
+            tell(worker.draw(request, tell))
 
 
 def _read(
-    connection: socket.socket,
-    requests: SimpleQueue[LoadRequest | DrawRequest],
-    expect: Callable[[DrawRequest], None],
+    connection: socket.socket, requests: SimpleQueue[LoadRequest | DrawRequest], worker: Worker
 ) -> None:
     """Requests as they come, so that the driver never waits; in a thread, to notice its end."""
     while (request := wire.receive(connection)) is not None:
+        if isinstance(request, CancelRequest):
+            worker.cancel(request.number)
+            continue
         assert isinstance(request, LoadRequest | DrawRequest)
         if isinstance(request, DrawRequest):
-            expect(request)
+            worker.expect(request)
         requests.put(request)
     os._exit(0)
 

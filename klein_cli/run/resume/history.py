@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -32,8 +32,9 @@ class Item:
     `recipe` and `sha256` are the hashes of what was asked for and of the file's bytes; None until
     it is made. `begun` are those of an image whose file says nothing of itself, from just before
     it is written. `occurrence` tells the images of equal rows apart, from 0; None as long as
-    their order tells it. `carried` is what the row says to others, and is only written. `given`
-    says that a row has it already.
+    their order tells it. `name` is what its row would have it called, where that is not `file`.
+    `carried` is what the row says to others, and is only written. `given` says that a
+    row has it already.
     """
 
     run: int
@@ -45,7 +46,13 @@ class Item:
     sha256: str | None = None
     begun: tuple[str, str] | None = None
     carried: Mapping[str, Any] | None = field(default=None, compare=False)
+    name: str | None = field(default=None, compare=False)
     given: bool = field(default=False, compare=False)
+
+    @property
+    def own_name(self) -> str:
+        """What its row would have it called."""
+        return self.name or self.file
 
 
 @dataclass(slots=True)
@@ -68,6 +75,7 @@ class History:
     _items: dict[tuple[int, int], Item] = field(default_factory=dict)
     _rows: dict[str, list[Item]] = field(default_factory=dict)
     _taken: dict[str, int] = field(default_factory=dict)
+    _settled: set[str] = field(default_factory=set)
     _made: dict[str, Item] = field(default_factory=dict)
     _unmade: dict[tuple[str, int], Item] = field(default_factory=dict)
     _seconds: dict[tuple[int, int, int], tuple[int, float]] = field(default_factory=dict)
@@ -91,13 +99,31 @@ class History:
         Rows are looked for in the last run that knows them. Once `resume_from` has named a run, a
         row without an `own_seed` is looked for in no other that has a seed.
         """
-        taken = self._taken.get(row, 0)
+        taken, items = self._taken.get(row, 0), self._last_of(row, own_seed=own_seed)
         self._taken[row] = taken + 1
-        if taken == 0 and row in self._rows:
-            self._rows[row] = _last_known(self._rows[row], set() if own_seed else self._others)
-        items = self._rows.get(row, ())
         item = items[taken] if taken < len(items) else None
         return taken, None if item is None or item.given else item
+
+    def take_named(self, row: str, name: str, *, own_seed: bool) -> Item | None:
+        """The image of a row that was planned under the `name` that the row has; given once."""
+        items = self._last_of(row, own_seed=own_seed)
+        return _give(item for item in items if item.own_name == name)
+
+    def take_renamed(self, row: str, names: Set[str], *, own_seed: bool) -> Item | None:
+        """One of a row that was planned under none of the `names` that rows have now: whose source
+        was renamed since. Given once.
+        """
+        items = self._last_of(row, own_seed=own_seed)
+        return _give(item for item in items if item.own_name not in names)
+
+    def _last_of(self, row: str, *, own_seed: bool) -> list[Item]:
+        """A row's images of the last run that knows it, as `take` tells."""
+        if row not in self._rows:
+            return []
+        if row not in self._settled:
+            self._settled.add(row)
+            self._rows[row] = _last_known(self._rows[row], set() if own_seed else self._others)
+        return self._rows[row]
 
     def take_unmade(self, file: str, seed: int) -> Item | None:
         """The image that was planned for `file` with this seed and is not made; given once."""
@@ -107,8 +133,9 @@ class History:
         return item
 
     def made_as(self, file: str) -> Item | None:
-        """The image that was last made under this name."""
-        return self._made.get(file)
+        """The image that was last made under this name, and that no row has yet."""
+        item = self._made.get(file)
+        return None if item is None or item.given else item
 
     def files(self) -> Iterator[str]:
         """Every name that was ever planned or given, within the folder."""
@@ -165,7 +192,7 @@ class History:
             items.append(item)
             return
         # It gets another name, or another row.
-        known.file = item.file
+        known.file, known.name = item.file, item.name
         if known not in items:
             known.occurrence = item.occurrence
             items.append(known)
@@ -180,8 +207,18 @@ class History:
                 raise ValueError(f"no image takes {seconds} seconds")
             count, total = self._seconds.get(shape, (0, 0.0))
             self._seconds[shape] = count + 1, total + seconds
+        if file != item.file:
+            item.name = item.own_name
         item.file, (item.recipe, item.sha256) = file, hashes
         self._made[file] = item
+
+
+def _give(items: Iterator[Item]) -> Item | None:
+    """The first that no row has yet, which from now on has one."""
+    item = next((item for item in items if not item.given), None)
+    if item is not None:
+        item.given = True
+    return item
 
 
 def _last_known(items: list[Item], others: set[int]) -> list[Item]:
@@ -282,11 +319,12 @@ def _item(line: dict[str, Any]) -> Item:
         raise ValueError(f"{file} leaves the folder")
     if PurePath(file).suffix.lower() not in EXTENSIONS:
         raise ValueError(f"{file} is not an image")
-    occurrence = line.get("occurrence")
+    occurrence, name = line.get("occurrence"), line.get("name")
     return Item(
         run=int(line["run"]),
         index=int(line["index"]),
         seed=int(line["seed"]),
         file=file,
         occurrence=None if occurrence is None else max(0, int(occurrence)),
+        name=None if name is None else str(name),
     )

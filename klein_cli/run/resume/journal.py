@@ -218,6 +218,7 @@ class RunJournal:
             seed=job.recipe.seed,
             file=file,
             occurrence=job.occurrence,
+            name=job.name,
             carried=job.carried,
         )
 

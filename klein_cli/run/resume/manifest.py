@@ -10,7 +10,8 @@ One JSON object a line, in order, never changed afterwards:
      "recipe": SHA256, "sha256": SHA256, "width": 1024, "height": 1024, "steps": 4, "seconds": 0.3}
 
 A planned image also has, as "carried", what its row says to others than klein: its id, the columns
-of a benchmark. A run's seed is null when its rows all bring their own. What a run plans when it is
+of a benchmark; and one of a folder of images has the "name" that it should have had, where that was
+somebody else's. A run's seed is null when its rows all bring their own. What a run plans when it is
 resumed also has an "occurrence": which of its equal rows it is, from 0. An image planned a second
 time has another name now, since somebody else's lay under its first, or another row, which was
 corrected. Everything planned is written before the first image, and each image as soon as its file
@@ -99,6 +100,7 @@ class Manifest:
                 **({} if item.occurrence is None else {"occurrence": item.occurrence}),
                 seed=item.seed,
                 file=item.file,
+                **({} if item.name in (None, item.file) else {"name": item.name}),
                 **({"carried": item.carried} if item.carried else {}),
             )
             for row, item in items

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from functools import partial
@@ -18,6 +19,9 @@ from given_images import mask, photo, transparent
 from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
+
+LONG = "make the red circle blue, and then " * 10
+"""More than a file's name can be: asking whether there is such a file is an error of its own."""
 
 
 @pytest.fixture
@@ -147,7 +151,17 @@ def test_expand_adds_what_was_asked_for(edit: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("make it red", "a.png"), 'hint: klein edit a.png "make it red"'),
+        (("make it red", "a.png"), "hint: klein edit a.png 'make it red'"),
+        ((LONG, "a.png"), "the image comes first"),
+        (("nix.png", LONG), "cannot read the image nix.png"),
+        (("a.png", "red", "-i", LONG), "File name too long"),
+        (("a.png", "red", "--mask", LONG), "File name too long"),
+        (("my photo.png",), "klein edit 'my photo.png' "),
+        (("a.png", "p.txt"), "klein edit a.png --prompts-file p.txt"),
+        (("", "red", "-o", "out"), "the path is empty"),
+        (("a.png", "red", "--mask", ""), "--mask is empty"),
+        (("a.png", "red", "-i", "https://a.org/b.png"), "is an address, not a path"),
+        (("a.png", "red", "--mask", "in"), "the mask in is a folder"),
         (("a.png",), "there is no prompt"),
         (("a.png", "m.png"), 'klein edit a.png "make the car red" -i m.png'),
         (("a.png", "m.png", "red"), "for many images, name their folder"),
@@ -178,6 +192,8 @@ def test_what_cannot_go_together_is_refused_before_anything_is_made(
 ) -> None:
     photo("a.png")
     photo("in/a.png")
+    photo("my photo.png")
+    Path("p.txt").write_text("red")
     mask("m.png", (0, 0, 9, 9))
     mask("black.png", (0, 0, 0, 0))
     before = sorted(os.listdir())
@@ -320,6 +336,77 @@ def test_a_folder_whose_images_have_changed_is_edited_anew(edit: Any, photos: Pa
     edit("in", "red", "-o", "out")
     photo("in/b.webp", seed=33)
     assert edit("in", "red", "-o", "out", "--resume")[1] == "out/b-2.png\n"
+
+
+@pytest.mark.parametrize("several", [(), ("-n", "2")])
+def test_a_copy_that_is_new_in_a_folder_is_edited_too(edit: Any, several: tuple[str, ...]) -> None:
+    """Copies are equal rows: counted in their order, the new one in the middle would be taken for
+    the last, which is there, and never be made.
+    """
+    again = partial(edit, "in", "red", "-o", "out", "--resume", *several)
+    for name in ("a.png", "z.png"):
+        photo(f"in/{name}")
+    again()
+    shutil.copy("in/a.png", "in/m.png")
+    made = ["out/m-0001.png", "out/m-0002.png"] if several else ["out/m.png"]
+    assert again()[1].split() == made
+    assert again()[1] == ""
+    Path("in/z.png").rename("in/b.png")
+    assert again()[1] == "", "what was only renamed is there"
+
+
+def test_a_copy_is_found_by_its_name_where_another_file_had_it(edit: Any) -> None:
+    """The second prompt's images are a-2.png and z-2.png: their own names are in the manifest."""
+    for name in ("a.png", "z.png"):
+        photo(f"in/{name}")
+    edit("in", "red", "-o", "out")
+    again = partial(edit, "in", "blue", "-o", "out", "--resume")
+    assert again()[1].split() == ["out/a-2.png", "out/z-2.png"]
+    shutil.copy("in/a.png", "in/m.png")
+    assert again()[1].split() == ["out/m.png"]
+    assert again()[1] == ""
+
+
+def test_any_name_of_a_file_can_be_edited_and_resumed(edit: Any) -> None:
+    """A name that a result cannot have was refused, and its row in failed.jsonl with it."""
+    for name in ("two\nlines.png", f"{'n' * 251}.png"):
+        photo(f"in/{name}")
+    code, out, _ = edit("in", "red", "-o", "out")
+    assert (code, len(out.split())) == (0, 2)
+    assert "two_lines.png" in os.listdir("out")
+    assert edit("in", "red", "-o", "out", "--resume")[:2] == (0, "")
+
+
+def test_a_dry_run_is_lines_whatever_files_are_called(edit: Any) -> None:
+    """Fails if a line break in a name breaks a warning in two."""
+    photo("in/a.png")
+    photo("in/a\nb.png", 20, 20)
+    _, out, err = edit("in", "red", "-o", "out", "--dry-run")
+    assert re.search(r"  1 step  \d+ tokens?  ", out)
+    assert err.splitlines()[-1].startswith("warning: in/a\\nb.png cannot be edited")
+
+
+def test_a_plan_tells_each_size_once(run: Any) -> None:
+    """Whatever images of one size are made of, they are images of one size to a reader."""
+    photo("a.png")
+    rows = [{"prompt": "a", "image": "a.png"}, {"prompt": "b", "image": ["a.png", "a.png"]}]
+    Path("p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    err = run("generate", "--prompts-file", "p.jsonl", "-o", "d/", "--dry-run")[2]
+    assert err.splitlines()[-1] == "2 images to make"
+
+
+def test_programs_hear_what_of_a_folder_is_left_out(edit: Any, photos: Path) -> None:
+    Path("in/notes.txt").write_text("x")
+    events = [json.loads(line) for line in edit("in", "red", "-o", "o", "--json")[1].splitlines()]
+    said = [event["message"] for event in events if event["event"] == "notice"]
+    assert "left out, no images: notes.txt" in said
+
+
+def test_a_prompts_file_is_no_prompt(run: Any) -> None:
+    """Its name was drawn, without a word."""
+    Path("my prompts.txt").write_text("red")
+    code, _, err = run("generate", "my prompts.txt")
+    assert (code, "klein generate --prompts-file 'my prompts.txt'" in err) == (2, True)
 
 
 def test_events_tell_of_each_image(edit: Any, photos: Path) -> None:

@@ -89,6 +89,7 @@ def test_a_folder_that_is_not_there_is_an_event_too(capfd: pytest.CaptureFixture
     out, err = run(["gallery", "no-such-folder", "--json"], capfd, 2)
     assert json.loads(out)["event"] == "error"
     assert err.startswith("error: there is no folder no-such-folder\nhint: ")
+    assert run(["gallery", "n" * 300], capfd, 2)[1].startswith("error: there is no folder nnn")
 
 
 def test_a_page_that_fails_does_not_hide_how_the_run_ended(

@@ -54,7 +54,7 @@ def test_two_adapters_and_none(klein: Klein) -> None:
                                f"{name}.png", *options)  # fmt: skip
         assert (code, out) == (0, f"{name}.png\n"), err
     assert "a.safetensors: LoRA of rank 2, " in err
-    assert " of 45 layers\n" in err
+    assert " of 49 layers\n" in err
     assert np.array_equal(pixels("zero.png"), pixels("none.png"))
     assert not np.array_equal(pixels("both.png"), pixels("none.png"))
     assert adapters_in("both.png") == [("a.safetensors", 0.5), ("b.safetensors", 1.0)]

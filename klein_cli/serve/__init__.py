@@ -1,0 +1,1 @@
+"""`klein serve`: an engine that stays. A front without torch, and a process a GPU that draws."""
