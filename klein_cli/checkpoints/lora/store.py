@@ -12,11 +12,11 @@ from klein_cli.checkpoints.lora.adapter import (
     check_size,
     coverage,
     read_adapter,
-    stamp_of,
 )
 from klein_cli.checkpoints.lora.find import Downloading, Wanted, located, parsed
 from klein_cli.checkpoints.models_dir import ModelsDir
 from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.checkpoints.source import stamp_of
 from klein_cli.errors import ModelError
 from klein_cli.paths import askable, user_path
 from klein_cli.presets import presets
