@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_QUALITY = 95
+QUALITY = 95
+"""Of JPEG and WebP, from 0 to 100."""
 _TEMPORARY = ".klein-"
 _SWEPT = ".klein-run-"
 USER_COMMENT, MAKER_NOTE = 0x9286, 0x927C
@@ -53,6 +54,7 @@ def encode(
     written: Mapping[str, Any] | None,
     parameters: str,
     extras: Extras = NOTHING_ELSE,
+    quality: int = QUALITY,
 ) -> bytes:
     """An image file in memory: (H, W, 3) RGB or (H, W, 4) RGBA pixels with their record.
 
@@ -73,7 +75,7 @@ def encode(
         )
     if pixels.shape[2] == 4 and kind == "JPEG":
         pixels = over(pixels[:, :, :3], pixels[:, :, 3], white=True)
-    return _by_pillow(narrowed(pixels), kind, written, parameters, extras)
+    return _by_pillow(narrowed(pixels), kind, written, parameters, extras, quality)
 
 
 def _by_pillow(
@@ -82,6 +84,7 @@ def _by_pillow(
     written: Mapping[str, Any] | None,
     parameters: str,
     extras: Extras,
+    quality: int,
 ) -> bytes:
     from PIL import Image
 
@@ -99,7 +102,7 @@ def _by_pillow(
             exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
     if written is not None or extras != NOTHING_ELSE:
         options["exif"] = exif
-    Image.fromarray(pixels).save(buffer, kind, quality=_QUALITY, **options)
+    Image.fromarray(pixels).save(buffer, kind, quality=quality, **options)
     return buffer.getvalue()
 
 

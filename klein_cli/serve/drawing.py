@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from klein_cli.errors import OutOfMemoryError
 from klein_cli.output.metadata import parameters
-from klein_cli.output.png import encode
+from klein_cli.output.png import QUALITY, encode
 from klein_cli.recipe import Recipe
 from klein_cli.run.batching import Batch
 from klein_cli.run.executors.files import SentFile
@@ -102,14 +103,14 @@ class Drawing:
         drawn = await _result(again)
         return drawn.images[0], Batch(jobs=(), planned=0, tiled=True).step_down
 
-    async def finished(self, index: int, extension: str) -> Finished:
-        """An image as a file."""
+    async def finished(self, index: int, extension: str, quality: int = QUALITY) -> Finished:
+        """An image as a file; see `encode`."""
         pixels, step_down = await self.pixels(index)
         recipe = self.tickets[index].request.recipes[0]
         info = self._dispatcher.info
         assert info is not None
         record = info.origin.record(recipe, step_down)
-        data = await encoded(pixels, extension, record, recipe)
+        data = await encoded(pixels, extension, record, recipe, quality)
         seconds = asyncio.get_running_loop().time() - self.tickets[index].since
         height, width = pixels.shape[:2]
         return Finished(recipe=recipe, data=data, size=f"{width}x{height}", seconds=seconds)
@@ -150,10 +151,13 @@ _encoders = ThreadPoolExecutor(_ENCODERS, "klein-encoder")
 
 
 async def encoded(
-    pixels: Pixels, extension: str, record: dict[str, Any] | None, recipe: Recipe
+    pixels: Pixels,
+    extension: str,
+    record: dict[str, Any] | None,
+    recipe: Recipe,
+    quality: int = QUALITY,
 ) -> bytes:
     """The bytes of an image file, made in a thread: the loop goes on."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(
-        _encoders, encode, pixels, extension, record, parameters(recipe)
-    )
+    make = partial(encode, pixels, extension, record, parameters(recipe), quality=quality)
+    return await loop.run_in_executor(_encoders, make)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from klein_cli.errors import UsageError
+from klein_cli.output.png import QUALITY
 from klein_cli.presets import Preset
 from klein_cli.prompts.rows import Defaults, Inputs, Row, ignored, prompt_fault, recipe_of
 from klein_cli.prompts.sizes import parse_size
@@ -60,12 +61,12 @@ _USED = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A request for images, checked. `progress` asks for klein's own events in a stream, too;
-    `timeout` is in seconds, None for the server's own.
+    `timeout` is in seconds, None for the server's own; `quality_of_file` is JPEG's and WebP's.
     """
 
     recipes: list[Recipe]
     extension: str
-    compression: int | None
+    quality_of_file: int
     as_url: bool
     stream: bool
     partial_images: int
@@ -110,16 +111,21 @@ def parse(
     compression = _number(body, "output_compression", int, 0, 100)
     if compression is not None and kind == "png":
         warnings.append("output_compression has no effect: PNG is lossless")
-        compression = None
+    stream = _flag(body, "stream")
+    partial_images = _number(body, "partial_images", int, 0, _MAX_PARTIAL) or 0
+    progress = _flag(body, "progress")
+    if not stream:
+        watched = {"partial_images": partial_images, "progress": progress}
+        warnings += [f"{name} has no effect without stream" for name in watched if watched[name]]
     timeout = _number(body, "timeout", float, 0, 86_400)
     return Asked(
         recipes=recipes,
         extension=FORMATS[kind],
-        compression=compression,
+        quality_of_file=QUALITY if compression is None else compression,
         as_url=_one_of(body, "response_format", ("b64_json", "url"), "b64_json") == "url",
-        stream=_flag(body, "stream"),
-        partial_images=_number(body, "partial_images", int, 0, _MAX_PARTIAL) or 0,
-        progress=_flag(body, "progress"),
+        stream=stream,
+        partial_images=partial_images,
+        progress=progress,
         strict=_flag(body, "strict"),
         bulk=_one_of(body, "priority", ("single", "bulk"), "single") == "bulk",
         timeout=timeout,

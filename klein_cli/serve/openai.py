@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -75,6 +75,7 @@ class Images:
     async def _answer(
         self, request: Request, asked: Asked, kind: str, files: Sequence[SentFile] = ()
     ) -> Response:
+        await self._service.lengths.check(asked)
         heard: asyncio.Queue[Look] = asyncio.Queue()
         drawing = Drawing(
             self._service.dispatcher,
@@ -94,8 +95,7 @@ class Images:
         return JSONResponse(self._reply(request, asked, finished))
 
     async def _all(self, drawing: Drawing, asked: Asked) -> list[Finished]:
-        tasks = [drawing.finished(index, asked.extension) for index in range(len(asked.recipes))]
-        return list(await asyncio.gather(*tasks))
+        return list(await asyncio.gather(*_finishing(drawing, asked)))
 
     def _reply(self, request: Request, asked: Asked, finished: list[Finished]) -> dict[str, Any]:
         data = []
@@ -130,10 +130,7 @@ class Images:
         self, drawing: Drawing, asked: Asked, kind: str, heard: asyncio.Queue[Look]
     ) -> AsyncIterator[str]:
         """Server-sent events. Nothing but OpenAI's own unless `progress` was asked for."""
-        finishing = [
-            asyncio.ensure_future(drawing.finished(index, asked.extension))
-            for index in range(len(asked.recipes))
-        ]
+        finishing = [asyncio.ensure_future(each) for each in _finishing(drawing, asked)]
         seen = [0] * len(asked.recipes)
         facts = {"created_at": int(time.time()), **self._facts(asked)}
         try:
@@ -168,8 +165,16 @@ class Images:
 
     async def _partial(self, look: Look, asked: Asked) -> str:
         assert look.pixels is not None
-        data = await encoded(look.pixels, asked.extension, None, asked.recipes[look.index])
+        data = await encoded(
+            look.pixels, asked.extension, None, asked.recipes[look.index], asked.quality_of_file
+        )
         return base64.b64encode(data).decode()
+
+
+def _finishing(drawing: Drawing, asked: Asked) -> list[Coroutine[Any, Any, Finished]]:
+    count = len(asked.recipes)
+    kind, quality = asked.extension, asked.quality_of_file
+    return [drawing.finished(index, kind, quality) for index in range(count)]
 
 
 async def while_there(request: Request, drawing: Drawing, work: Any) -> Any:

@@ -26,9 +26,7 @@ from klein_cli.serve.guard import OWNER
 from klein_cli.serve.openai import while_there
 from klein_cli.serve.service import Service
 from klein_cli.settings import Settings
-
-_MAX_PROMPT = 300
-"""Bytes of UTF-8: fewer tokens than a model reads, so that nothing need be said of its length."""
+from klein_cli.text.tokenizer import surely_fits
 
 
 class Quick:
@@ -75,7 +73,9 @@ class Quick:
 def _recipe_of(said: Mapping[str, str], preset: Preset) -> Recipe:
     """Raises KleinError or ValueError."""
     prompt = said["prompt"]
-    if prompt_fault(prompt) or len(prompt.encode()) > _MAX_PROMPT:
+    if prompt_fault(prompt) or not surely_fits(
+        prompt
+    ):  # of whose length there may be something to say
         raise ValueError(prompt)
     numbers = {name: _whole(said.get(name)) for name in ("seed", "width", "height", "steps")}
     seed = secrets.randbelow(CPU_SEEDS) if numbers["seed"] is None else numbers["seed"]

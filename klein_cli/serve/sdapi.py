@@ -25,6 +25,7 @@ from klein_cli.serve.service import Service
 _SAME = ("prompt", "negative_prompt", "seed", "steps", "width", "height", "cfg_scale")
 _MOST = 10
 _SEEN_TO = ("batch_size", "n_iter", "send_images")
+_OPENAIS_ALONE = ("stream", "partial_images", "progress", "response_format")
 _SAMPLER = "Euler"
 
 
@@ -39,6 +40,7 @@ class StableDiffusion:
         """Images from words."""
         body = await json_body(request)
         asked = parse(_in_openais_words(body), self._service.served, own=_SEEN_TO)
+        await self._service.lengths.check(asked)
         client, steps = _client(request), max(1, asked.recipes[0].steps)
         count = len(asked.recipes)
 
@@ -50,6 +52,8 @@ class StableDiffusion:
             self._service.dispatcher,
             asked.recipes,
             job=request.state.request_id,
+            bulk=asked.bulk,
+            wait=asked.timeout,
             watched=True,
             on_look=looked,
         )
@@ -111,12 +115,16 @@ def _in_openais_words(body: Mapping[str, Any]) -> dict[str, Any]:
     counts = [body.get(name) or 1 for name in ("batch_size", "n_iter")]
     if not all(isinstance(count, int) and 1 <= count <= _MOST for count in counts):
         raise ApiError(400, f"batch_size and n_iter are whole numbers, {_MOST} at most together")
+    for name in _OPENAIS_ALONE:
+        if body.get(name):
+            raise ApiError(400, f"{name} is not available here: /v1/images has it", param=name)
     others = {name: value for name, value in body.items() if name not in _SAME}
     return {**others, **said, "n": counts[0] * counts[1]}
 
 
 async def _all(drawing: Drawing, asked: Asked) -> list[Finished]:
-    return [await drawing.finished(index, asked.extension) for index in range(len(asked.recipes))]
+    kind, quality = asked.extension, asked.quality_of_file
+    return [await drawing.finished(index, kind, quality) for index in range(len(asked.recipes))]
 
 
 def _reply(body: Mapping[str, Any], asked: Asked, finished: list[Finished]) -> dict[str, Any]:

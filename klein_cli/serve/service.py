@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from klein_cli import __version__
 from klein_cli.serve.dispatcher import Dispatcher
 from klein_cli.serve.fields import Served
+from klein_cli.serve.lengths import PromptLengths
 from klein_cli.serve.log import Log
 from klein_cli.serve.metrics import Labels, Metrics
 from klein_cli.settings import Settings
@@ -22,6 +23,7 @@ class Service:
     served: Served
     settings: Settings
     facts: Mapping[str, str]
+    lengths: PromptLengths
     dispatcher: Dispatcher
     metrics: Metrics
     log: Log

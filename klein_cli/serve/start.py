@@ -27,6 +27,7 @@ from klein_cli.serve.dispatcher import Dispatcher
 from klein_cli.serve.engine import ChildEngine, Engine
 from klein_cli.serve.fields import Served
 from klein_cli.serve.guard import App, Rules
+from klein_cli.serve.lengths import PromptLengths
 from klein_cli.serve.line import Line
 from klein_cli.serve.log import Log
 from klein_cli.serve.metrics import Metrics
@@ -34,6 +35,7 @@ from klein_cli.serve.server import serve, tcp_socket
 from klein_cli.serve.service import Service
 from klein_cli.serve.systemd import handed_over, notify
 from klein_cli.settings import Settings
+from klein_cli.text.tokenizer import PromptTokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,7 @@ def run(asked: Server, listener: Listener, log: Log) -> None:
             ),
             settings=asked.settings,
             facts=facts,
+            lengths=PromptLengths(lambda: PromptTokenizer.of(asked.snapshot)),
             dispatcher=dispatcher,
             metrics=metrics,
             log=log,

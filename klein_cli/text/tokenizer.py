@@ -6,6 +6,7 @@ Needs neither torch nor transformers, so that a prompt too long is known before 
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,9 @@ POSITIONS = 512
 PAD_TOKEN = "<|endoftext|>"
 BEFORE_PROMPT = "<|im_start|>user\n"
 AFTER_PROMPT = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+_SURELY_FITS = 400
+"""Bytes: no token is less than one, and the template takes some twenty of POSITIONS."""
 
 _REMEMBERED = 64
 """Prompts: they are measured before the model loads, and read again when they are drawn."""
@@ -142,6 +146,11 @@ class PromptTokenizer:
                 "write it in UTF-8",
             ) from None
         return self._tokenizer.encode(text)
+
+
+def surely_fits(prompt: str) -> bool:
+    """Whether a prompt is so short that nothing of it can be cut, whatever the tokenizer."""
+    return len(unicodedata.normalize("NFC", prompt).encode()) <= _SURELY_FITS
 
 
 def render(prompt: str) -> str:

@@ -122,6 +122,8 @@ def test_what_cannot_be_is_refused_by_its_name(
         {"complexity": 3},
         {"sampler": "euler"},
         {"output_compression": 50},
+        {"partial_images": 2},
+        {"progress": True},
     ],
 )
 def test_what_has_no_effect_is_said(body: dict[str, Any]) -> None:

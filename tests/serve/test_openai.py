@@ -56,6 +56,18 @@ def test_an_image_comes_with_its_seed_and_recipe_outside_and_in(
     assert numpy.array_equal(numpy.asarray(decoded(entry["b64_json"])), pixels_of(recipe))
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_output_compression_is_the_files_quality(client: httpx.Client, kind: str) -> None:
+    """It was taken and did nothing."""
+    sizes = []
+    for given in ({"output_compression": 10}, {"output_compression": 95}, {}):
+        body = draw(client, output_format=kind, **given).json()
+        assert body["warnings"] == []
+        sizes.append(len(body["data"][0]["b64_json"]))
+    assert sizes[0] < sizes[1] / 2
+    assert sizes[1] == sizes[2]
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_formats(client: httpx.Client, kind: str) -> None:
     entry = draw(client, output_format=kind).json()["data"][0]

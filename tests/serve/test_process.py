@@ -131,6 +131,21 @@ def test_the_command_the_engine_and_the_api_make_the_same_file(
     assert over_the_api(near) == alone
 
 
+def test_a_prompt_that_is_too_long_is_told_of_or_refused_before_the_engine_is_asked(
+    near: Served, klein: Klein, empty_folder: Path
+) -> None:
+    long = ["generate", "a red fox " * 300, "-m", "tiny", "-s", "5", "--size", "128x128"]
+    long += ["--steps", "1", "--server", "require"]
+    code, _, said = klein(*long, "-o", "a.png", "-v")
+    assert code == 0, said
+    assert "drawn by the engine" in said
+    assert "the model does not see its end" in said
+    code, _, said = klein(*long, "-o", "b.png", "--strict")
+    assert code == 2, said
+    assert "the model does not see its end" in said
+    assert not Path("b.png").exists()
+
+
 def test_eight_clients_at_once_get_what_each_would_get_alone(
     near: Served, klein: Klein, empty_folder: Path
 ) -> None:

@@ -49,6 +49,13 @@ def test_what_is_to_choose_from(client: httpx.Client) -> None:
         assert client.get(f"/sdapi/v1/{name}").json() == []
 
 
+@pytest.mark.parametrize("name", ["stream", "progress", "partial_images", "response_format"])
+def test_what_only_openais_routes_have_is_refused(client: httpx.Client, name: str) -> None:
+    """They were taken and did nothing."""
+    answer = client.post("/sdapi/v1/txt2img", json={**SILLY, name: True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
 def test_override_settings_load_nothing_and_that_is_said(
     server: Running, client: httpx.Client
 ) -> None:
