@@ -47,8 +47,8 @@ ELSEWHERE = (
     *(["models", "pull"], ["models", "rm"], ["doctor"], ["bench"]),
     *(["serve"], ["ps"], ["stop"]),
 )
-"""Examples that need a network, this machine in order, or minutes, or that do not end by themselves:
-run by tests of their own."""
+"""Examples that need a network, this machine in order, or minutes, or that do not end: run by tests
+of their own."""
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
 

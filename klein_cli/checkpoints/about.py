@@ -5,35 +5,29 @@ From its header alone; whatever it says of itself is a stranger's. Imports no to
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from klein_cli.checkpoints.given import PICKLED
 from klein_cli.checkpoints.identify import (
     PART_NAMES,
-    begins_like_a_model,
     contents,
     is_adapter,
     read_any_header,
 )
 from klein_cli.checkpoints.kinds import kind_of
 from klein_cli.checkpoints.lora.about import about_adapter
-from klein_cli.checkpoints.models_dir import SUFFIXES
 from klein_cli.checkpoints.origins import known_preset
 from klein_cli.checkpoints.single_file import OPTIONS, FileCheckpoint
 from klein_cli.checkpoints.sizes import size_of_model
 from klein_cli.checkpoints.source import Stored
+from klein_cli.presets import presets
 from klein_cli.tables import shortened
 
 _SAID = ("general.name", "modelspec.title", "title", "name", "general.author", "modelspec.author")
 _LONGEST = 200
-
-
-def is_model_file(path: Path) -> bool:
-    """Whether a file is to be looked at as weights, rather than as an image."""
-    return path.suffix.lower() in (*SUFFIXES, *PICKLED) or begins_like_a_model(path)
 
 
 def about(path: Path) -> dict[str, str]:
@@ -46,21 +40,33 @@ def about(path: Path) -> dict[str, str]:
         return about_adapter(path, header.metadata)
     held = contents(path)
     facts = {"file": f"{_size(path.stat().st_size)}, {_container(path)}"}
+    names, kinds = {}, {}
     for part in held.prefixes:
         checkpoint = FileCheckpoint(path, part)
-        tensors, config = checkpoint.tensors(), checkpoint.config()
-        name = PART_NAMES[part]
+        config, name = checkpoint.config(), PART_NAMES[part]
         facts[name] = _DESCRIBED[part](config)
-        facts["names"] = "official" if checkpoint.is_official else _OTHERS[part]
-        facts["stored as"] = _kinds(tensors)
+        names[name] = "official" if checkpoint.is_official else _OTHERS[part]
+        kinds[name] = _kinds(checkpoint.tensors())
         if part == "transformer":
             facts["base"] = _base(path, config)
-        facts["use"] = f"klein generate ... {OPTIONS[part]} {path}"
+    given = " ".join(f"{OPTIONS[part]} {shlex.quote(str(path))}" for part in held.prefixes)
+    facts |= {
+        "names": _by_part(names),
+        "stored as": _by_part(kinds),
+        "use": f"klein generate ... {given}",
+    }
     said = header.metadata
     titles = [
         shortened(str(said[key]), _LONGEST) for key in _SAID if isinstance(said.get(key), str)
     ]
     return {**facts, "says": "; ".join(dict.fromkeys(titles))} if titles else facts
+
+
+def _by_part(facts: Mapping[str, str]) -> str:
+    """What is said of each part, with the part's name where there are several."""
+    if len(facts) == 1:
+        return next(iter(facts.values()))
+    return "; ".join(f"{part}: {fact}" for part, fact in facts.items())
 
 
 def _transformer(config: Mapping[str, Any]) -> str:
@@ -107,7 +113,8 @@ def _base(path: Path, config: Mapping[str, Any]) -> str:
     size = size_of_model("transformer", config)
     if size is None:
         return "of no size that klein has a preset for"
-    return f"klein-{size} or klein-base-{size}, which look alike"
+    alike = [name for name in presets() if name.startswith("klein-") and size in name.split("-")]
+    return f"{', '.join(alike[:-1])} or {alike[-1]}, which look alike"
 
 
 def _container(path: Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from klein_cli.checkpoints.header import MOST_TENSORS, Header
-from klein_cli.checkpoints.source import DAMAGED, Packing, Stored
+from klein_cli.checkpoints.source import DAMAGED, Packing, Stored, unreadable
 from klein_cli.errors import ModelError
 
 MAGIC = b"GGUF"
@@ -84,7 +84,9 @@ def read_gguf(path: Path) -> Header:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data).header()
-    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValueError as error:  # an empty file cannot be mapped
         raise ModelError(f"{path} cannot be read: {error}", DAMAGED) from None
 
 

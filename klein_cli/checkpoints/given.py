@@ -6,6 +6,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +15,14 @@ from typing import Any
 
 from klein_cli.checkpoints.folder import FolderCheckpoint, read_json
 from klein_cli.checkpoints.gguf import rare_kinds
-from klein_cli.checkpoints.identify import PART_NAMES, contents
+from klein_cli.checkpoints.identify import PART_NAMES, begins_like_a_model, contents
 from klein_cli.checkpoints.models_dir import SUFFIXES, ModelsDir
 from klein_cli.checkpoints.origins import preset_of_file
 from klein_cli.checkpoints.single_file import OPTIONS, FileCheckpoint
 from klein_cli.checkpoints.sizes import size_of_model
 from klein_cli.checkpoints.source import Checkpoint
 from klein_cli.errors import ModelError, UsageError
-from klein_cli.paths import user_path
+from klein_cli.paths import askable, user_path
 from klein_cli.presets import DEFAULT_MODEL, presets
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
@@ -63,7 +64,7 @@ def wanted(
     for part, path in given.items():
         _check_is_there(part, path)
     found = Wanted(model=name, parts=given)
-    if is_file(name):
+    if name not in presets() and is_file(name):
         found = _of_file(name, given)
     elif name in presets():
         for part, path in given.items():
@@ -105,10 +106,12 @@ def _slow(parts: Parts) -> Iterator[str]:
             yield f"{place.name} is unpacked by the package gguf, on the CPU: {', '.join(kinds)}"
 
 
-def is_file(model: str) -> bool:
-    """Whether a model is given as a file, not by name or as a folder."""
+def is_file(model: str | Path) -> bool:
+    """Whether a path is a file to be looked at as weights, by its ending or its beginning."""
     path = user_path(model)
-    return path.is_file() and path.suffix.lower() in (*SUFFIXES, *PICKLED)
+    if not os.path.isfile(path):
+        return False
+    return path.suffix.lower() in (*SUFFIXES, *PICKLED) or begins_like_a_model(path)
 
 
 def given_part(path: str, part: str, like: Path | None) -> Checkpoint:
@@ -169,7 +172,7 @@ def check_together(parts: Mapping[str, Checkpoint], taps: int) -> None:
 def _check_is_there(part: str, path: str) -> None:
     if part == "vae" and path == SMALL_DECODER:
         return
-    place = user_path(path)
+    place = askable(user_path(path))
     if not path.strip() or not place.exists():
         raise ModelError(f"{OPTIONS[part]} {path}: there is no such file", "check the path")
     if place.is_file():

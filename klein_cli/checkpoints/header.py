@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from klein_cli.checkpoints.source import DAMAGED, Stored
+from klein_cli.checkpoints.source import DAMAGED, Stored, unreadable
 from klein_cli.errors import ModelError
 from klein_cli.tables import parse_json
 
@@ -55,7 +55,7 @@ def read_header(path: Path) -> Header:
                 raise ModelError(f"{path} has a header of {length:,} bytes", DAMAGED)
             header = file.read(length)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}", DAMAGED) from None
+        raise unreadable(path, error) from None
     try:
         entries = parse_json(header.decode())
         metadata = entries.pop("__metadata__", {})

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from klein_cli.checkpoints.gguf import MAGIC, read_gguf
 from klein_cli.checkpoints.header import Header, read_header
-from klein_cli.checkpoints.source import DAMAGED, Stored
+from klein_cli.checkpoints.source import DAMAGED, Stored, unreadable
 from klein_cli.errors import ModelError
 
 PART_NAMES = {"transformer": "transformer", "text_encoder": "text encoder", "vae": "VAE"}
@@ -97,7 +97,7 @@ def contents(path: Path) -> Contents:
     try:
         facts = path.stat()
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}", DAMAGED) from None
+        raise unreadable(path, error) from None
     return _contents(path.absolute(), path, facts.st_size, facts.st_mtime_ns)
 
 
@@ -124,12 +124,12 @@ def read_any_header(path: Path) -> Header:
         with path.open("rb") as file:
             begins = file.read(32)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}", DAMAGED) from None
+        raise unreadable(path, error) from None
     if begins.startswith(MAGIC):
         return read_gguf(path)
     for magic, what in _NOT_WEIGHTS.items():
         if begins.lstrip().startswith(magic) and not _is_length(begins):
-            pickled = "klein never opens pickled weights: get the model as safetensors"
+            pickled = "klein never opens pickled weights: get them as safetensors"
             raise ModelError(f"{path} {what}", pickled if "pickled" in what else DAMAGED)
     return read_header(path)
 

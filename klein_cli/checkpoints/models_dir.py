@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from klein_cli.errors import UsageError
-from klein_cli.paths import user_path
+from klein_cli.paths import askable, user_path
 
 SUFFIXES = (".safetensors", ".sft", ".gguf")
 
@@ -35,7 +35,7 @@ class ModelsDir:
     root: Path
 
     def __post_init__(self) -> None:
-        if not self.root.is_dir():
+        if not askable(self.root).is_dir():
             raise UsageError(
                 f"--models-dir {self.root} is not a folder", "give ComfyUI's folder, or its models/"
             )
@@ -46,7 +46,7 @@ class ModelsDir:
         The name may have folders before it and lack its ending. What is a path already, or is not
         found, is returned as it is. Raises UsageError when several files have it.
         """
-        if not name.strip() or user_path(name).exists():
+        if not name.strip() or askable(user_path(name)).exists():
             return name
         found = {path.resolve(): path for path in self._files(kind) if _is_called(path, name)}
         if len(found) > 1:

@@ -17,6 +17,35 @@ PARTS = ("text_encoder", "transformer", "vae")
 DAMAGED = "the model is damaged or incomplete: download it again"
 
 
+def unreadable(path: Path, error: OSError) -> ModelError:
+    """The error for a file that the machine does not give."""
+    allowed = not isinstance(error, PermissionError)
+    return ModelError(
+        f"{path} cannot be read: {error.strerror or error}",
+        DAMAGED if allowed else "let your user read it: see its permissions",
+    )
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """A file's size and time of change: when they are another, so is the file.
+
+    Raises ModelError when there is none any more.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror or error}", "put the file back"
+        ) from None
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: Path, stamp: tuple[int, int]) -> None:
+    """Raise ModelError for a file whose `stamp_of` was another: its tensors may be others too."""
+    if stamp_of(path) != stamp:
+        raise ModelError(f"{path} has changed since it was looked at", "run the command again")
+
+
 class Packing(NamedTuple):
     """How the rows of a tensor become numbers: the `kind`, a name in `dequantise.KINDS`.
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 
 from klein_cli.checkpoints.load import Change, load_weights, put_again
 from klein_cli.checkpoints.reader import Reader, ReadHandle
-from klein_cli.checkpoints.source import DAMAGED, Checkpoint
+from klein_cli.checkpoints.source import DAMAGED, Checkpoint, check_unchanged, stamp_of
 from klein_cli.device.device import Device
 from klein_cli.errors import ModelError
 from klein_cli.optimize.backend import PLAIN, Backend
@@ -62,6 +64,7 @@ class Part(Generic[Module]):
         run: Run = direct,
         put_again: _PutAgain | None = None,
         changed: Collection[str] = (),
+        stamps: Mapping[Path, tuple[int, int]] = MappingProxyType({}),
     ) -> None:
         self.run = run
         self.skipped = skipped
@@ -72,6 +75,7 @@ class Part(Generic[Module]):
         self._failure: tuple[Any, ...] | None = None
         self._put_again = put_again
         self._changed = set(changed)
+        self._stamps = stamps
 
     @classmethod
     def load(
@@ -90,6 +94,7 @@ class Part(Generic[Module]):
         Its `module` was made with `init_on_meta`. `run` is the backend's own unless it is given.
         See `klein_cli.checkpoints.load.load_weights` for the rest, and for what it raises.
         """
+        stamps = {path: stamp_of(path) for path in checkpoint.files}
         target.backend.prepare(name, module)
         where: dict[str, Any] = {
             "device": target.device.torch_device,
@@ -101,14 +106,17 @@ class Part(Generic[Module]):
             module, checkpoint, skip=skip, changes=changes, reader=target.reader, **where
         )
         again = partial(put_again, module, checkpoint, **where)
-        return cls(module, handle, skipped, run or target.backend.run, again, changes)
+        return cls(module, handle, skipped, run or target.backend.run, again, changes, stamps)
 
     def reload(self, changes: Mapping[str, Change], device: Device) -> None:
         """Put the tensors that are changed, or were, again: from the file, in their places.
 
         Waits for them. Raises what `ready` raises; the next call then puts all of them again.
+        Raises ModelError, too, when a file was replaced: half of a model would be another's.
         """
         assert self._put_again is not None
+        for path, stamp in self._stamps.items():
+            check_unchanged(path, stamp)
         with self.ready():
             self._changed |= changes.keys()
         with Reader(device.torch_device) if device.streams else nullcontext() as reader:

@@ -171,7 +171,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         # A pipe or a device would never end.
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a file", "give a PNG, JPEG or WebP file")
+            raise UsageError(f"{path} is not a file", "give an image that klein made")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UsageError(f"{path} is too large to be klein's", _NOT_OURS)
         with warnings.catch_warnings():

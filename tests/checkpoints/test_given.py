@@ -14,7 +14,8 @@ from model_files import (
     write_sparse,
 )
 
-from klein_cli.checkpoints.given import wanted
+from klein_cli.checkpoints.given import is_file, wanted
+from klein_cli.checkpoints.lora.find import located
 from klein_cli.checkpoints.models_dir import ModelsDir
 from klein_cli.checkpoints.resolve import on_disk, resolve
 from klein_cli.checkpoints.single_file import FileCheckpoint
@@ -265,3 +266,40 @@ def test_shapes_of_the_true_models_make_their_configurations(true: dict[str, Pat
     assert (config["num_layers"], config["num_single_layers"]) == (8, 24)
     assert config["axes_dims_rope"] == [32, 32, 32, 32]
     assert (config["mlp_ratio"], config["in_channels"]) == (3.0, 128)
+
+
+@pytest.mark.parametrize("name", ["renamed", "renamed.txt", "renamed.ckpt"])
+def test_a_file_is_told_by_its_content_under_any_name(
+    true: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).symlink_to(true["4b"])
+    assert wanted(str(tmp_path / name), NONE).parts == {"transformer": str(tmp_path / name)}
+
+
+def test_a_file_that_is_called_like_a_preset_does_not_take_its_place(
+    true: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("klein-9b").symlink_to(true["4b"])
+    assert wanted("klein-9b", NONE).parts == {}
+
+
+def refused(path: str) -> None:
+    """Given for a part, for the folder of models, and for a name in one: an error, not a bug."""
+    for parts, folder in ((NONE, path), ({**NONE, "vae": path}, None)):
+        with pytest.raises(UsageError, match="cannot be opened"):
+            wanted("tiny", parts, folder)
+    with pytest.raises(UsageError, match="cannot be opened"):
+        located(path, Path())
+
+
+def test_a_path_of_which_the_machine_will_not_tell_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pathlib raises what it does not take for "it is not there"."""
+    refused("a" * 5000)
+    monkeypatch.setattr(
+        Path, "stat", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "no"))
+    )
+    refused(str(tmp_path / "x"))
+    assert not is_file(tmp_path / "x")

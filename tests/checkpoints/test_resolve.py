@@ -309,7 +309,7 @@ def test_a_repository_that_is_not_to_be_had(
 
 @pytest.mark.process
 @pytest.mark.parametrize("model", ["nobody/model", "klein-4b"])
-def test_without_a_network_the_endpoint_is_named_and_tiny_offered(tmp_path: Path, model: str) -> None:
+def test_without_a_network_the_endpoint_is_named(tmp_path: Path, model: str) -> None:
     found = ask(model, "http://127.0.0.1:9", tmp_path)
     assert "http://127.0.0.1:9 (HF_ENDPOINT) cannot be reached" in found["message"]
     assert "HF_ENDPOINT" in found["hint"]

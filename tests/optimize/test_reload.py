@@ -106,6 +106,18 @@ def test_tensors_are_put_again_in_place(folder: Path, target: Target, held: str)
     assert (folder / "model.safetensors").read_bytes() == before, "a mapped file was written to"
 
 
+def test_a_file_that_was_replaced_meanwhile_is_not_mixed_with_what_was_loaded(
+    folder: Path, target: Target
+) -> None:
+    """The tensors that come again were another model's, and the images of neither."""
+    part = load(folder, target, CHANGES[0])
+    other = {name: -tensor for name, tensor in base_weights().items()}
+    save_file(other, folder / "other")
+    (folder / "other").replace(folder / "model.safetensors")
+    with pytest.raises(ModelError, match="has changed since it was looked at"):
+        part.reload({}, target.device)
+
+
 def test_changed_weights_are_rounded_once_and_quantised_as_they_are(
     folder: Path, target: Target
 ) -> None:

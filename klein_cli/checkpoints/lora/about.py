@@ -6,6 +6,7 @@ All of it is a stranger's word: bounded, and never evaluated.
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ def about_adapter(path: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
         **dict(_strengths(adapter.layers)),
         **dict(_told(path, metadata)),
         "sha256": adapter.sha256,
-        "klein": f"adds it to the model's weights: --lora {path}",
+        "klein": f"adds it to the model's weights: --lora {shlex.quote(str(path))}",
     }
 
 

@@ -28,7 +28,7 @@ from klein_cli.checkpoints.lora.bases import (
 )
 from klein_cli.checkpoints.lora.layers import NOT_WHOLE, Layer, layer_of, sides
 from klein_cli.checkpoints.lora.targets import Target, block_of, target_of
-from klein_cli.checkpoints.source import Stored
+from klein_cli.checkpoints.source import DAMAGED, Stored, stamp_of
 from klein_cli.errors import ModelError
 from klein_cli.recipe import Adapter
 
@@ -121,24 +121,11 @@ def read_adapter_header(path: Path) -> Header:
     try:
         header = read_any_header(path)
     except ModelError as error:
-        raise ModelError(error.message, NOT_WHOLE) from None
+        hint = NOT_WHOLE if error.hint == DAMAGED else error.hint
+        raise ModelError(error.message, hint) from None
     if any(held.packing for held in header.tensors.values()):
         raise ModelError(f"{path} is a GGUF, which adapters are not read from", _OTHER)
     return header
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
-    """A file's size and time of change: when they are another, so is the file.
-
-    Raises ModelError when there is none any more.
-    """
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read: {error.strerror or error}", "put the adapter back"
-        ) from None
-    return found.st_size, found.st_mtime_ns
 
 
 def check_size(adapter: AdapterFile, preset: str) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from klein_cli.checkpoints.lora.adapter import AdapterFile, stamp_of
+from klein_cli.checkpoints.lora.adapter import AdapterFile
 from klein_cli.checkpoints.lora.layers import Factors, Layer
-from klein_cli.checkpoints.source import Stored
+from klein_cli.checkpoints.source import Stored, check_unchanged
 from klein_cli.errors import ModelError
 
 _TYPES = {
@@ -88,8 +88,7 @@ class Delta:
 
 def read_factor(file: AdapterFile, held: Stored) -> Tensor:
     """A tensor of an adapter in float32. Raises ModelError when it is not what it was, or NaN."""
-    if stamp_of(file.path) != file.stamp:
-        raise ModelError(f"{file.path} has changed since it was looked at", "run the command again")
+    check_unchanged(file.path, file.stamp)
     try:
         with held.path.open("rb") as opened:
             opened.seek(held.begin)

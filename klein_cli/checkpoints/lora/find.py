@@ -15,9 +15,10 @@ from typing import NamedTuple
 from klein_cli.checkpoints.hub.cache import snapshot_root
 from klein_cli.checkpoints.hub.download import Watch, fetch
 from klein_cli.checkpoints.hub.repository import Listing, listing_of
+from klein_cli.checkpoints.identify import begins_like_a_model
 from klein_cli.checkpoints.lora.alphas import CONFIG_FILE
 from klein_cli.errors import UsageError
-from klein_cli.paths import user_path
+from klein_cli.paths import askable, user_path
 
 ENDING = ".safetensors"
 HOW = "write a file (style.safetensors=0.8) or a place on the hub (owner/name/style.safetensors)"
@@ -63,7 +64,7 @@ def located(source: str, folder: Path, downloading: Downloading = nullcontext) -
 
     Raises UsageError when there is none, or several; ModelError when the hub does not give it.
     """
-    path = folder / user_path(source)
+    path = askable(folder / user_path(source))
     if path.is_file():
         return _checked(path)
     if path.is_dir():
@@ -75,7 +76,7 @@ def located(source: str, folder: Path, downloading: Downloading = nullcontext) -
 
 
 def _checked(path: Path) -> Path:
-    if path.suffix.lower() in _PICKLED:
+    if path.suffix.lower() in _PICKLED and not begins_like_a_model(path):
         raise UsageError(
             f"{path} is pickled, which klein never opens", "get the adapter as safetensors"
         )

@@ -12,13 +12,13 @@ from klein_cli.checkpoints.lora.adapter import (
     check_size,
     coverage,
     read_adapter,
-    stamp_of,
 )
 from klein_cli.checkpoints.lora.find import Downloading, Wanted, located, parsed
 from klein_cli.checkpoints.models_dir import ModelsDir
 from klein_cli.checkpoints.resolve import Snapshot
+from klein_cli.checkpoints.source import stamp_of
 from klein_cli.errors import ModelError
-from klein_cli.paths import user_path
+from klein_cli.paths import askable, user_path
 from klein_cli.presets import presets
 from klein_cli.recipe import Adapter
 
@@ -79,7 +79,7 @@ class AdapterStore:
 
         Raises UsageError when that has several of the name.
         """
-        path = folder / user_path(source)
+        path = askable(folder / user_path(source))
         if self._models_dir is None or path.exists():
             return path
         found = self._models_dir.find(source, "lora")

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from klein_cli.checkpoints.about import about, is_model_file
+from klein_cli.checkpoints.about import about
+from klein_cli.checkpoints.given import is_file
 from klein_cli.cli import options
 from klein_cli.cli.terminal.preview import preview
 from klein_cli.cli.terminal.text import printable, to_stderr
@@ -42,7 +43,7 @@ def info(
     shown = preview(wanted=show and not as_json)
     for number, path in enumerate(images):
         try:
-            if is_model_file(path):
+            if is_file(path):
                 _show_model(path, number, as_json=as_json)
                 continue
             record = read_record(path)

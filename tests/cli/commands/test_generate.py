@@ -144,7 +144,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(klein: Any) -> None:
     code, out, _ = klein("a cat", "-n", "2", "-s", "5", "-o", "d/", "--dry-run")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].startswith("d/0001-a-cat-5.png  seed 5  64x64  1 steps  ")
+    assert lines[0].startswith("d/0001-a-cat-5.png  seed 5  64x64  1 step  ")
     assert re.search(r"  \d+ tokens  \"a cat\"$", lines[1])
     assert os.listdir() == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,18 @@ import gguf
 import numpy
 import pytest
 import torch
-from model_files import OTHER_NAMES, is_large, read_part, write, write_gguf
+from model_files import (
+    OTHER_NAMES,
+    bfl_transformer,
+    is_large,
+    read_part,
+    true_transformer,
+    write,
+    write_gguf,
+    write_sparse,
+)
 from PIL import Image
+from safetensors.torch import load_file
 
 from klein_cli.checkpoints.source import PARTS
 from klein_cli.errors import ModelError
@@ -162,6 +173,33 @@ def test_info_tells_what_a_file_is(klein: Klein, files: dict[str, Path]) -> None
         assert words in out
     code, out, _ = klein("info", "--json", files["vae"])
     assert json.loads(out)["names"] == "BFL's"
+
+
+def test_info_names_every_part_of_a_file_and_how_to_use_it(
+    klein: Klein, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """The facts of one part took the place of another's, and of the options the last was left."""
+    whole = tmp_path / "all in one.safetensors"
+    tensors = load_file(files["transformer"]) | {
+        f"vae.{name}": tensor for name, tensor in load_file(files["vae"]).items()
+    }
+    write(whole, tensors)
+    code, out, err = klein("info", "--json", whole)
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["names"] == "transformer: BFL's; VAE: BFL's"
+    assert facts["stored as"].count("tensors)") > 1
+    assert facts["use"] == f"klein generate ... --transformer '{whole}' --vae '{whole}'"
+    large = bfl_transformer(true_transformer("9b"))
+    _, out, _ = klein("info", "--json", write_sparse(tmp_path / "9b.safetensors", large))
+    assert json.loads(out)["base"] == "klein-9b, klein-9b-kv or klein-base-9b, which look alike"
+
+
+def test_info_waits_for_no_pipe(klein: Klein, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    code, _, err = klein("info", tmp_path / "pipe.safetensors")
+    assert code == 2
+    assert "is not a file" in err
 
 
 def test_info_refuses_by_name(klein: Klein, empty_folder: Path) -> None:

@@ -164,6 +164,19 @@ def test_a_row_with_a_bad_adapter_is_named_with_its_line(klein: Klein, empty_fol
     assert "line 3: lora must be a path or a list of paths, not 3" in err
 
 
+def test_an_adapter_is_told_by_its_content_and_a_pickle_is_not_opened(
+    klein: Klein, empty_folder: Path
+) -> None:
+    """An ending alone was taken for a pickle, and a pickle for a damaged file, to fetch again."""
+    write_for_tiny(empty_folder / "a.pt", 1)
+    code, _, err = klein("generate", "a", "-m", "tiny", "--dry-run", "--lora", "a.pt")
+    assert code == 0, err
+    torch.save({"a": torch.zeros(1)}, empty_folder / "pickle.safetensors")
+    code, _, err = klein("generate", "a", "-m", "tiny", "--dry-run", "--lora", "pickle.safetensors")
+    assert code == 3
+    assert "hint: klein never opens pickled weights: get them as safetensors\n" in err
+
+
 def test_a_prompt_that_names_an_adapter_in_another_way_is_warned_of(klein: Klein) -> None:
     code, _, err = klein("generate", "a cat <lora:style:0.8>", "-m", "tiny", "--dry-run")
     assert code == 0
