@@ -177,7 +177,9 @@ def check_writable(folder: Path, *, swept: bool = False) -> None:
     Tried with a real file, because permissions do not tell the whole truth; nothing stays behind
     but after a kill, as by `save`.
     """
-    existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    # None is there for one who may not look: the folder itself will say so.
+    places = (place for place in (folder, *folder.parents) if os.path.lexists(place))
+    existing = next(places, folder)
     try:
         _write_temporary(b"", existing, _SWEPT if swept else _TEMPORARY).unlink()
     except OSError as error:
