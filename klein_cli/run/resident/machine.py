@@ -10,9 +10,9 @@ import sys
 
 VARIABLES = (
     *("ATEN_", "CUBLAS", "CUDA", "CUDNN", "DNNL", "GOMP", "KMP_", "MKL", "NVIDIA_", "OMP_"),
-    *("ONEDNN", "OPENBLAS", "PYTHONPATH", "PYTORCH_", "TORCH", "TRITON_"),
+    *("ONEDNN", "OPENBLAS", "PYTORCH_", "TORCH", "TRITON_"),
 )
-"""How variables begin that a library of numbers may read, and the one that brings packages."""
+"""How variables begin that a library of numbers may read."""
 _HUB = ("HF_HOME", "HF_HUB_CACHE")
 _SET_BY_KLEIN = ("OMP_WAIT_POLICY", "CUDA_MODULE_LOADING")
 """By klein itself as it starts; they change no bit."""
@@ -49,9 +49,8 @@ def _packages() -> list[str]:
     Places that a package adds once it is imported do not count: another process has not yet.
     """
     found: set[str] = set()
-    for place in dict.fromkeys(sys.path):
-        if not place.endswith("-packages"):
-            continue
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    for place in {*filter(None, given), *(each for each in sys.path if each.endswith("-packages"))}:
         try:
             found |= {name for name in os.listdir(place) if name.endswith(".dist-info")}
         except OSError:
