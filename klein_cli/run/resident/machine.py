@@ -46,13 +46,14 @@ def signatures(root: str) -> list[str]:
 def _packages() -> list[str]:
     """What is installed, in which version: the names of the folders that say so.
 
-    Places that a package adds once it is imported do not count: another process has not yet.
+    Places inside of packages do not count, which these add when they are imported.
     """
     found: set[str] = set()
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    for place in {*filter(None, given), *(each for each in sys.path if each.endswith("-packages"))}:
+    for place in dict.fromkeys(sys.path):
+        if f"-packages{os.sep}" in place:
+            continue
         try:
-            found |= {name for name in os.listdir(place) if name.endswith(".dist-info")}
+            found |= {name for name in os.listdir(place or ".") if name.endswith(".dist-info")}
         except OSError:
             continue
     return sorted(found)
