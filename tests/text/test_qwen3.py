@@ -43,8 +43,9 @@ def test_prompts_are_tokenised_with_it() -> None:
     assert found.tokens == 3
 
 
+@pytest.mark.slow
 def test_it_takes_no_longer_than_to_read_the_official_file(tokenizer: Any, tmp_path: Path) -> None:
-    """By the time of the process, the best of some: others are at work on the machine."""
+    """By the time of the process, the best of some. Only where nothing else is at work."""
     file = tmp_path / "tokenizer.json"
     tokenizer.save(str(file))
 
