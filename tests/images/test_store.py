@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from given_images import edit_of
 from image_files import encoded
 
 from klein_cli.errors import UsageError
@@ -153,19 +154,10 @@ def test_the_source_of_a_recipe_with_a_mask(tmp_path: Path) -> None:
     assert store.masked(recipe(reference, 64, 64, part)).box == (16, 0, 80, 64)
 
 
-def edit_of(store: ImageStore, path: Path) -> Recipe:
+def edit_in(store: ImageStore, path: Path) -> Recipe:
     probe = store.add(path)
     given = Reference(sha256=probe.sha256, name=probe.name, width=96, height=64)
-    return Recipe(
-        prompt="a",
-        seed=1,
-        width=96,
-        height=64,
-        steps=1,
-        guidance=1.0,
-        model="tiny",
-        references=(given,),
-    )
+    return edit_of(given)
 
 
 def test_what_is_read_ahead_is_not_read_again(
@@ -173,7 +165,7 @@ def test_what_is_read_ahead_is_not_read_again(
 ) -> None:
     """A folder of photos would wait for each to be decoded, as long as to be drawn."""
     store = ImageStore()
-    recipe = edit_of(store, written(tmp_path / "a.png"))
+    recipe = edit_in(store, written(tmp_path / "a.png"))
     names = count_of_reads(monkeypatch)
     store.read_ahead([recipe, recipe])
     assert store._ahead is not None
@@ -188,7 +180,7 @@ def test_who_needs_one_image_does_not_wait_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ImageStore()
-    here, ahead = (edit_of(store, written(tmp_path / name)) for name in ("a.png", "b.png"))
+    here, ahead = (edit_in(store, written(tmp_path / name)) for name in ("a.png", "b.png"))
     store.reference(here.references[0])
     let_go, begun, read = threading.Event(), threading.Event(), module.read
 
@@ -208,7 +200,7 @@ def test_who_needs_one_image_does_not_wait_for_another(
 
 def test_a_fault_that_is_met_ahead_shows_when_the_image_is_needed(tmp_path: Path) -> None:
     store = ImageStore()
-    recipe = edit_of(store, written(tmp_path / "a.png"))
+    recipe = edit_in(store, written(tmp_path / "a.png"))
     os.remove(tmp_path / "a.png")
     store.read_ahead([recipe])
     assert store._ahead is not None

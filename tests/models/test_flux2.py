@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed, Flux2Transformer2DModel
+from small_models import distance
 from torch import Tensor
 
 from klein_cli.errors import ModelError
@@ -82,12 +83,6 @@ def test_far_positions_turn_as_diffusers_turns_them() -> None:
     wanted = Flux2PosEmbed(theta=2000, axes_dim=axes)(ids)
     for found, expected in zip(rotary_embedding(ids, axes, 2000), wanted, strict=True):
         assert float((found[:, 0] - expected).abs().max()) < 2e-7
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    """Relative, in norms, in float64."""
-    found, expected = found.double(), expected.double()
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.7672, 0.05])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
-from torch import Tensor
+from small_models import distance
 
 from klein_cli.errors import ModelError
 from klein_cli.models.vae import VaeConfig, VaeDecoder, latent_scale
@@ -38,12 +38,6 @@ def both(config: dict[str, Any] = CONFIG) -> tuple[VaeDecoder, AutoencoderKLFlux
     states = {k: v for k, v in theirs.state_dict().items() if not k.startswith(unread)}
     ours.load_state_dict(states)
     return ours, theirs
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    """Relative, in norms, in float64."""
-    found, expected = found.double(), expected.double()
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("size", [(6, 6), (4, 10)])

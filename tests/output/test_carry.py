@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 import pytest
-from given_images import photo, transparent
+from given_images import edit_of, photo, transparent
 from image_files import ADOBE_RGB, chunk, encoded, png, rgb_profile
 from PIL import Image, ImageCms
 
@@ -35,17 +35,7 @@ def written(
     store = ImageStore()
     probe = store.add(path)
     reference = Reference(sha256=probe.sha256, name=probe.name, width=96, height=64)
-    recipe = Recipe(
-        prompt="a",
-        seed=1,
-        width=96,
-        height=64,
-        steps=1,
-        guidance=1.0,
-        model="tiny",
-        references=(reference,),
-        mask=mask,
-    )
+    recipe = edit_of(reference, mask=mask)
     if pixels is None:
         pixels = numpy.full((64, 96, 3), 99, numpy.uint8)
     pixels, extras = carry.of(recipe, pixels, store)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from given_images import mask, photo
+from given_images import edit_of, mask, photo
 
 from klein_cli.errors import UsageError
 from klein_cli.presets import presets
@@ -31,23 +31,9 @@ def reference(path: Path | str) -> Reference:
 def test_words_that_are_no_file_are_named_and_refused() -> None:
     """Asking whether there is a file of so long a name is an error of its own."""
     photo("in/a.png")
-    recipe = edit(reference("in/a.png"))
+    recipe = edit_of(reference("in/a.png"))
     found = Originals(["a name " * 50], None, [recipe]).of(recipe, IMAGE)
     assert found.others == ("a name " * 50,)
-
-
-def edit(*references: Reference, masked: Mask | None = None) -> Recipe:
-    return Recipe(
-        prompt="a",
-        seed=1,
-        width=96,
-        height=64,
-        steps=1,
-        guidance=1.0,
-        model="tiny",
-        references=references,
-        mask=masked,
-    )
 
 
 def found(recipe: Recipe, *named: str, masked: str | None = None) -> Found:
@@ -55,7 +41,7 @@ def found(recipe: Recipe, *named: str, masked: str | None = None) -> Found:
 
 
 def test_an_image_is_found_beside_the_one_made_of_it_and_here() -> None:
-    recipe = edit(reference(photo("a.png", seed=1)), reference(photo("b.png", seed=2)))
+    recipe = edit_of(reference(photo("a.png", seed=1)), reference(photo("b.png", seed=2)))
     Path("made").mkdir()
     shutil.move("a.png", "made/a.png")
     assert found(recipe).image == ("made/a.png", "b.png")
@@ -63,7 +49,7 @@ def test_an_image_is_found_beside_the_one_made_of_it_and_here() -> None:
 
 def test_another_image_of_the_name_is_passed_over() -> None:
     """Else a stranger's recipe would edit whatever of the user's is called photo.jpg."""
-    recipe = edit(reference(photo("a.png", seed=1)))
+    recipe = edit_of(reference(photo("a.png", seed=1)))
     photo("made/a.png", seed=9)
     assert found(recipe).image == ("a.png",)
     os.remove("a.png")
@@ -73,7 +59,7 @@ def test_another_image_of_the_name_is_passed_over() -> None:
 
 
 def test_a_folder_or_a_renamed_file_can_be_named() -> None:
-    recipe = edit(reference(photo("a.png")))
+    recipe = edit_of(reference(photo("a.png")))
     photo("photos/a.png")
     os.remove("a.png")
     assert found(recipe, "photos").image == ("photos/a.png",)
@@ -82,19 +68,19 @@ def test_a_folder_or_a_renamed_file_can_be_named() -> None:
 
 
 def test_an_image_that_was_renamed_where_it_lay_is_found() -> None:
-    recipe = edit(reference(photo("a.png")))
+    recipe = edit_of(reference(photo("a.png")))
     os.rename("a.png", "other name.png")
     assert found(recipe).image == ("other name.png",)
 
 
 def test_files_are_found_in_any_order() -> None:
-    recipe = edit(reference(photo("a.png", seed=1)), reference(photo("b.png", seed=2)))
+    recipe = edit_of(reference(photo("a.png", seed=1)), reference(photo("b.png", seed=2)))
     os.rename("a.png", "c.png")
     assert found(recipe, "b.png", "c.png").image == ("c.png", "b.png")
 
 
 def test_another_image_takes_the_first_place_and_is_said() -> None:
-    recipe = edit(reference(photo("a.png", seed=1)), reference(photo("b.png", seed=2)))
+    recipe = edit_of(reference(photo("a.png", seed=1)), reference(photo("b.png", seed=2)))
     photo("new.png", seed=3)
     assert found(recipe, "new.png") == Found(
         image=("new.png", "b.png"), mask=None, others=("new.png",)
@@ -103,7 +89,7 @@ def test_another_image_takes_the_first_place_and_is_said() -> None:
 
 def test_a_file_for_another_recipe_is_no_variation_of_this() -> None:
     """`reproduce *.png -i one.jpg -i two.jpg`, each made of one of them."""
-    one, two = (edit(reference(photo(f"{k}.png", seed=k))) for k in range(2))
+    one, two = (edit_of(reference(photo(f"{k}.png", seed=k))) for k in range(2))
     for k in range(2):
         os.rename(f"{k}.png", f"moved{k}.png")
     originals = Originals(["moved0.png", "moved1.png"], None, [one, two])
@@ -114,7 +100,7 @@ def test_a_file_for_another_recipe_is_no_variation_of_this() -> None:
 def test_a_mask_is_found_too_and_another_is_said() -> None:
     digest = reference(mask("m.png", (0, 0, 9, 9))).sha256
     masked = Mask(sha256=digest, name="m.png", box=(0, 0, 96, 64))
-    recipe = edit(reference(photo("a.png")), masked=masked)
+    recipe = edit_of(reference(photo("a.png")), mask=masked)
     assert found(recipe).mask == "m.png"
     mask("n.png", (5, 5, 9, 9))
     assert found(recipe, masked="n.png").others == ("n.png",)
@@ -124,7 +110,7 @@ def test_a_mask_is_found_too_and_another_is_said() -> None:
 @pytest.mark.timeout(20)
 def test_a_pipe_a_folder_and_a_device_are_not_read() -> None:
     """They would never end, or hang."""
-    recipe = edit(reference(photo("a.png")))
+    recipe = edit_of(reference(photo("a.png")))
     os.remove("a.png")
     os.mkfifo("a.png")
     with pytest.raises(UsageError, match=r"a\.png is not here, that made/x\.png was made of"):
@@ -132,7 +118,7 @@ def test_a_pipe_a_folder_and_a_device_are_not_read() -> None:
 
 
 def test_a_file_larger_than_any_image_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = edit(reference(photo("a.png")))
+    recipe = edit_of(reference(photo("a.png")))
     monkeypatch.setattr("klein_cli.images.finding.MAX_FILE_BYTES", 10)
     with pytest.raises(UsageError, match="is not here"):
         found(recipe)
@@ -142,14 +128,14 @@ def test_a_name_never_leaves_the_folders(monkeypatch: pytest.MonkeyPatch) -> Non
     photo("sub/a.png")
     digest = reference("sub/a.png").sha256
     for name in ("..", ".", ""):
-        recipe = edit(Reference(sha256=digest, name=name, width=96, height=64))
+        recipe = edit_of(Reference(sha256=digest, name=name, width=96, height=64))
         with pytest.raises(UsageError, match="is not here"):
             found(recipe)
 
 
 def test_a_masked_edit_keeps_the_images_size_and_what_the_recipe_says_of_the_mask() -> None:
     masked = Mask(alpha=True, expand=(0, 0, 8, 0), box=(0, 0, 96, 64), blur=4, keep=False)
-    recipe = edit(reference(photo("a.png")), masked=masked)
+    recipe = edit_of(reference(photo("a.png")), mask=masked)
     defaults = Defaults(preset=presets()["tiny"])
     defaults, row = edited_again(recipe, found(recipe), defaults, prompt=None)
     assert (row.image, row.mask, row.expand) == (("a.png",), "alpha", (0, 0, 8, 0))
